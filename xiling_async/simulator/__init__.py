@@ -1,0 +1,23 @@
+"""The service in miniature: the generation API on a real socket, with faults on request.
+
+An independent witness: written from the public facts about the service, it imports nothing of the client.
+
+    async with Simulator() as sim:
+        sim.script(faults.drop_after_accept())
+        ...  # the next create is paid for, and its answer is lost
+        assert sim.ledger.paid_submits == 1
+"""
+
+from xiling_async.simulator import faults
+from xiling_async.simulator.ledger import CallbackRecord, GetRecord, Ledger, MediaRecord, PostRecord
+from xiling_async.simulator.service import Simulator
+
+__all__ = [
+    "CallbackRecord",
+    "GetRecord",
+    "Ledger",
+    "MediaRecord",
+    "PostRecord",
+    "Simulator",
+    "faults",
+]

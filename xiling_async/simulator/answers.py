@@ -1,0 +1,92 @@
+"""The answer to a create as a value: decided here without I/O, written to the socket by the service."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import attrs
+
+from xiling_async.simulator import faults
+from xiling_async.simulator.faults import Fault
+
+INVALID_TOKEN = 100002
+TASK_NOT_FOUND = 100003
+
+
+@attrs.frozen
+class Answer:
+    """What goes back over the connection, and how much of it."""
+
+    status: int | None  # None: nothing
+    body: bytes = b""
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    ending: Literal["whole", "half", "cut", "hang"] = "whole"
+    seconds: float | None = None  # how long it hangs before it is cut
+
+
+def envelope(
+    code: int, msg: str, *, status: int = 200, data: object = None, retry_after: float | str | None = None
+) -> Answer:
+    """The service's JSON envelope; `data` is left out of errors."""
+    content: dict[str, object] = {"code": code, "msg": msg}
+    if code == 0:
+        content["data"] = data
+    headers = {"Content-Type": "application/json"}
+    return Answer(status, json.dumps(content).encode(), headers | _retry_after(retry_after))
+
+
+def refusal(given: Iterable[Fault]) -> Answer | None:
+    """The answer that these faults want for a create that is not accepted; None: they do not refuse it."""
+    for fault in given:
+        match fault:
+            case faults.DropBeforeRead():
+                return Answer(None, ending="cut")
+            case faults.HangBeforeAccept():
+                return Answer(None, ending="hang")
+            case faults.RateLimited(retry_after):
+                return envelope(429, "Too many requests", status=429, retry_after=retry_after)
+            case faults.Redirect(location, code):
+                return Answer(code, headers={"Location": location})
+            case faults.BusinessError(code, msg, http):
+                return envelope(code, msg, status=http)
+            case faults.Status(accept=False):
+                return _status(fault)
+            case faults.Garbage(body, accept=False, content_type=content_type):
+                return Answer(200, body, {"Content-Type": content_type})
+    return None
+
+
+def acceptance(given: Iterable[Fault], task_ids: Iterable[str]) -> Answer:
+    """The answer to a create that was accepted and charged."""
+    plain = envelope(0, "ok", data={"task_ids": list(task_ids)})
+    for fault in given:
+        match fault:
+            case faults.DropAfterAccept():
+                return Answer(None, ending="cut")
+            case faults.DropMidAnswer():
+                return attrs.evolve(plain, ending="half")
+            case faults.Hang(seconds):
+                return Answer(None, ending="hang", seconds=seconds)
+            case faults.Status(accept=True):
+                return _status(fault)
+            case faults.Garbage(body, accept=True, content_type=content_type):
+                return Answer(200, body, {"Content-Type": content_type})
+            case faults.AnswerData(value):
+                return envelope(0, "ok", data=value)
+    return plain
+
+
+def _status(fault: faults.Status) -> Answer:
+    """The error envelope, or the body the fault brings: what gateways write is a page."""
+    if fault.body is None:
+        code = fault.code if fault.business_code is None else fault.business_code
+        return envelope(code, "Simulated status", status=fault.code, retry_after=fault.retry_after)
+    looks_json = fault.body.lstrip()[:1] in (b"{", b"[")
+    headers = {"Content-Type": "application/json" if looks_json else "text/html"}
+    return Answer(fault.code, fault.body, headers | _retry_after(fault.retry_after))
+
+
+def _retry_after(value: float | str | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    return {"Retry-After": value if isinstance(value, str) else f"{value:.12g}"}

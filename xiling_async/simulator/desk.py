@@ -1,0 +1,126 @@
+"""The desk where creates are decided: what is refused, what is sold, under which ids; no I/O."""
+
+import json
+import random
+from collections import deque
+from collections.abc import Mapping
+
+import attrs
+
+from xiling_async.simulator import faults
+from xiling_async.simulator.answers import Answer, acceptance, envelope, refusal
+from xiling_async.simulator.directives import read_directives
+from xiling_async.simulator.faults import Fault
+from xiling_async.simulator.jobs import Job, Task
+from xiling_async.simulator.kinds import Kind
+from xiling_async.simulator.ledger import Ledger
+from xiling_async.simulator.parameters import PARAMETER_ERROR
+
+# Tasks one create can make when the parameter checks are off.
+LENIENT_COUNT_LIMIT = 100
+
+
+@attrs.frozen
+class Decision:
+    """What becomes of one create: its answer, and the job when it was charged."""
+
+    answer: Answer
+    given: tuple[Fault, ...] = ()
+    body: Mapping[str, object] | None = None
+    job: Job | None = None
+
+
+class Desk:
+    """Scripts, ids and tasks: everything the service remembers of what it sold."""
+
+    def __init__(self, ledger: Ledger, seed: int) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.default: tuple[Fault, ...] = ()
+        self._ledger = ledger
+        self._ids = random.Random(seed)  # noqa: S311 - ids that can be repeated, no secrets
+        self._scripts: deque[tuple[Fault, ...]] = deque()
+        self._refused_prompts: set[str] = set()
+
+    def script(self, given: tuple[Fault, ...]) -> None:
+        self._scripts.append(given)
+
+    def next_script(self) -> tuple[Fault, ...]:
+        return self._scripts.popleft() if self._scripts else self.default
+
+    def decide(self, kind: Kind, raw: bytes, scripted: tuple[Fault, ...], *, lenient: bool) -> Decision:
+        """What becomes of a create whose body was read; makes the job when it is accepted."""
+        body = _json_object(raw)
+        try:
+            given = scripted + self._directed(body)
+        except ValueError as error:
+            return Decision(parameter_error(str(error)), scripted, body)
+        refused = refusal(given)
+        if refused is not None:
+            return Decision(refused, given, body)
+        if body is None:
+            return Decision(parameter_error("the body is no JSON object"), given)
+        problem = None if lenient else kind.check(body)
+        if problem is not None:
+            return Decision(envelope(problem.code, problem.msg, status=400), given, body)
+        job = self._new_job(kind, body, given)
+        return Decision(acceptance(given, [task.id for task in job.tasks]), given, body, job)
+
+    def move(self, task: Task, status: str, message: str = "") -> None:
+        """Change the status of a task, here and in the ledger."""
+        task.status, task.error_message = status, message
+        self._ledger.moved(task.id, status)
+
+    def run(self, job: Job) -> None:
+        """The tasks of this job are being worked on."""
+        for task in job.tasks:
+            self.move(task, job.kind.running)
+
+    def end(self, job: Job) -> None:
+        """The tasks of this job end as their faults want it."""
+        for task in job.tasks:
+            self.move(task, *task.intended_end())
+
+    def _directed(self, body: Mapping[str, object] | None) -> tuple[Fault, ...]:
+        """What the prompt asks for; a refusal once for the same prompt, so that a second try succeeds."""
+        prompt = None if body is None else body.get("prompt")
+        if not isinstance(prompt, str):
+            return ()
+        given = read_directives(prompt)
+        accepting = tuple(fault for fault in given if refusal((fault,)) is None)
+        if len(accepting) == len(given):
+            return given
+        if prompt in self._refused_prompts:
+            return accepting
+        self._refused_prompts.add(prompt)
+        return given
+
+    def _new_job(self, kind: Kind, body: Mapping[str, object], given: tuple[Fault, ...]) -> Job:
+        url = body.get("callback_url")
+        job = Job(kind, body, url if isinstance(url, str) else None, given)
+        wanted = faults.find(given, faults.Ids)
+        for index in range(_count(body) if wanted is None else wanted.n):
+            task = Task(f"{kind.prefix}-{self._ids.getrandbits(128):032x}", index, job)
+            job.tasks.append(task)
+            self.tasks[task.id] = task
+            self.move(task, task.status)
+        return job
+
+
+def parameter_error(complaint: str, *, status: int = 400) -> Answer:
+    return envelope(PARAMETER_ERROR, f"Parameter error: {complaint}", status=status)
+
+
+def _json_object(raw: bytes) -> dict[str, object] | None:
+    try:
+        parsed: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _count(body: Mapping[str, object]) -> int:
+    """How many outputs were ordered; with the checks off anything may stand there."""
+    count = body.get("generate_count", 1)
+    if isinstance(count, bool) or not isinstance(count, int):
+        return 1
+    return min(max(count, 1), LENIENT_COUNT_LIMIT)

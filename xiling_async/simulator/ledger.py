@@ -1,0 +1,154 @@
+"""The ledger: what the service saw and what it charged, as append-only lists of frozen records."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import attrs
+
+TERMINAL = frozenset({"SUCCEEDED", "FAILED"})
+
+
+@attrs.frozen(kw_only=True)
+class PostRecord:
+    """One create POST, written down when its fate was decided, before a byte of the answer was sent."""
+
+    number: int  # in order of arrival, from 1
+    task_ids: tuple[str, ...] = ()
+    paid: bool = False
+    read: bool = True  # the whole body arrived and was read
+    status: int | None = None  # the HTTP status of the answer; None: there is none
+    body: Mapping[str, object] | None = attrs.field(default=None, repr=False)
+    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)  # names in lower case
+    faults: tuple[str, ...] = ()
+    callback_url: str | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen
+class GetRecord:
+    """One status GET and the HTTP status it was answered with."""
+
+    task_id: str
+    status: int
+
+
+@attrs.frozen
+class CallbackRecord:
+    """One callback that was sent: `status` is the receiver's answer, None when it gave none."""
+
+    task_id: str
+    url: str = attrs.field(repr=False)
+    state: str
+    status: int | None
+    attempt: int  # of this task, from 1
+
+
+@attrs.frozen
+class MediaRecord:
+    """One request for a result file."""
+
+    path: str
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    status: int
+
+    @property
+    def carried_key(self) -> bool:
+        """Whether it had an Authorization header, which belongs to the API alone."""
+        return "authorization" in self.headers
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """Everything the service saw, in order."""
+
+    posts: list[PostRecord] = attrs.field(factory=list)
+    gets: list[GetRecord] = attrs.field(factory=list)
+    callbacks: list[CallbackRecord] = attrs.field(factory=list)
+    media: list[MediaRecord] = attrs.field(factory=list)
+    posts_read: int = 0
+    _tasks: dict[str, str] = attrs.field(factory=dict, repr=False)
+    _waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = attrs.field(factory=list, repr=False)
+
+    # --- reading ---
+
+    @property
+    def paid_submits(self) -> int:
+        """How many POSTs were charged."""
+        return sum(post.paid for post in self.posts)
+
+    @property
+    def paid_by_callback_token(self) -> Counter[str]:
+        """How many POSTs were charged, by the last path segment of their callback URL."""
+        urls = (post.callback_url for post in self.posts if post.paid and post.callback_url)
+        return Counter(url.partition("?")[0].rpartition("/")[2] for url in urls)
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Every task ever created, in order."""
+        return tuple(self._tasks)
+
+    @property
+    def tasks(self) -> Mapping[str, str]:
+        """Task id to status."""
+        return MappingProxyType(self._tasks)
+
+    @property
+    def unacknowledged(self) -> tuple[str, ...]:
+        """Tasks whose end was called back, and no such callback was answered 2xx."""
+        ends = [callback for callback in self.callbacks if callback.state in TERMINAL]
+        heard = {end.task_id for end in ends if end.status is not None and 200 <= end.status < 300}
+        return tuple(dict.fromkeys(end.task_id for end in ends if end.task_id not in heard))
+
+    @property
+    def media_with_key(self) -> tuple[MediaRecord, ...]:
+        """Requests for result files that carried an Authorization header."""
+        return tuple(record for record in self.media if record.carried_key)
+
+    def summary(self) -> dict[str, int]:
+        """The counts, for people."""
+        return {
+            "posts": len(self.posts),
+            "paid_submits": self.paid_submits,
+            "tasks": len(self._tasks),
+            "succeeded": sum(status == "SUCCEEDED" for status in self._tasks.values()),
+            "failed": sum(status == "FAILED" for status in self._tasks.values()),
+            "gets": len(self.gets),
+            "callbacks": len(self.callbacks),
+            "unacknowledged": len(self.unacknowledged),
+            "media": len(self.media),
+            "media_with_key": len(self.media_with_key),
+        }
+
+    # --- writing, by the service alone ---
+
+    def post(self, record: PostRecord) -> None:
+        self.posts.append(record)
+        self.posts_read += record.read
+        self.happened()
+
+    def callback(self, record: CallbackRecord) -> None:
+        self.callbacks.append(record)
+        self.happened()
+
+    def moved(self, task_id: str, status: str) -> None:
+        self._tasks[task_id] = status
+
+    # --- waiting ---
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until this holds; asked again after each thing that happened."""
+        if holds():
+            return
+        waiter = (holds, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        try:
+            await waiter[1]
+        finally:
+            self._waiting.remove(waiter)
+
+    def happened(self) -> None:
+        """Wake those whose condition holds now."""
+        for holds, future in self._waiting:
+            if not future.done() and holds():
+                future.set_result(None)
