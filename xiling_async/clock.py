@@ -1,0 +1,140 @@
+"""The only place that knows the time or sleeps; a hand-driven one for tests."""
+
+import asyncio
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """Something scheduled that can still be called off."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time in seconds.
+
+    `time()` is Unix time that never jumps while the process lives; differences of it are true durations.
+    """
+
+    def time(self) -> float: ...
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer: ...
+
+    async def sleep(self, delay_s: float) -> None: ...
+
+    def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
+        """`async with` that ends in `TimeoutError` after `delay_s` seconds; `math.inf`: never."""
+        ...
+
+
+class SystemClock:
+    """The time of this machine, from the moment it was made on by the monotonic clock: NTP steps do not reach it."""
+
+    def __init__(self) -> None:
+        self._offset_s = time.time() - time.monotonic()
+
+    def time(self) -> float:
+        return self._offset_s + time.monotonic()
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_later(delay_s, callback)
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+    def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
+        # Never `wait_for`: on Python 3.11 it can swallow a cancellation.
+        return asyncio.timeout(None if delay_s == math.inf else delay_s)
+
+
+class _ManualTimer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback: Callable[[], object] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class ManualClock:
+    """A clock that stands still until `advance` is called: for tests. Starts at `now`, Unix seconds."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self._now = now
+        self._timers: list[tuple[float, int, _ManualTimer]] = []
+        self._order = itertools.count()
+
+    def time(self) -> float:
+        return self._now
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        timer = _ManualTimer(callback)
+        heapq.heappush(self._timers, (self._now + delay_s, next(self._order), timer))
+        return timer
+
+    async def sleep(self, delay_s: float) -> None:
+        if delay_s <= 0:
+            await asyncio.sleep(0)
+            return
+        awake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self.call_later(delay_s, lambda: _wake(awake))
+        try:
+            await awake
+        finally:
+            timer.cancel()
+
+    def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
+        return _ManualTimeout(self, delay_s)
+
+    @property
+    def pending(self) -> int:
+        """How many timers are set: what still waits for this clock."""
+        return sum(1 for _, _, timer in self._timers if timer.callback is not None)
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass: every timer that falls due is called, in order, at its own time."""
+        until = self._now + seconds
+        while self._timers and self._timers[0][0] <= until:
+            due, _, timer = heapq.heappop(self._timers)
+            self._now = max(self._now, due)
+            if timer.callback is not None:
+                callback, timer.callback = timer.callback, None
+                callback()
+        self._now = until
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+class _ManualTimeout:
+    """`asyncio.timeout` that listens to a `ManualClock`."""
+
+    def __init__(self, clock: ManualClock, delay_s: float) -> None:
+        self._clock = clock
+        self._delay_s = delay_s
+        self._inner = asyncio.timeout(None)
+        self._timer: Timer | None = None
+
+    async def __aenter__(self) -> None:
+        await self._inner.__aenter__()
+        if self._delay_s != math.inf:
+            # 0 is long past in the loop's own time: it ends at the loop's next turn.
+            self._timer = self._clock.call_later(max(0.0, self._delay_s), self._expire)
+
+    def _expire(self) -> None:
+        self._inner.reschedule(0)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._timer is not None:
+            self._timer.cancel()
+        return await self._inner.__aexit__(kind, error, trace)

@@ -1,0 +1,216 @@
+"""Everything that can go wrong, drawn as a tree: who must act, and what it means for the money.
+
+XilingError                      charged: "no" | "maybe" | "yes"
+├─ InvalidRequest (ValueError)      no      the request breaks documented rules; nothing was sent
+├─ ConfigurationError (ValueError)  no      the client is set up wrongly; nothing was sent
+├─ NotSent                          no      the service was never reached (already tried again, safely)
+├─ ServiceError                             the service answered no: status, code, message
+│  ├─ Unauthorized                  no      the key is missing, wrong or not allowed
+│  ├─ Rejected                      no      the service refused the request
+│  ├─ RateLimited                   no      too many requests; retry_after says how long
+│  └─ ServiceUnavailable            no      a read got a 5xx (a create that got one is SubmitUncertain)
+├─ SubmitUncertain                  maybe   sent, fate unknown; never sent again; its callback adopts it
+├─ ProtocolError                    maybe   the service answered something that its documentation does not allow
+├─ TaskFailed                       yes     the generation failed; .outcomes has every task, the good ones too
+├─ WaitTimeout (TimeoutError)       yes     the wait is over, the job is not; await it again
+├─ DownloadError                    yes     the video exists, its file could not be had
+│  ├─ ResultExpired                 yes     the service does not offer the result (any more)
+│  └─ IntegrityError                yes     the file is not what the service announced
+├─ StoreError                               the store could not write or read; says what was sent before
+└─ ClientClosed                             the client was closed; unfinished jobs stay in the store
+
+Every error can be pickled, and none carries a key, a token or a signature.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self
+
+import attrs
+
+from xiling_async.redact import scrub
+
+Charged = Literal["no", "maybe", "yes"]
+
+
+class XilingError(Exception):
+    """The root of the tree.
+
+    `charged`: what it means for the user's money: "no" (nothing was bought), "maybe", "yes" (a job was bought).
+    `job_id`, `task_ids`: which job, as far as it is known. `retry_after`: seconds to wait, where the service said so.
+    """
+
+    charged: Charged = "no"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        charged: Charged | None = None,
+        job_id: str | None = None,
+        task_ids: Iterable[str] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        if charged is not None:
+            self.charged = charged
+        self.job_id = job_id
+        self.task_ids = tuple(task_ids)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only exceptions do not unpickle by themselves; a live job handle stays behind.
+        state = {name: value for name, value in self.__dict__.items() if name != "job"}
+        return _restore, (type(self), self.args, state)
+
+
+def _restore(cls: type[XilingError], args: tuple[object, ...], state: dict[str, object]) -> XilingError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    if issubclass(cls, _OfJob):
+        error.__dict__["job"] = None
+    return error
+
+
+class _OfJob(XilingError):
+    """An error with a handle on the job it speaks of (`None` after unpickling; `job_id` and `task_ids` stay)."""
+
+    def __init__(self, message: str, *, job: Any = None, **known: Any) -> None:
+        super().__init__(message, **known)
+        self.job = job
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One broken rule of a request: which field, what it holds, the rule, and what would be accepted."""
+
+    field: str
+    value: object = attrs.field(repr=lambda value: _short(value))
+    rule: str
+    accepted: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={_short(self.value)}: {self.rule}; accepted: {self.accepted}"
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = scrub(repr(value))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class InvalidRequest(XilingError, ValueError):
+    """The request breaks documented rules. Nothing was sent. `problems` lists every broken rule."""
+
+    def __init__(self, message: str, *, problems: Iterable[Problem] = (), **known: Any) -> None:
+        super().__init__(message, **known)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, what: str, problems: Iterable[Problem]) -> Self:
+        found = tuple(problems)
+        rules = "1 rule is" if len(found) == 1 else f"{len(found)} rules are"
+        lines = "".join(f"\n  - {problem}" for problem in found)
+        return cls(f"{what}: {rules} broken, nothing was sent:{lines}", problems=found)
+
+
+class ConfigurationError(XilingError, ValueError):
+    """The client or the receiver is set up wrongly. Nothing was sent."""
+
+
+class NotSent(XilingError):
+    """The request never reached the service, also after safe repeats. Nothing was bought; submit it again."""
+
+
+class ServiceError(XilingError):
+    """The service answered no. `status`: HTTP's; `code`, `service_message`: of the answer's body, where it had them."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: int | None = None,
+        service_message: str = "",
+        **known: Any,
+    ) -> None:
+        super().__init__(message, **known)
+        self.status = status
+        self.code = code
+        self.service_message = service_message
+
+
+class Unauthorized(ServiceError):
+    """The service did not accept the API key. Nothing was bought."""
+
+
+class Rejected(ServiceError):
+    """The service refused the request. Nothing was bought."""
+
+
+class RateLimited(ServiceError):
+    """Too many requests, also after waiting. Nothing was bought. `retry_after`: seconds."""
+
+
+class ServiceUnavailable(ServiceError):
+    """The service could not answer a read now; ask again later."""
+
+
+class SubmitUncertain(_OfJob):
+    """The create was sent, and nobody knows what became of it. It is never sent again.
+
+    `job` can still be awaited: where a receiver runs, the job's callback adopts it.
+    """
+
+    charged = "maybe"
+
+
+class ProtocolError(XilingError):
+    """The service answered something that its documentation does not allow.
+
+    `json_path`: where in the answer; `sample`: its beginning, at most 512 bytes, secrets taken out.
+    """
+
+    charged = "maybe"
+
+    def __init__(self, message: str, *, json_path: str = "$", sample: str = "", **known: Any) -> None:
+        super().__init__(message, **known)
+        self.json_path = json_path
+        self.sample = sample
+
+
+class TaskFailed(_OfJob):
+    """At least one task of the job failed. `outcomes` has every task in order, the good ones too."""
+
+    charged = "yes"
+
+    def __init__(self, message: str, *, outcomes: Iterable[Any] = (), **known: Any) -> None:
+        super().__init__(message, **known)
+        self.outcomes = tuple(outcomes)
+
+
+class WaitTimeout(_OfJob, TimeoutError):
+    """The wait is over, the job is not: `await error.job` waits again, nothing has to be bought again."""
+
+    charged = "yes"
+
+
+class DownloadError(XilingError):
+    """The video was made and paid for; its file could not be had."""
+
+    charged = "yes"
+
+
+class ResultExpired(DownloadError):
+    """The service does not offer the result (any more): results live 7 days."""
+
+
+class IntegrityError(DownloadError):
+    """The file is not what the service announced (length or hash)."""
+
+
+class StoreError(XilingError):
+    """The store could not write or read. The message says what had been sent before that."""
+
+
+class ClientClosed(XilingError):
+    """The client was closed, or was never opened. Unfinished jobs stay in the store."""

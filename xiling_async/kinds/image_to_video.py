@@ -1,0 +1,257 @@
+"""Image to video: the request with its rule table, the result, the paths, the pace of polling.
+
+The facts are the vendor's page "Create image-to-video task" (the seed) and, where marked, its newer page and
+its published skill `baidu-xiling/keevx-image-to-video` 1.0.0. Nothing here was tried against the live service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final, Self
+
+from attrs import NOTHING, field, fields_dict, frozen
+from yarl import URL
+
+from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
+from xiling_async.models import JSON, Kind, Progress, Request
+from xiling_async.redact import shown
+
+PROMPT_CHARACTERS: Final = 1000
+GENERATE_COUNT: Final = range(1, 5)
+ASPECT_RATIOS: Final = ("16:9", "9:16")
+RESOLUTIONS: Final = ("720p", "1080p", "4k")
+DURATIONS_S: Final = (4, 5, 6, 8, 10, 12)
+
+NEEDED, ALLOWED, NEVER = "needed", "allowed", "never"
+
+
+@frozen
+class Mode:
+    """One row of the rule table: what a model takes in one of its input modes."""
+
+    model: str
+    name: str
+    image_url: str
+    end_image_url: str
+    reference_images: range  # how many; range(0, 1): none
+    aspect_resolution: tuple[str, ...]
+    duration: tuple[int, ...]  # seconds
+    generate_audio: bool
+
+
+NONE: Final = range(1)
+
+# "Detailed Model Parameter Rules" of the seed. end_image_url: the newer page. KL's 7 images: the skill.
+MODES: Final = (
+    #     model  mode           image_url  end_image  references    resolution                duration    audio
+    Mode("V",   "start-frame", NEEDED,    ALLOWED,   NONE,         ("720p", "1080p", "4k"), (4, 6, 8),  True),
+    Mode("V",   "multi-image", NEVER,     NEVER,     range(1, 4),  ("720p", "1080p", "4k"), (8,),       True),
+    Mode("KL",  "multi-image", NEVER,     NEVER,     range(1, 8),  ("720p", "1080p"),       (5, 10),    False),
+    Mode("S",   "start-frame", NEEDED,    NEVER,     NONE,         ("720p",),               (6, 8, 12), False),
+)  # fmt: skip
+MODELS: Final = tuple(dict.fromkeys(mode.model for mode in MODES))
+
+
+@frozen(kw_only=True)
+class Video:
+    """A generated video. `duration` in seconds, `width` and `height` in pixels: None where the service did not say.
+
+    The URLs are signed and live 7 days (service.md). `raw` is the service's own JSON, unknown fields kept.
+    """
+
+    task_id: str
+    video_url: str = field(repr=shown)
+    thumbnail_url: str | None = field(default=None, repr=shown)
+    duration: float | None = None
+    width: int | None = None
+    height: int | None = None
+    raw: Mapping[str, JSON] = field(factory=dict, repr=False, eq=False)
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, URL) else value
+
+
+def _texts(value: object) -> object:
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return tuple(_text(item) for item in value)
+    return value
+
+
+@frozen(kw_only=True)
+class ImageToVideo(Request[Video]):
+    """A create of 1-4 videos from a start frame or from reference images; the fields are the wire's own.
+
+    | model | input | aspect_resolution | duration (s) | generate_audio |
+    | --- | --- | --- | --- | --- |
+    | V | `image_url` (`end_image_url` too), or 1-3 `reference_images` | 720p, 1080p, 4k | 4, 6, 8; references: 8 | yes |
+    | KL | 1-7 `reference_images` | 720p, 1080p | 5, 10 | no |
+    | S | `image_url` | 720p | 6, 8, 12 | no |
+
+    `prompt`: at most 1000 characters. Images: JPG, PNG or WebP of at most 20 MB each. `aspect_ratio`: 16:9 or 9:16.
+    Raises `InvalidRequest`, which names every broken rule at once. Source: the vendor's page, see the module.
+    """
+
+    model: str
+    prompt: str
+    image_url: str | None = field(default=None, converter=_text, repr=shown)
+    end_image_url: str | None = field(default=None, converter=_text, repr=shown)
+    reference_images: Sequence[str] | None = field(default=None, converter=_texts, repr=shown)
+    aspect_ratio: str
+    aspect_resolution: str
+    duration: int
+    generate_audio: bool = False
+    generate_count: int = 1
+    extra: Mapping[str, JSON] | None = field(default=None, init=False, repr=shown)
+
+    kind: ClassVar[Kind[Video]]
+
+    def __attrs_post_init__(self) -> None:
+        problems = tuple(_problems(self))
+        if problems:
+            raise InvalidRequest.of("ImageToVideo", problems)
+
+    @classmethod
+    def unchecked(cls, **wire_fields: JSON) -> Self:
+        """A request of exactly these wire fields, for what the rule table does not know yet (a new model, a new field).
+
+        Only what would make the job unpayable or unrecognisable is refused (`InvalidRequest`): a `callback_url`
+        (the receiver's own) and values that JSON has no form for.
+        """
+        problems = tuple(_unsendable(wire_fields))
+        if problems:
+            raise InvalidRequest.of("ImageToVideo.unchecked", problems)
+        request = cls.__new__(cls)
+        for name, attribute in fields_dict(cls).items():
+            default = None if attribute.default is NOTHING else attribute.default
+            object.__setattr__(request, name, wire_fields.get(name, default))
+        object.__setattr__(request, "extra", dict(wire_fields))
+        return request
+
+    @property
+    def task_count(self) -> int:
+        count: object = self.generate_count
+        return count if type(count) is int and count >= 1 else 1
+
+    def fields(self) -> dict[str, JSON]:
+        if self.extra is not None:
+            return dict(self.extra)
+        fields = {
+            name: getattr(self, name)
+            for name in fields_dict(type(self))
+            if name != "extra" and getattr(self, name) is not None
+        }
+        if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
+            del fields["generate_audio"]
+        return fields
+
+
+def _unsendable(wire_fields: Mapping[str, JSON]) -> Iterator[Problem]:
+    for name, value in wire_fields.items():
+        if name == "callback_url":
+            yield Problem(field=name, value=value, rule="belongs to the receiver", accepted="leave it out")
+        try:
+            json.dumps(value, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as why:
+            yield Problem(field=name, value=value, rule=f"has no JSON form ({why})", accepted="plain JSON values")
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object], rule: str = "is not documented") -> Iterator[Problem]:
+    # Strict types: True is no 1, 6.0 is no 6 (each would be sent as something the service may refuse).
+    if not any(type(value) is type(item) and value == item for item in allowed):
+        yield Problem(field=name, value=value, rule=rule, accepted=" or ".join(map(repr, allowed)))
+
+
+def _url(name: str, value: object) -> Iterator[Problem]:
+    try:
+        fine = isinstance(value, str) and (url := URL(value)).scheme in ("http", "https") and bool(url.host)
+        fine = fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
+    except ValueError:
+        fine = False
+    if not fine:
+        yield Problem(field=name, value=value, rule="is no URL", accepted="an http(s) URL as text")
+
+
+def _prompt(prompt: object) -> Iterator[Problem]:
+    if not isinstance(prompt, str) or not prompt.strip():
+        yield Problem(field="prompt", value=prompt, rule="is required", accepted="text")
+    elif len(prompt) > PROMPT_CHARACTERS:
+        accepted = f"at most {PROMPT_CHARACTERS} characters"
+        yield Problem(field="prompt", value=prompt, rule=f"has {len(prompt)} characters", accepted=accepted)
+    elif any("\ud800" <= character <= "\udfff" for character in prompt):
+        yield Problem(field="prompt", value=prompt, rule="holds half a surrogate pair", accepted="Unicode text")
+
+
+def _problems(request: ImageToVideo) -> Iterator[Problem]:
+    """Every broken rule, first of the fields alone, then of the row of the table that the request is meant for."""
+    yield from _one_of("model", request.model, MODELS)
+    yield from _prompt(request.prompt)
+    yield from _one_of("aspect_ratio", request.aspect_ratio, ASPECT_RATIOS)
+    yield from _one_of("generate_audio", request.generate_audio, (True, False))
+    yield from _one_of("generate_count", request.generate_count, GENERATE_COUNT)
+    for name in ("image_url", "end_image_url"):
+        if getattr(request, name) is not None:
+            yield from _url(name, getattr(request, name))
+    references: object = request.reference_images
+    if references is not None and not isinstance(references, tuple):
+        yield Problem(field="reference_images", value=references, rule="is no list", accepted="a list of URLs")
+        references = None
+    for number, value in enumerate(references or ()):
+        yield from _url(f"reference_images[{number}]", value)
+    mode = _mode(request, bool(references))
+    if mode is None:
+        yield from _one_of("aspect_resolution", request.aspect_resolution, RESOLUTIONS)
+        yield from _one_of("duration", request.duration, DURATIONS_S)
+    else:
+        yield from _row(request, mode, len(references or ()))
+
+
+def _mode(request: ImageToVideo, has_references: bool) -> Mode | None:
+    modes = [mode for mode in MODES if mode.model == request.model]
+    if len(modes) > 1:  # the input decides; with both inputs, or none, the start frame is taken as meant
+        wanted = "multi-image" if has_references and request.image_url is None else "start-frame"
+        modes = [mode for mode in modes if mode.name == wanted]
+    return modes[0] if modes else None
+
+
+def _row(request: ImageToVideo, mode: Mode, references: int) -> Iterator[Problem]:
+    where = f"model {mode.model} ({mode.name} mode)"
+    for name in ("image_url", "end_image_url"):
+        value, rule = getattr(request, name), getattr(mode, name)
+        if value is None and rule == NEEDED:
+            accepted = "an http(s) URL" + (", or reference_images instead" if mode.model == "V" else "")
+            yield Problem(field=name, value=value, rule=f"is required by {where}", accepted=accepted)
+        elif value is not None and rule == NEVER:
+            yield Problem(field=name, value=value, rule=f"is not used by {where}", accepted="leave it out")
+    if references not in mode.reference_images:
+        rule, accepted = f"is not used by {where}", "leave it out"
+        if mode.reference_images != NONE:
+            rule, accepted = f"has {references} for {where}", f"1 to {mode.reference_images[-1]} URLs"
+        yield Problem(field="reference_images", value=request.reference_images, rule=rule, accepted=accepted)
+    not_of = f"is not one of {where}"
+    yield from _one_of("aspect_resolution", request.aspect_resolution, mode.aspect_resolution, not_of)
+    yield from _one_of("duration", request.duration, mode.duration, not_of)
+    if request.generate_audio is True and not mode.generate_audio:
+        yield Problem(field="generate_audio", value=True, rule=f"is not supported by {where}", accepted="False")
+
+
+ImageToVideo.kind = Kind(
+    name="image_to_video",
+    number=1,
+    request=ImageToVideo,
+    result=Video,
+    path="image_to_video",
+    max_tasks=GENERATE_COUNT[-1],
+    statuses={
+        "PENDING": Progress.RUNNING,
+        "PROCESSING": Progress.RUNNING,
+        "SUCCEEDED": Progress.SUCCEEDED,
+        "FAILED": Progress.FAILED,
+    },
+    # 100003 (task not found) is an answer to reads only; the sweeper reads it off the HTTP status.
+    refusals=dict.fromkeys((100001, 100003, 100004, 100005, 100006, 100007), Rejected) | {100002: Unauthorized},
+    poll_every_s=30,  # the vendor's skill: every 30 s, up to 20 minutes
+    longest_s=3 * 20 * 60,  # three times the vendor's limit: a poll that gives up does not mean that the task failed
+    result_ttl_s=7 * 24 * 3600,
+)

@@ -1,0 +1,225 @@
+"""What may happen to a job: the states, the events, and one pure function that applies one to the other.
+
+Every store applies events with `decide`, inside a transaction of its own; a refused event changes nothing.
+
+| event    | from                                  | to |
+| -------- | ------------------------------------- | --- |
+| Resent   | not_sent, rejected                    | sending, the next attempt |
+| Accepted | sending, uncertain, unknown, accepted | accepted (done, failed: the ids put in order) |
+| Refused  | sending                               | not_sent, rejected |
+| Lost     | sending                               | uncertain |
+| Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
+| GaveUp   | accepted; uncertain                   | expired; unknown |
+| Asked    | accepted                              | accepted, due again later |
+
+Heard is a callback or a status answer. It comes from a URL that only we minted, so it proves that the service took
+the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from attrs import frozen
+
+from xiling_async.models import JobRecord, Outcome, Refusal, State, Succeeded
+
+
+@frozen(kw_only=True)
+class Resent:
+    """One more POST is about to leave; the ones before never reached the service or were refused by it."""
+
+    at: float
+
+
+@frozen(kw_only=True)
+class Accepted:
+    """The service answered with task ids."""
+
+    attempt: int
+    at: float
+    task_ids: tuple[str, ...]
+    due_at: float | None
+
+
+@frozen(kw_only=True)
+class Refused:
+    """The POST bought nothing: it never arrived (`not_sent`), or the service said no."""
+
+    attempt: int
+    at: float
+    refusal: Refusal
+    sent: bool
+
+
+@frozen(kw_only=True)
+class Lost:
+    """The POST left, and its answer did not come or could not be read."""
+
+    attempt: int
+    at: float
+    refusal: Refusal
+    due_at: float | None
+
+
+@frozen(kw_only=True)
+class Heard:
+    """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job."""
+
+    attempt: int
+    at: float
+    task_id: str
+    outcome: Outcome | None
+    due_at: float | None
+
+
+@frozen(kw_only=True)
+class GaveUp:
+    """Nothing was heard for as long as one waits."""
+
+    at: float
+
+
+@frozen(kw_only=True)
+class Asked:
+    """A status GET brought no outcome; ask again at `due_at`."""
+
+    at: float
+    due_at: float
+
+
+Event = Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
+
+
+class Verdict(Enum):
+    """What became of an event. Only `APPLIED` changes the record."""
+
+    APPLIED = "applied"
+    REPEAT = "repeat"  # already so
+    CONFLICT = "conflict"  # a second, different end of a task: the first one stays
+    STRANGE = "strange"  # an attempt or a task id that is not this job's
+    REFUSED = "refused"  # not legal in this state
+    NO_JOB = "no job"  # the store does not know the job
+
+
+@frozen
+class Change:
+    """The verdict, and the record as it is now."""
+
+    verdict: Verdict
+    record: JobRecord | None
+
+
+LEGAL: Final[dict[type[Event], frozenset[State]]] = {
+    Resent: frozenset({State.NOT_SENT, State.REJECTED}),
+    Accepted: frozenset(
+        {
+            State.SENDING,
+            State.UNCERTAIN,
+            State.UNKNOWN,
+            State.ACCEPTED,
+            State.DONE,
+            State.FAILED,
+            State.EXPIRED,
+        }
+    ),
+    Refused: frozenset({State.SENDING}),
+    Lost: frozenset({State.SENDING}),
+    Heard: frozenset(State),
+    GaveUp: frozenset({State.ACCEPTED, State.UNCERTAIN}),
+    Asked: frozenset({State.ACCEPTED}),
+}
+
+
+def decide(record: JobRecord, event: Event) -> Change:
+    """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
+    if not isinstance(event, (Resent, GaveUp, Asked)) and event.attempt != record.attempt:
+        return Change(Verdict.STRANGE, record)
+    if record.state not in LEGAL[type(event)]:
+        return Change(Verdict.REFUSED, record)
+    match event:
+        case Resent():
+            changed = record.but(
+                state=State.SENDING,
+                attempt=record.attempt + 1,
+                changed_at=event.at,
+                refusal=None,
+                due_at=None,
+            )
+        case Accepted():
+            return _accepted(record, event)
+        case Refused():
+            state = State.REJECTED if event.sent else State.NOT_SENT
+            changed = record.but(state=state, refusal=event.refusal, changed_at=event.at)
+        case Lost():
+            changed = record.but(state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
+        case Heard():
+            return _heard(record, event)
+        case GaveUp():
+            state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
+            changed = record.but(state=state, changed_at=event.at, due_at=None)
+        case Asked():
+            changed = record.but(due_at=event.due_at, asks=record.asks + 1)
+    return Change(Verdict.APPLIED, changed)
+
+
+def _accepted(record: JobRecord, event: Accepted) -> Change:
+    """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places."""
+    if event.task_ids == record.task_ids and record.asked == len(event.task_ids):
+        if record.state not in (State.SENDING, State.UNCERTAIN, State.UNKNOWN):
+            return Change(Verdict.REPEAT, record)
+    if record.state in (State.DONE, State.FAILED) and set(event.task_ids) != set(record.task_ids):
+        return Change(Verdict.CONFLICT, record)
+    known = dict(zip(record.task_ids, record.outcomes, strict=True))
+    outcomes = tuple(known.get(task_id) for task_id in event.task_ids)
+    return _progressed(record, event.task_ids, outcomes, len(event.task_ids), event.at, event.due_at)
+
+
+def _heard(record: JobRecord, event: Heard) -> Change:
+    task_ids, outcomes = record.task_ids, record.outcomes
+    if event.task_id not in task_ids:
+        if len(task_ids) >= record.asked:
+            return Change(Verdict.STRANGE, record)
+        task_ids, outcomes = (*task_ids, event.task_id), (*outcomes, None)
+    place = task_ids.index(event.task_id)
+    before = outcomes[place]
+    if before is not None and event.outcome is not None:
+        # A signature in a URL may differ from answer to answer: the same end told again is a repeat.
+        same = type(before) is type(event.outcome)
+        return Change(Verdict.REPEAT if same else Verdict.CONFLICT, record)
+    if event.outcome is not None:
+        outcomes = (*outcomes[:place], event.outcome, *outcomes[place + 1 :])
+    elif task_ids == record.task_ids and record.state is State.ACCEPTED:
+        return Change(Verdict.REPEAT, record)
+    if record.state in (State.DONE, State.FAILED):
+        return Change(Verdict.REPEAT, record)
+    due_at = record.due_at if record.state is State.ACCEPTED else event.due_at
+    return _progressed(record, task_ids, outcomes, record.asked, event.at, due_at)
+
+
+def _progressed(
+    record: JobRecord,
+    task_ids: tuple[str, ...],
+    outcomes: tuple[Outcome | None, ...],
+    asked: int,
+    at: float,
+    due_at: float | None,
+) -> Change:
+    """The record with these outcomes: still accepted, or at its end when every task asked for has one."""
+    state = State.ACCEPTED
+    if len(outcomes) >= asked and None not in outcomes:
+        state = State.DONE if all(isinstance(outcome, Succeeded) for outcome in outcomes) else State.FAILED
+        due_at = None
+    return Change(
+        Verdict.APPLIED,
+        record.but(
+            state=state,
+            task_ids=task_ids,
+            outcomes=outcomes,
+            asked=asked,
+            changed_at=at,
+            due_at=due_at,
+            refusal=None,
+        ),
+    )

@@ -1,0 +1,201 @@
+"""The nouns: what a request is, what becomes of it, what is remembered, and the settings; frozen, with units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from attrs import evolve, field, frozen
+
+from xiling_async.errors import ConfigurationError, ServiceError
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
+
+
+class Progress(StrEnum):
+    """What a status of the service means for a task."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@frozen(kw_only=True)
+class Kind(Generic[R]):
+    """An endpoint family of the service: where it lives, how it speaks, how patient one must be with it.
+
+    `number` names the kind inside callback tokens (0-255) and never changes. Times are in seconds.
+    """
+
+    name: str
+    number: int
+    request: type[Request[R]]
+    result: type[R]
+    path: str
+    max_tasks: int
+    statuses: Mapping[str, Progress]
+    refusals: Mapping[int, type[ServiceError]]
+    poll_every_s: float
+    longest_s: float
+    result_ttl_s: float
+
+    def status_path(self, task_id: str) -> str:
+        return f"{self.path}/{task_id}"
+
+
+@frozen(kw_only=True)
+class Request(Generic[R_co]):
+    """One paid create: subclasses are the kinds of tasks that the service offers. They know their own rules."""
+
+    kind: ClassVar[Kind[Any]]
+
+    @property
+    def task_count(self) -> int:
+        """How many tasks, each with one output, this request asks for."""
+        return 1
+
+    def fields(self) -> dict[str, JSON]:
+        """The wire's own field names with the values to send; absent ones are left out."""
+        raise NotImplementedError
+
+
+@frozen
+class Succeeded(Generic[R_co]):
+    """A task that ended well."""
+
+    task_id: str
+    result: R_co
+
+
+@frozen
+class Failed:
+    """A task that the service could not do; `message` is the service's own."""
+
+    task_id: str
+    message: str
+
+
+Outcome = Succeeded[Any] | Failed
+
+
+class State(StrEnum):
+    """Where a job stands. `lifecycle.py` has the legal ways from one to another."""
+
+    SENDING = "sending"  # the intent is written; the POST may be on its way
+    UNCERTAIN = "uncertain"  # sent, fate unknown: its callback adopts it; never sent again
+    ACCEPTED = "accepted"  # bought: the service works on it
+    DONE = "done"  # every task succeeded
+    FAILED = "failed"  # every task ended, at least one of them failed
+    EXPIRED = "expired"  # the service did not tell the outcome in time; a later callback still wins
+    NOT_SENT = "not_sent"  # never reached the service: nothing was bought
+    REJECTED = "rejected"  # the service said no: nothing was bought
+    UNKNOWN = "unknown"  # uncertain for too long; a later callback still wins
+
+    @property
+    def is_final(self) -> bool:
+        """No waiter has to wait any longer."""
+        return self in _FINAL
+
+
+_FINAL: Final = frozenset(State) - {State.SENDING, State.UNCERTAIN, State.ACCEPTED}
+
+
+@frozen(kw_only=True)
+class Refusal:
+    """Why a create was refused, or what made its fate unknown: enough to raise the same error after a restart."""
+
+    error: str  # the name of a class in errors.py
+    message: str
+    status: int | None = None
+    code: int | None = None
+    service_message: str = ""
+    retry_after: float | None = None
+
+
+@frozen(kw_only=True)
+class JobRecord:
+    """What is remembered of a job: the unit that stores keep. Times are Unix seconds.
+
+    `attempt` counts the POSTs of this job that may have left (at most one of them can have been bought).
+    `asked` is how many tasks it may have; `outcomes[i]` belongs to `task_ids[i]`, None while it is awaited.
+    `due_at`: when the sweeper should look at it next, None for never. `version` grows with every change.
+    """
+
+    id: str
+    kind: str
+    key: str | None
+    request: Request[Any] | None = field(repr=False)
+    asked: int
+    created_at: float
+    changed_at: float
+    state: State = State.SENDING
+    attempt: int = 1
+    task_ids: tuple[str, ...] = ()
+    outcomes: tuple[Outcome | None, ...] = ()
+    refusal: Refusal | None = None
+    due_at: float | None = None
+    asks: int = 0
+    version: int = 0
+
+    def but(self, **changes: Any) -> JobRecord:
+        return evolve(self, version=self.version + 1, **changes)
+
+
+def _positive(what: str, value: object) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        raise ConfigurationError(f"{what} must be a number above 0, not {value!r}.")
+
+
+class _Checked:
+    """Settings whose every number is above 0 (or None where that is allowed)."""
+
+    __slots__ = ()
+
+    def __attrs_post_init__(self) -> None:
+        for name in getattr(type(self), "__match_args__", ()):
+            _positive(f"{type(self).__name__}.{name}", getattr(self, name))
+
+
+@frozen
+class Limits(_Checked):
+    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs)."""
+
+    submits: int = 64
+    submits_per_second: float | None = None
+    gets_per_second: float = 20
+    downloads: int = 8
+
+
+@frozen
+class Timeouts(_Checked):
+    """Seconds. `connect`: until a connection stands (DNS and TLS with it). `answer`: until an answer is read.
+
+    `wait`: how long awaiting a job waits. `uncertain`: how long a submit of unknown fate may be adopted by
+    its callback before awaiting it raises `SubmitUncertain`. `stall`: a download without a byte.
+    """
+
+    connect: float = 10
+    answer: float = 60
+    wait: float = 1800
+    uncertain: float = 3600
+    stall: float = 60
+
+
+@frozen
+class Polling:
+    """Seconds. `every`: between two status GETs of a task (None: the kind's own pace, 30 s for video).
+
+    `grace`: how long the callback is trusted before the first GET (None: ten times `every`). Without a receiver
+    nothing is trusted: the first GET comes after `every`.
+    """
+
+    every: float | None = None
+    grace: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _positive("Polling.every", self.every)
+        if self.grace is not None and not self.grace >= 0:
+            raise ConfigurationError(f"Polling.grace must be 0 or more seconds, not {self.grace!r}.")

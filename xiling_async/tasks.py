@@ -1,0 +1,66 @@
+"""Every asyncio task of the client has an owner here, so that leaving `async with` leaves none behind."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """The tasks of one owner: kept alive while they run, cancelled and awaited together at the end."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever awaits it has it; if its caller is gone, the store has the state
+
+    async def drain(self) -> None:
+        """Wait until all that runs has ended; if this wait is cancelled, cancel them and wait all the same."""
+        try:
+            while self._running:
+                await asyncio.wait(tuple(self._running))
+        except asyncio.CancelledError:
+            await self.cancel()
+            raise
+
+    async def cancel(self) -> None:
+        while self._running:
+            running = tuple(self._running)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+
+class Shared(Generic[T]):
+    """One piece of work with several callers: it is cancelled when the last of them has gone, not before.
+
+    Once `abandoned`, nobody may join any more.
+    """
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self._task = task
+        self._callers = 0
+        self.abandoned = False
+
+    async def join(self) -> T:
+        self._callers += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._callers -= 1
+            if not self._callers and not self._task.done():
+                self.abandoned = True
+                self._task.cancel()
