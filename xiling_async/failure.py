@@ -1,0 +1,112 @@
+"""From what is remembered of a job to the error its user sees: what happened, what it means, what to do next."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from xiling_async.errors import (
+    NotSent,
+    RateLimited,
+    Rejected,
+    ResultExpired,
+    ServiceError,
+    SubmitUncertain,
+    TaskFailed,
+    Unauthorized,
+    XilingError,
+)  # fmt: skip
+from xiling_async.models import Failed, JobRecord, Kind, Refusal, State
+from xiling_async.wire import Envelope
+
+_BY_STATUS: Final[dict[int, type[ServiceError]]] = {
+    400: Rejected, 401: Unauthorized, 403: Unauthorized, 404: Rejected, 413: Rejected, 415: Rejected, 422: Rejected,
+    429: RateLimited,
+}  # fmt: skip
+
+_SERVICE_ERRORS: Final = {cls.__name__: cls for cls in (ServiceError, Unauthorized, Rejected, RateLimited)}
+
+_NEXT: Final[dict[type[ServiceError], str]] = {
+    Unauthorized: "Check the API key (XILING_API_KEY or KEEVX_API_KEY) and the base URL.",
+    Rejected: "Change the request.",
+    RateLimited: "Submit more slowly (Limits.submits_per_second), or later.",
+    ServiceError: "Read the service's message; the same request will most likely be refused again.",
+}
+
+
+def refusal(kind: Kind[Any], status: int, frame: Envelope | None, *, retry_after: float | None = None) -> Refusal:
+    """The service's no as it is remembered: by (endpoint, code), else by HTTP status, else a plain `ServiceError`."""
+    code = frame.code if frame else None
+    said = frame.message if frame else ""
+    found = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
+    words = f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
+    return Refusal(
+        error=found.__name__,
+        message=f"The service refused the {kind.name} request ({words}). Nothing was bought. {_NEXT[found]}",
+        status=status,
+        code=code,
+        service_message=said,
+        retry_after=retry_after,
+    )
+
+
+def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
+    """The error that this record amounts to; None while it is awaited and when every task succeeded."""
+    known: dict[str, Any] = {"job_id": record.id, "task_ids": record.task_ids}
+    match record.state:
+        case State.REJECTED | State.NOT_SENT:
+            return _refused(record.refusal or Refusal(error="NotSent", message="Nothing was sent."), known)
+        case State.UNCERTAIN | State.UNKNOWN:
+            return _uncertain(record, job, known)
+        case State.FAILED:
+            return _failed(record, job, known)
+        case State.EXPIRED:
+            return ResultExpired(
+                f"The service has not told what became of job {record.id} (tasks {_names(record)}) for longer than "
+                "a job can take, or no longer keeps its result. It was paid for. A callback that still comes is "
+                "taken; the vendor's own list of creations is the last resort.",
+                **known,
+            )
+        case _:
+            return None
+
+
+def _names(record: JobRecord) -> str:
+    return ", ".join(record.task_ids) or "unknown"
+
+
+def _refused(refusal: Refusal, known: dict[str, Any]) -> XilingError:
+    cls: type[ServiceError] | None = _SERVICE_ERRORS.get(refusal.error)
+    if cls is None:
+        return NotSent(refusal.message, **known)
+    return cls(
+        refusal.message,
+        status=refusal.status,
+        code=refusal.code,
+        service_message=refusal.service_message,
+        retry_after=refusal.retry_after,
+        **known,
+    )
+
+
+def _uncertain(record: JobRecord, job: object, known: dict[str, Any]) -> SubmitUncertain:
+    why = record.refusal.message if record.refusal else "The process ended while the request was on its way."
+    return SubmitUncertain(
+        f"The request of job {record.id} was sent, and its fate is not known: {why} It may have been bought, so it is "
+        "never sent again. If its callback arrives at a receiver with the same store, the job is adopted and can be "
+        "awaited; otherwise look at the vendor's own list of creations before you submit it anew.",
+        job=job,
+        **known,
+    )
+
+
+def _failed(record: JobRecord, job: object, known: dict[str, Any]) -> TaskFailed:
+    failed = [outcome for outcome in record.outcomes if isinstance(outcome, Failed)]
+    told = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in failed)
+    good = len(record.outcomes) - len(failed)
+    return TaskFailed(
+        f"{len(failed)} of {len(record.outcomes)} tasks of job {record.id} failed at the service ({told}). The job was "
+        f"paid for; whether failed tasks are refunded is not documented. The {good} good ones are in .outcomes.",
+        job=job,
+        outcomes=record.outcomes,
+        **known,
+    )

@@ -1,0 +1,120 @@
+"""What the user says, by argument or by environment, checked before anything is sent."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from yarl import URL
+
+from xiling_async.capability import SHORTEST_SECRET_BYTES
+from xiling_async.errors import ConfigurationError
+from xiling_async.redact import scrub
+
+DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
+KEY_VARIABLES: Final = (
+    "XILING_API_KEY",
+    "KEEVX_API_KEY",
+)  # the second is the one the vendor tells its users to set
+BASE_URL_VARIABLE: Final = "XILING_BASE_URL"
+SECRET_VARIABLE: Final = "XILING_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
+
+
+def _from_environment(*names: str) -> str | None:
+    """The first of these variables that is set; a blank one is not."""
+    return next((value for name in names if (value := os.environ.get(name, "").strip())), None)
+
+
+def api_key(given: str | None) -> str:
+    key = (given or "").strip() or _from_environment(*KEY_VARIABLES)
+    if key is None:
+        raise ConfigurationError(
+            "No API key: pass api_key=..., or set XILING_API_KEY (or KEEVX_API_KEY). Nothing was sent."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError("The API key holds characters that no HTTP header may hold. Was it copied whole?")
+    return key
+
+
+def base_url(given: str | URL | None) -> URL:
+    text = str(given or "").strip() or _from_environment(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
+    url = _http_url("The base URL", text)
+    if url.query_string or url.fragment or url.user or url.password:
+        raise ConfigurationError("The base URL must be just scheme, host and path: the key goes into a header.")
+    return url
+
+
+def callback_base(given: str | URL | None, port: int | None) -> URL | None:
+    """The public URL of a receiver; None when it is to be derived from its own free port."""
+    text = str(given or "").strip()
+    if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
+        raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
+    if text:
+        url = _http_url("The receiver's public URL", text)
+        if url.query_string or url.fragment or url.user or url.password:
+            raise ConfigurationError("The receiver's public URL must be just scheme, host and path.")
+        return url
+    if port == 0:
+        return None
+    raise ConfigurationError(
+        "Nobody could reach this receiver: give it the public URL under which the service can call it, as in "
+        'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=0 is enough.'
+    )
+
+
+def webhook_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[bytes, ...]:
+    """The user's secrets of callback URLs, newest first; none: the store keeps one."""
+    if given is None:
+        given = [part.strip() for part in (_from_environment(SECRET_VARIABLE) or "").split(",") if part.strip()]
+    found = tuple(
+        item.encode() if isinstance(item, str) else bytes(item)
+        for item in ([given] if isinstance(given, (str, bytes)) else given)
+    )
+    if any(len(secret) < SHORTEST_SECRET_BYTES for secret in found):
+        raise ConfigurationError(f"A webhook secret must have at least {SHORTEST_SECRET_BYTES} bytes.")
+    return found
+
+
+def extra_headers(given: Mapping[str, str] | None) -> dict[str, str]:
+    found = dict(given or {})
+    for name, value in found.items():
+        if name.lower() in ("authorization", "content-type", "content-length", "host"):
+            raise ConfigurationError(f"headers may not hold {name}: the client sets it itself.")
+        if not isinstance(value, str) or any(character in f"{name}{value}" for character in "\r\n\0"):
+            raise ConfigurationError(f"The header {name!r} is not a line of text.")
+    return found
+
+
+def check_reachable(receiver_url: URL | None, service: URL) -> None:
+    """A receiver on this machine alone is only of use with a service on this machine (the simulator)."""
+    if (receiver_url is None or is_loopback(receiver_url.host)) and not is_loopback(service.host):
+        raise ConfigurationError(
+            f"Nobody could reach this receiver: it is on this machine alone, the service is {service.host}. Give it "
+            "the public URL under which the service can call it."
+        )
+
+
+def is_loopback(host: str | None) -> bool:
+    if host in ("localhost", None):
+        return host is not None
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _http_url(what: str, text: str) -> URL:
+    try:
+        url = URL(text)
+        fine = url.scheme in ("http", "https") and bool(url.host)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ConfigurationError(f"{what} is no http(s) URL: {scrub(text)!r}.")
+    if url.scheme == "http" and not is_loopback(url.host):
+        raise ConfigurationError(
+            f"{what} is plain http to {url.host}: keys and callback tokens would cross the network readable. Use https."
+        )
+    return url

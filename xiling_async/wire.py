@@ -1,0 +1,237 @@
+"""The service's JSON to and from nouns; no I/O.
+
+Everything that comes in is bytes of unknown origin: it is parsed strictly (no NaN, no duplicate names, no coercion:
+plain cattrs would turn `null` into "None" and "false" into True) or refused with the path of what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn, TypeVar
+
+from attrs import NOTHING, fields, frozen, resolve_types
+from cattrs import BaseValidationError, Converter, transform_error
+
+from xiling_async.errors import ProtocolError
+from xiling_async.kinds import KINDS
+from xiling_async.models import JSON, Failed, Kind, Outcome, Progress, Request, Succeeded
+from xiling_async.redact import sample, scrub
+
+T = TypeVar("T")
+
+TASK_ID_CHARACTERS: Final = 256  # ids are opaque; the longest seen has 37 characters
+
+
+@frozen
+class Malformed(ValueError):
+    """A body that is not what it should be; `path` says where."""
+
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+@frozen(kw_only=True)
+class Envelope:
+    """The service's common frame (service.md, "envelope A"). Success is `code == 0`; `message` is never tested."""
+
+    code: int
+    message: str
+    data: JSON
+
+
+@frozen(kw_only=True)
+class Report:
+    """What the service says of one task: its outcome, or None while it works on it."""
+
+    task_id: str
+    outcome: Outcome | None
+
+
+# --- out ---------------------------------------------------------------------------------------------------------
+
+
+def create_body(request: Request[Any], callback_url: str | None) -> bytes:
+    """The JSON of a create: the request's own fields, and where to call back."""
+    body = request.fields()
+    if callback_url is not None:
+        body["callback_url"] = callback_url
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+# --- in ----------------------------------------------------------------------------------------------------------
+
+
+def _no_duplicates(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
+def parse(body: bytes) -> JSON:
+    """Strict UTF-8 JSON. Raises `Malformed`."""
+    try:
+        return _decoder.decode(body.decode("utf-8"))
+    except (
+        ValueError,
+        RecursionError,
+    ) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
+        raise Malformed("$", f"no JSON ({type(why).__name__})") from None
+
+
+def _strict(kind: type[T]) -> Any:
+    def hook(value: object, _: object) -> T:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    return hook
+
+
+def _number(value: object, _: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise TypeError(f"expected a number, not {type(value).__name__}")
+    return value  # type: ignore[return-value]
+
+
+def _text_or_none(value: object, _: object) -> str | None:
+    # Absent, null and "" all mean "nothing" here: which of them comes before the end is not documented.
+    if value is None or value == "":
+        return None
+    return _strict(str)(value, str)  # type: ignore[no-any-return]
+
+
+def _make_converter() -> Converter:
+    converter = Converter()
+    for plain in (str, int, bool):
+        converter.register_structure_hook(plain, _strict(plain))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(str | None, _text_or_none)
+    return converter
+
+
+_converter = _make_converter()
+for _kind in KINDS:
+    resolve_types(_kind.result)
+
+
+def envelope(body: bytes) -> Envelope | None:
+    """The frame of an answer, or None if the body is not the API's at all (a gateway's page, an empty body)."""
+    try:
+        found = parse(body)
+    except Malformed:
+        return None
+    if not isinstance(found, dict) or type(found.get("code")) is not int:
+        return None
+    message = found.get("msg")
+    return Envelope(
+        code=found["code"], message=scrub(message) if isinstance(message, str) else "", data=found.get("data")
+    )
+
+
+def _task_id(value: object, path: str) -> str:
+    if not isinstance(value, str) or not value.strip(".") or len(value) > TASK_ID_CHARACTERS:
+        raise Malformed(path, "no task id")
+    if not value.isprintable() or any(character.isspace() for character in value):
+        raise Malformed(path, "no task id")
+    return value
+
+
+def created_ids(frame: Envelope | None) -> tuple[str, ...]:
+    """The task ids in the answer to a create, each once, in order. Raises `Malformed` when there are none."""
+    if frame is None:
+        raise Malformed("$", "not an answer of the API")
+    if not isinstance(frame.data, dict):
+        raise Malformed("$.data", f"expected an object, not {type(frame.data).__name__}")
+    found = frame.data.get("task_ids")
+    if not isinstance(found, list) or not found:
+        raise Malformed("$.data.task_ids", "no task ids")
+    ids = (_task_id(value, f"$.data.task_ids[{place}]") for place, value in enumerate(found))
+    return tuple(dict.fromkeys(ids))
+
+
+def callback(kind: Kind[Any], body: bytes) -> Report:
+    """What a callback says. Raises `Malformed` for anything that is not exactly of the documented types.
+
+    `code` says only that the callback was transmitted and `task_type` is wrong on two of the vendor's own pages:
+    the task's fate is `data.status`.
+    """
+    found = parse(body)
+    if not isinstance(found, dict):
+        raise Malformed("$", "expected an object")
+    return _report(kind, found.get("data"), forgiving=False)
+
+
+def status(kind: Kind[Any], task_id: str, frame: Envelope) -> Report:
+    """What a status answer says of the task asked for. Raises `Malformed`.
+
+    A mistyped field that is not needed (a width as text) is left out: it must not cost a paid video.
+    """
+    report = _report(kind, frame.data, forgiving=True)
+    if report.task_id != task_id:
+        raise Malformed("$.data.task_id", "another task than the one asked for")
+    return report
+
+
+def _report(kind: Kind[Any], data: JSON, *, forgiving: bool) -> Report:
+    if not isinstance(data, dict):
+        raise Malformed("$.data", f"expected an object, not {type(data).__name__}")
+    task_id = _task_id(data.get("task_id"), "$.data.task_id")
+    named = data.get("status")
+    if not isinstance(named, str):
+        raise Malformed("$.data.status", "no status")
+    match kind.statuses.get(named, Progress.RUNNING):  # an unknown status is progress, not an end
+        case Progress.RUNNING:
+            return Report(task_id=task_id, outcome=None)
+        case Progress.FAILED:
+            message = data.get("error_message")
+            if message is not None and not isinstance(message, str):
+                raise Malformed("$.data.error_message", "expected text")
+            return Report(task_id=task_id, outcome=Failed(task_id, scrub(message or "")))
+        case Progress.SUCCEEDED:
+            result = _result(kind, data, forgiving=forgiving)
+            return Report(task_id=task_id, outcome=Succeeded(task_id, result))
+
+
+def _result(kind: Kind[Any], data: Mapping[str, JSON], *, forgiving: bool) -> Any:
+    known = {a.name: data[a.name] for a in fields(kind.result) if a.name in data and a.name != "raw"}
+    if forgiving:
+        known = {name: value for name, value in known.items() if not _spare(kind, name) or _fits(kind, name, value)}
+    needed = [a.name for a in fields(kind.result) if not _spare(kind, a.name) and not known.get(a.name)]
+    if needed:
+        raise Malformed(f"$.data.{needed[0]}", "missing or empty, although the task succeeded")
+    try:
+        return _converter.structure({**known, "raw": data}, kind.result)
+    except BaseValidationError as why:
+        text, _, path = transform_error(why)[0].rpartition(" @ $")
+        raise Malformed(f"$.data{path}", text) from None
+
+
+def _spare(kind: Kind[Any], name: str) -> bool:
+    return bool(getattr(fields(kind.result), name).default is not NOTHING)
+
+
+def _fits(kind: Kind[Any], name: str, value: JSON) -> bool:
+    try:
+        _converter.structure(value, getattr(fields(kind.result), name).type)
+    except (BaseValidationError, TypeError, ValueError):
+        return False
+    return True
+
+
+def protocol_error(what: str, path: str, body: bytes, *secrets: str, **known: Any) -> ProtocolError:
+    """A `ProtocolError` with a scrubbed sample of what the service answered."""
+    shown = sample(body, *secrets)
+    return ProtocolError(f"{what} (at {path}). It began: {shown!r}", json_path=path, sample=shown, **known)
