@@ -1,0 +1,73 @@
+"""Await a generated video as you would await a socket: an asyncio client for the Xiling (Keevx) API.
+
+Never lose a job that was paid for, never pay for one twice. Begin with `Client` and `ImageToVideo`.
+"""
+
+import logging
+
+from xiling_async.client import Client
+from xiling_async.errors import (
+    ClientClosed,
+    ConfigurationError,
+    DownloadError,
+    IntegrityError,
+    InvalidRequest,
+    NotSent,
+    Problem,
+    ProtocolError,
+    RateLimited,
+    Rejected,
+    ResultExpired,
+    ServiceError,
+    ServiceUnavailable,
+    StoreError,
+    SubmitUncertain,
+    TaskFailed,
+    Unauthorized,
+    WaitTimeout,
+    XilingError,
+)
+from xiling_async.job import Job
+from xiling_async.kinds import ImageToVideo, Video
+from xiling_async.models import Failed, Limits, Polling, Request, State, Succeeded, Timeouts
+from xiling_async.receiver import Reply, WebhookReceiver
+from xiling_async.store import MemoryStore, Store
+
+__all__ = [
+    "Client",
+    "ClientClosed",
+    "ConfigurationError",
+    "DownloadError",
+    "Failed",
+    "ImageToVideo",
+    "IntegrityError",
+    "InvalidRequest",
+    "Job",
+    "Limits",
+    "MemoryStore",
+    "NotSent",
+    "Polling",
+    "Problem",
+    "ProtocolError",
+    "RateLimited",
+    "Rejected",
+    "Reply",
+    "Request",
+    "ResultExpired",
+    "ServiceError",
+    "ServiceUnavailable",
+    "State",
+    "Store",
+    "StoreError",
+    "SubmitUncertain",
+    "Succeeded",
+    "TaskFailed",
+    "Timeouts",
+    "Unauthorized",
+    "Video",
+    "WaitTimeout",
+    "WebhookReceiver",
+    "XilingError",
+]
+
+logging.getLogger("xiling_async").addHandler(logging.NullHandler())

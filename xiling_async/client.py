@@ -1,0 +1,203 @@
+"""The one object users hold; owns everything, decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, cast
+
+import aiohttp
+from yarl import URL
+
+from xiling_async import settings
+from xiling_async.capability import SECRET_BYTES, Claim
+from xiling_async.clock import Clock, SystemClock
+from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
+from xiling_async.failure import error_of
+from xiling_async.job import Desk, Job
+from xiling_async.lifecycle import Heard, Verdict
+from xiling_async.models import Kind, Limits, Polling, Request, State, Timeouts
+from xiling_async.receiver import WebhookReceiver
+from xiling_async.registry import Registry
+from xiling_async.store.base import Store
+from xiling_async.store.memory import MemoryStore
+from xiling_async.submission import Submission
+from xiling_async.transport import Transport
+from xiling_async.wire import Report
+
+R = TypeVar("R")
+
+TOKEN_LIFE_S = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
+
+
+class Client:
+    """Submits jobs, takes their callbacks, and lets you await the results.
+
+    `api_key`: else XILING_API_KEY, else KEEVX_API_KEY. `base_url`: else XILING_BASE_URL, else
+    https://api.keevx.com/v1; plain http only to this machine. `receiver`: takes the callbacks; it starts and stops
+    with the client. `store`: what remembers jobs (default: memory only). `session`: a borrowed
+    `aiohttp.ClientSession` for the API, left open at exit. `headers`: sent with every request to the API.
+    `on_uncertain`: what `submit` does when nobody knows whether the POST bought something: "wait" (the job is
+    returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
+    `clock`: for tests (`ManualClock`).
+
+    Raises `ConfigurationError`. Use it with `async with`, in one event loop.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | URL | None = None,
+        receiver: WebhookReceiver | None = None,
+        store: Store | None = None,
+        session: aiohttp.ClientSession | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        timeouts: Timeouts = Timeouts(),  # noqa: B008
+        polling: Polling = Polling(),  # noqa: B008
+        headers: Mapping[str, str] | None = None,
+        on_uncertain: Literal["wait", "raise"] = "wait",
+        clock: Clock | None = None,
+    ) -> None:
+        if on_uncertain not in ("wait", "raise"):
+            raise ConfigurationError(f'on_uncertain must be "wait" or "raise", not {on_uncertain!r}.')
+        self._key = settings.api_key(api_key)
+        self._base_url = settings.base_url(base_url)
+        if receiver is not None:
+            receiver.check_reachable_from(self._base_url)
+        self._receiver = receiver
+        self._store: Store = MemoryStore() if store is None else store
+        self._limits = limits
+        self._polling = polling
+        self._raises_uncertain = on_uncertain == "raise" or receiver is None
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._transport = Transport(
+            self._base_url,
+            self._key,
+            timeouts=timeouts,
+            clock=self._clock,
+            headers=settings.extra_headers(headers),
+            session=session,
+        )
+        self._registry = Registry(self._store)
+        self._desk = Desk(registry=self._registry, clock=self._clock, timeouts=timeouts)
+        self._submission = Submission(
+            registry=self._registry,
+            transport=self._transport,
+            clock=self._clock,
+            limits=limits,
+            timeouts=timeouts,
+            random=random.random,
+            callback_url=self._callback_url,
+            first_due=lambda kind: None,
+            api_key=self._key,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exit = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._base_url.host}, {'open' if self._loop else 'not open'}, store={self._store!r}>"
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._store.close)
+            await self._store.open()
+            undo.push_async_callback(self._transport.close)
+            self._transport.open()
+            undo.callback(self._registry.close)
+            if self._receiver is not None:
+                undo.push_async_callback(self._receiver.stop)
+                kept_secret = await self._store.secret(os.urandom(SECRET_BYTES))
+                await self._receiver.start(self._settle, self._clock, kept_secret)
+            undo.push_async_callback(self._submission.close)
+            self._exit = undo.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.aclose()
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    async def submit(self, request: Request[R], *, key: str | None = None) -> Job[R]:
+        """Buy one job. The same `key` is the same job for ever: one paid POST, also after a restart.
+
+        Raises `InvalidRequest` (nothing was sent), `NotSent`, `Unauthorized`, `Rejected`, `RateLimited` (nothing was
+        bought), `SubmitUncertain` (see `on_uncertain`), `ProtocolError` (bought, but not as asked), `StoreError`,
+        `ClientClosed`. A cancelled `submit` either sent nothing or the job is in the store.
+        """
+        self._check_open()
+        if not isinstance(request, Request):
+            raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
+        if key is not None and (not isinstance(key, str) or not key):
+            raise InvalidRequest(f"key must be text that is not empty, not {key!r}.")
+        purchase = await self._submission.submit(request, key)
+        job: Job[R] = Job(purchase.slot, self._desk)
+        if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
+            raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
+        return job
+
+    async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
+        """Submit, wait, and give the one result. `timeout`: seconds of waiting (None: `Timeouts.wait`).
+
+        Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs.
+        """
+        if isinstance(request, Request) and request.task_count != 1:
+            raise InvalidRequest(
+                f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
+                "use `await (await client.submit(request))`."
+            )
+        job = await self.submit(request, key=key)
+        (result,) = await job.result(timeout)
+        return result
+
+    async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
+        """The job with this key, job id or task id; None if the store does not know it. Raises `StoreError`."""
+        self._check_open()
+        slot = await self._registry.find(key_or_job_id_or_task_id)
+        return None if slot is None else Job(slot, self._desk)
+
+    async def recover(self) -> AsyncIterator[Job[Any]]:
+        """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
+        self._check_open()
+        async for slot in self._registry.unfinished():
+            yield Job(slot, self._desk)
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise ClientClosed("Open the client first: `async with Client(...) as client`. Nothing was sent.")
+        if self._loop is not asyncio.get_running_loop():
+            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
+
+    # --- what the parts need of each other -----------------------------------------------------------------------
+
+    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
+        if self._receiver is None:
+            return None
+        return self._receiver.callback_url(
+            kind_number=kind.number,
+            tasks=min(tasks, 255),
+            job_id=job_id,
+            attempt=attempt,
+            expires_at=self._clock.time() + TOKEN_LIFE_S,
+        )
+
+    async def _settle(self, claim: Claim, report: Report) -> Verdict:
+        heard = Heard(
+            attempt=claim.attempt,
+            at=self._clock.time(),
+            task_id=report.task_id,
+            outcome=report.outcome,
+            due_at=None,
+        )
+        return (await self._registry.apply(claim.job_id, heard)).verdict

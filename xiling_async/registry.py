@@ -1,0 +1,138 @@
+"""Where a task and its callback meet; written down before anyone is told.
+
+A `Slot` is the meeting place of one job: its newest record, and a future for each one who waits for it. Slots live
+while somebody holds a handle on the job; a job that nobody watches costs nothing but its row in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from weakref import WeakValueDictionary
+
+from xiling_async.errors import ClientClosed
+from xiling_async.lifecycle import Change, Event, Verdict
+from xiling_async.models import JobRecord
+from xiling_async.store.base import Store
+
+Enough = Callable[[JobRecord], bool]
+
+
+class Slot:
+    """The newest known record of a job, and who waits for it to change.
+
+    A record read from the store may be old by the time its slot exists: `fresh` says that no change was missed.
+    """
+
+    __slots__ = ("__weakref__", "_waiters", "closed", "fresh", "record")
+
+    def __init__(self, record: JobRecord, *, fresh: bool) -> None:
+        self.record = record
+        self.fresh = fresh
+        self.closed = False
+        self._waiters: list[tuple[Enough, asyncio.Future[None]]] = []
+
+    def update(self, record: JobRecord) -> None:
+        """Take a newer record and wake those it satisfies; an older one (commits can overtake each other) is dropped."""
+        if record.version <= self.record.version:
+            return
+        self.record = record
+        self.fresh = True
+        for enough, waiter in self._waiters:
+            if not waiter.done() and enough(record):
+                waiter.set_result(None)
+
+    async def changed(self, enough: Enough) -> JobRecord:
+        """The record once it satisfies `enough`, or as it is when the slot is closed.
+
+        Each waiter has a future of its own: a cancelled one harms nobody.
+        """
+        while not enough(self.record) and not self.closed:
+            entry = (enough, asyncio.get_running_loop().create_future())
+            self._waiters.append(entry)
+            try:
+                await entry[1]
+            finally:
+                self._waiters.remove(entry)
+        return self.record
+
+    def close(self) -> None:
+        """Nothing will change here any more: wake everybody."""
+        self.closed = True
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Registry:
+    """The one place where records change: commit, then tell those who wait."""
+
+    def __init__(self, store: Store, on_change: Callable[[JobRecord], None] = lambda record: None) -> None:
+        self._store = store
+        self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
+        self._on_change = on_change
+
+    def slot(self, record: JobRecord) -> Slot:
+        """The meeting place of this job, the same one for everybody who asks while it lives."""
+        slot = self._slots.get(record.id)
+        if slot is None:
+            slot = self._slots[record.id] = Slot(record, fresh=False)
+        else:
+            slot.update(record)
+        return slot
+
+    async def open(self, record: JobRecord) -> Slot:
+        """Write the intent; the slot is of the job that the store holds, another one if the key was known."""
+        slot = self._slots[record.id] = Slot(record, fresh=True)
+        held = await self._store.add(record)
+        return slot if held.id == record.id else self.slot(held)
+
+    async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
+        """The job's record once it satisfies `enough`. Raises `ClientClosed` when the client is closed before."""
+        if not slot.fresh:
+            record = await self._store.get(slot.record.id)
+            slot.fresh = True
+            if record is not None:
+                slot.update(record)
+        record = await slot.changed(enough)
+        if not enough(record):
+            raise ClientClosed(
+                "The client was closed while this job was awaited. The job goes on at the service, and stays in the "
+                "store: a new client with the same store finds it (recover, find).",
+                charged="maybe" if not record.task_ids else "yes",
+                job_id=record.id,
+                task_ids=record.task_ids,
+            )
+        return record
+
+    async def apply(self, job_id: str, event: Event) -> Change:
+        """Commit what `event` does to the job, then wake those who wait for it."""
+        change = await self._store.change(job_id, event)
+        if change.record is not None:
+            slot = self._slots.get(job_id)
+            if slot is not None:
+                slot.update(change.record)
+            if change.verdict is Verdict.APPLIED:
+                self._on_change(change.record)
+        return change
+
+    async def find(self, name: str) -> Slot | None:
+        """The job with this key, job id or task id, in that order."""
+        for look in (self._store.by_key, self._store.get, self._store.by_task):
+            record = await look(name)
+            if record is not None:
+                return self.slot(record)
+        return None
+
+    async def by_key(self, key: str) -> Slot | None:
+        record = await self._store.by_key(key)
+        return None if record is None else self.slot(record)
+
+    async def unfinished(self) -> AsyncIterator[Slot]:
+        async for record in self._store.unfinished():
+            yield self.slot(record)
+
+    def close(self) -> None:
+        """Everybody who still waits is sent home; the jobs go on."""
+        for slot in tuple(self._slots.values()):
+            slot.close()

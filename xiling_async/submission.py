@@ -1,0 +1,224 @@
+"""Buying a job: intent, POST, answer written down; the only place that spends money.
+
+A create is sent again only when it cannot have been bought: it never reached the service, or the service answered 429.
+Everything else that goes wrong leaves the job `uncertain`, for its callback to adopt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from attrs import frozen
+
+from xiling_async import backoff, fate, wire
+from xiling_async.clock import Clock
+from xiling_async.errors import InvalidRequest, Problem, ProtocolError, StoreError, XilingError
+from xiling_async.failure import error_of
+from xiling_async.fate import Step
+from xiling_async.finding import Finding, Post
+from xiling_async.lifecycle import Accepted, Lost, Refused, Resent, Verdict
+from xiling_async.models import JobRecord, Kind, Limits, Request, State, Timeouts
+from xiling_async.pace import Gate
+from xiling_async.registry import Registry, Slot
+from xiling_async.tasks import Shared, Tasks
+from xiling_async.transport import Transport
+
+log = logging.getLogger("xiling_async.submission")
+
+RESENDS: Final = 5  # of a create that never arrived: with full jitter about 8 s on the average
+RATE_LIMIT_WAITS: Final = 8  # of a create that got a 429: at the vendor's 30 s about 4 minutes
+_NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
+
+
+@frozen(kw_only=True)
+class Purchase:
+    """A job that was, or may have been, bought; `doubt`: why its answer could not be understood."""
+
+    slot: Slot
+    doubt: ProtocolError | None = None
+
+
+class Submission:
+    """Turns requests into jobs. `callback_url(kind, tasks, job_id, attempt)` is None without a receiver;
+    `first_due(kind)` is when the sweeper should look at a job that was accepted now."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        transport: Transport,
+        clock: Clock,
+        limits: Limits,
+        timeouts: Timeouts,
+        random: Callable[[], float],
+        callback_url: Callable[[Kind[Any], int, str, int], str | None],
+        first_due: Callable[[Kind[Any]], float | None],
+        api_key: str,
+    ) -> None:
+        self._registry = registry
+        self._transport = transport
+        self._clock = clock
+        self._timeouts = timeouts
+        self._random = random
+        self._callback_url = callback_url
+        self._first_due = first_due
+        self._api_key = api_key
+        self._gate = Gate(clock)
+        self._permits = asyncio.Semaphore(limits.submits)
+        self._budget = backoff.RetryBudget()
+        self._posts = Tasks()
+        self._keyed_work = Tasks()
+        self._keyed: dict[str, tuple[Request[Any], Shared[Purchase]]] = {}
+
+    async def close(self) -> None:
+        """Let the POSTs that have left bring their answers home (each has a deadline); start no more."""
+        await self._keyed_work.cancel()
+        await self._posts.drain()
+
+    async def submit(self, request: Request[Any], key: str | None) -> Purchase:
+        """Buy the job, or find the one that this key bought. Raises what design.md says of `Client.submit`."""
+        if key is None:
+            return await self._purchase(request, None)
+        running, shared = self._keyed.get(key, (request, None))
+        if running != request:
+            raise _other_request(key)
+        if shared is None or shared.abandoned:
+            work = self._keyed_work.start(self._purchase(request, key), name=f"xiling submit {key!r}")
+            shared = Shared(work)
+            entry = self._keyed[key] = (request, shared)
+            work.add_done_callback(lambda _: self._forget(key, entry))
+        return await shared.join()
+
+    def _forget(self, key: str, entry: object) -> None:
+        if self._keyed.get(key) is entry:
+            del self._keyed[key]
+
+    async def _purchase(self, request: Request[Any], key: str | None) -> Purchase:
+        slot = None if key is None else await self._registry.by_key(key)
+        tries = 0
+        while True:
+            if slot is not None:
+                _check_same(slot.record, request)
+                await self._registry.wait(slot, lambda record: record.state is not State.SENDING)
+                if slot.record.state not in _NOT_BOUGHT:
+                    return Purchase(slot=slot)
+            slot, finding = await self._one_post(request, key, slot)
+            if finding is None:
+                continue  # the key was bought, or is being bought, by somebody else
+            if finding.complaint is not None and slot.record.state is not State.UNCERTAIN:
+                raise finding.complaint
+            if slot.record.state not in _NOT_BOUGHT:
+                return Purchase(slot=slot, doubt=finding.complaint)
+            await self._pause_or_raise(slot.record, finding.step, tries)
+            tries += 1
+
+    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int) -> None:
+        if step is Step.WAIT and tries < RATE_LIMIT_WAITS:
+            return  # the gate is closed: it is the pause
+        if step is Step.AGAIN and tries < RESENDS and self._budget.take():
+            await self._clock.sleep(backoff.full_jitter(tries, self._random))
+            return
+        error = error_of(record)
+        assert error is not None, "a job that was not bought has a reason"
+        raise error
+
+    async def _one_post(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, Finding | None]:
+        """One exchange in a task of our own: a caller that is cancelled does not lose the ids."""
+        await self._turn()
+        post = self._posts.start(self._exchange(request, key, slot), name="xiling POST")
+        post.add_done_callback(lambda _: self._permits.release())
+        return await asyncio.shield(post)
+
+    async def _turn(self) -> None:
+        """Take a permit while the gate is open; it may have closed while we queued."""
+        while True:
+            await self._gate.passed()
+            await self._permits.acquire()
+            if self._gate.is_open:
+                return
+            self._permits.release()
+
+    async def _exchange(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, Finding | None]:
+        slot, is_ours = await self._intend(request, key, slot)
+        if not is_ours:
+            return slot, None
+        record, kind = slot.record, request.kind
+        url = self._callback_url(kind, record.asked, record.id, record.attempt)
+        try:
+            answer = await self._transport.post(kind.path, wire.create_body(request, url))
+        except fate.FAILURES as error:
+            post = self._post(record, kind, is_adoptable=url is not None)
+            finding = post.broke(error)
+        else:
+            post = self._post(record, kind, is_adoptable=url is not None)
+            finding = post.answered(answer)
+        if finding.pause_s:
+            self._gate.close_for(finding.pause_s)
+        await self._write_down(post, slot, finding.event)
+        return slot, finding
+
+    def _post(self, record: JobRecord, kind: Kind[Any], *, is_adoptable: bool) -> Post:
+        now = self._clock.time()
+        return Post(
+            record=record, kind=kind, now=now, due_at=self._first_due(kind), is_adoptable=is_adoptable,
+            doubt_until=now + self._timeouts.uncertain, api_key=self._api_key,
+        )  # fmt: skip
+
+    async def _intend(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, bool]:
+        """Write that a POST is about to leave. False: this job is not ours to send."""
+        now = self._clock.time()
+        if slot is not None:
+            change = await self._registry.apply(slot.record.id, Resent(at=now))
+            return slot, change.verdict is Verdict.APPLIED
+        fresh = JobRecord(
+            id=secrets.token_hex(16), kind=request.kind.name, key=key, request=request, asked=request.task_count,
+            created_at=now, changed_at=now,
+        )  # fmt: skip
+        slot = await self._registry.open(fresh)
+        return slot, slot.record.id == fresh.id
+
+    async def _write_down(self, post: Post, slot: Slot, event: Accepted | Lost | Refused) -> None:
+        try:
+            change = await self._registry.apply(slot.record.id, event)
+            if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
+                event = post.lost("The service answered with task ids that belong to another job.")
+                await self._registry.apply(slot.record.id, event)
+        except StoreError as error:
+            raise _unwritten(slot.record, event, error) from error
+        if slot.record.state is State.UNCERTAIN:
+            log.warning("job %s attempt %d: fate unknown, not sent again", slot.record.id, slot.record.attempt)
+        elif isinstance(event, Accepted):
+            self._budget.succeeded()
+
+
+def _check_same(record: JobRecord, request: Request[Any]) -> None:
+    if record.request != request:
+        raise _other_request(record.key or "", record)
+
+
+def _other_request(key: str, record: JobRecord | None = None) -> InvalidRequest:
+    problem = Problem(
+        field="key", value=key, rule="already names a job with another request", accepted="a key of its own"
+    )
+    error = InvalidRequest.of("submit", [problem])
+    error.job_id = record.id if record else None
+    return error
+
+
+def _unwritten(record: JobRecord, event: Accepted | Lost | Refused, cause: XilingError) -> StoreError:
+    """The POST is over, its result could not be written: the caller is the only one who can keep it now."""
+    match event:
+        case Accepted(task_ids=ids):
+            log.error("job %s: bought tasks %s could not be written down", record.id, ", ".join(ids))
+            said = f"The job WAS bought: keep its task ids {', '.join(ids)}; client.job(task_id) awaits them."
+            return StoreError(f"{said} ({cause})", charged="yes", job_id=record.id, task_ids=ids)
+        case Refused():
+            said = f"Nothing was bought: {event.refusal.message}"
+            return StoreError(f"{said} ({cause})", charged="no", job_id=record.id)
+        case _:
+            said = f"The job may have been bought; it is never sent again: {event.refusal.message}"
+            return StoreError(f"{said} ({cause})", charged="maybe", job_id=record.id)

@@ -1,0 +1,96 @@
+"""The HTTP session to the API: it carries the key to that origin and nowhere else; repeats nothing, follows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from attrs import frozen
+from yarl import URL
+
+from xiling_async.clock import Clock
+from xiling_async.models import Timeouts
+
+ANSWER_BYTES: Final = 1024 * 1024  # answers are a few hundred bytes; a larger one is none of the API's
+# An idle connection is given up before a server or a balancer does: a stale one costs an uncertain submit.
+KEEP_ALIVE_S: Final = 3.0
+
+
+class AnswerTooLarge(aiohttp.ClientPayloadError):
+    """The answer's body is larger than any answer of the API can be."""
+
+
+@frozen(kw_only=True)
+class Answer:
+    """A whole answer: bounded body, headers as they came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Posts and gets below one base URL. Exceptions of aiohttp pass through: fate.py says what they prove."""
+
+    def __init__(
+        self,
+        base_url: URL,
+        api_key: str,
+        *,
+        timeouts: Timeouts,
+        clock: Clock,
+        headers: Mapping[str, str],
+        session: aiohttp.ClientSession | None,
+    ) -> None:
+        self._base = str(base_url).rstrip("/")
+        self._headers = {**headers, "Authorization": f"Bearer {api_key}", "Accept": "application/json"}
+        self._post_headers = {**self._headers, "Content-Type": "application/json"}
+        self._timeouts = timeouts
+        self._clock = clock
+        self._session = session
+        self._is_borrowed = session is not None
+        # No total: it would run while a request queues. `connect` is DNS, TCP and TLS; the rest is timed by our clock.
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+
+    def open(self) -> None:
+        if self._session is None:
+            # limit=0: the semaphore in front of submits is the limit; waiting here would look like a slow connect.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
+            )
+
+    async def close(self) -> None:
+        if self._session is not None and not self._is_borrowed:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def post(self, path: str, body: bytes) -> Answer:
+        return await self._exchange("POST", path, body, self._post_headers)
+
+    async def get(self, path: str) -> Answer:
+        return await self._exchange("GET", path, None, self._headers)
+
+    async def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+        assert self._session is not None, "the client opens the transport before it uses it"
+        url = URL(f"{self._base}/{path}", encoded=True)
+        async with (
+            self._clock.timeout(self._timeouts.connect + self._timeouts.answer),
+            self._session.request(
+                method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False,
+                raise_for_status=False,
+            ) as response,
+        ):  # fmt: skip
+            return Answer(status=response.status, headers=response.headers, body=await _bounded(response))
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > ANSWER_BYTES:
+            raise AnswerTooLarge(f"more than {ANSWER_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
