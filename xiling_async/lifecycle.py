@@ -83,10 +83,11 @@ class GaveUp:
 
 @frozen(kw_only=True)
 class Asked:
-    """A status GET brought no outcome; ask again at `due_at`."""
+    """A status GET brought no outcome (`failed`: not even an answer), or should be made: ask at `due_at`."""
 
     at: float
     due_at: float
+    failed: bool = False
 
 
 Event = Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
@@ -160,15 +161,15 @@ def decide(record: JobRecord, event: Event) -> Change:
             state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
             changed = record.but(state=state, changed_at=event.at, due_at=None)
         case Asked():
-            changed = record.but(due_at=event.due_at, asks=record.asks + 1)
+            changed = record.but(due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
     return Change(Verdict.APPLIED, changed)
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
     """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places."""
-    if event.task_ids == record.task_ids and record.asked == len(event.task_ids):
-        if record.state not in (State.SENDING, State.UNCERTAIN, State.UNKNOWN):
-            return Change(Verdict.REPEAT, record)
+    is_known = event.task_ids == record.task_ids and record.asked == len(event.task_ids)
+    if is_known and record.state in (State.ACCEPTED, State.DONE, State.FAILED):
+        return Change(Verdict.REPEAT, record)
     if record.state in (State.DONE, State.FAILED) and set(event.task_ids) != set(record.task_ids):
         return Change(Verdict.CONFLICT, record)
     known = dict(zip(record.task_ids, record.outcomes, strict=True))

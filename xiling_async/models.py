@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar, cast
+from urllib.parse import quote
 
-from attrs import evolve, field, frozen
+from attrs import NOTHING, evolve, field, fields, fields_dict, frozen
 
 from xiling_async.errors import ConfigurationError, ServiceError
 
@@ -37,13 +38,14 @@ class Kind(Generic[R]):
     path: str
     max_tasks: int
     statuses: Mapping[str, Progress]
-    refusals: Mapping[int, type[ServiceError]]
+    refusals: Mapping[int, type[ServiceError]]  # by business code
+    not_found: int  # the business code of an unknown task
     poll_every_s: float
     longest_s: float
     result_ttl_s: float
 
     def status_path(self, task_id: str) -> str:
-        return f"{self.path}/{task_id}"
+        return f"{self.path}/{quote(task_id, safe='')}"
 
 
 @frozen(kw_only=True)
@@ -60,6 +62,16 @@ class Request(Generic[R_co]):
     def fields(self) -> dict[str, JSON]:
         """The wire's own field names with the values to send; absent ones are left out."""
         raise NotImplementedError
+
+    @classmethod
+    def restored(cls, values: Mapping[str, JSON]) -> Self:
+        """A request of these values with no rule checked: it was checked, or deliberately not, when it was made."""
+        request = cls.__new__(cls)
+        for name, attribute in fields_dict(cls).items():
+            value = values.get(name, None if attribute.default is NOTHING else attribute.default)
+            convert = cast("Callable[[JSON], JSON] | None", attribute.converter)
+            object.__setattr__(request, name, value if convert is None else convert(value))
+        return request
 
 
 @frozen
@@ -137,7 +149,7 @@ class JobRecord:
     outcomes: tuple[Outcome | None, ...] = ()
     refusal: Refusal | None = None
     due_at: float | None = None
-    asks: int = 0
+    failed_asks: int = 0
     version: int = 0
 
     def but(self, **changes: Any) -> JobRecord:
@@ -145,7 +157,7 @@ class JobRecord:
 
 
 def _positive(what: str, value: object) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ConfigurationError(f"{what} must be a number above 0, not {value!r}.")
 
 
@@ -155,8 +167,10 @@ class _Checked:
     __slots__ = ()
 
     def __attrs_post_init__(self) -> None:
-        for name in getattr(type(self), "__match_args__", ()):
-            _positive(f"{type(self).__name__}.{name}", getattr(self, name))
+        for setting in fields(type(self)):
+            value = getattr(self, setting.name)
+            if value is not None or setting.default is not None:
+                _positive(f"{type(self).__name__}.{setting.name}", value)
 
 
 @frozen
@@ -196,6 +210,7 @@ class Polling:
     grace: float | None = None
 
     def __attrs_post_init__(self) -> None:
-        _positive("Polling.every", self.every)
-        if self.grace is not None and not self.grace >= 0:
-            raise ConfigurationError(f"Polling.grace must be 0 or more seconds, not {self.grace!r}.")
+        if self.every is not None:
+            _positive("Polling.every", self.every)
+        if self.grace is not None and self.grace != 0:
+            _positive("Polling.grace", self.grace)

@@ -2,5 +2,6 @@
 
 from xiling_async.store.base import Store
 from xiling_async.store.memory import MemoryStore
+from xiling_async.store.sqlite import SQLiteStore
 
-__all__ = ["MemoryStore", "Store"]
+__all__ = ["MemoryStore", "SQLiteStore", "Store"]

@@ -5,25 +5,30 @@ that inside one transaction. What it owes:
 
 1. When `add` or `change` returns, the new record is durable (in the store's own sense: a `MemoryStore` is not).
    When it raises `StoreError`, nothing was changed.
-2. A key belongs to one job for ever, a task id to one job for ever.
+2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`).
 3. A verdict other than `APPLIED` changed nothing.
 4. Changes of one record are applied one after another; each returned record has the `version` of its change.
 
-When what is written: the intent before its POST; the answer before `submit` returns; a callback before its 200.
+| what is written                    | when                          | if the process dies right after |
+| ---------------------------------- | ----------------------------- | --- |
+| the intent (`add`, `Resent`)       | before its POST               | uncertain: costs waiting, not money |
+| the answer                         | before `submit` returns       | the restart knows the ids |
+| a callback or a status             | before its 200                | a repeat changes nothing |
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol, runtime_checkable
+from datetime import timedelta
+from typing import Final, Protocol, runtime_checkable
 
 from xiling_async.lifecycle import Change, Event
-from xiling_async.models import JobRecord
+from xiling_async.models import JobRecord, Refusal
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Every method raises `StoreError` when the store cannot do its work."""
+    """Times are Unix seconds. Every method raises `StoreError` when the store cannot do its work."""
 
     async def open(self) -> None:
         """Make it ready; the client calls it when it is entered."""
@@ -54,3 +59,32 @@ class Store(Protocol):
     def unfinished(self) -> AsyncIterator[JobRecord]:
         """The jobs that are not at an end, oldest first; the store may change while one reads."""
         ...
+
+    async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
+        """Up to `limit` jobs that are due, for one sweeper alone: they fall due again `lease_s` seconds from now."""
+        ...
+
+    async def next_due(self) -> float | None:
+        """When the next job falls due."""
+        ...
+
+    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        """Take over what a dead process left: its `sending` jobs become `uncertain` for at most `doubt_s` seconds, and
+        open jobs fall due spread over the time that `per_second` asks a second take, at most a minute. Returns how
+        many jobs are unfinished."""
+        ...
+
+    async def purge(self, older_than: timedelta | float) -> int:
+        """Forget jobs that ended more than `older_than` (seconds) ago, with their keys. Returns how many."""
+        ...
+
+
+LEFT_BEHIND: Final = Refusal(
+    error="SubmitUncertain",
+    message="The process ended while the request was on its way. If it had a callback URL, its callback adopts it.",
+)
+SPREAD_S: Final = 60.0  # reliability.md, "Restart": due times are spread over the first minute
+
+
+def seconds(span: timedelta | float) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)

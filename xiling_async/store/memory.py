@@ -1,15 +1,19 @@
-"""A store that lives and dies with the process: dictionaries."""
+"""A store that lives and dies with the process: dictionaries, and a heap of due times."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
-from xiling_async.lifecycle import Change, Event, Verdict, decide
-from xiling_async.models import JobRecord
+from xiling_async.clock import SystemClock
+from xiling_async.lifecycle import Change, Event, Lost, Verdict, decide
+from xiling_async.models import JobRecord, State
+from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, seconds
 
 
 class MemoryStore:
-    """Remembers jobs for as long as the process lives: for scripts and tests. It keeps everything it was given.
+    """Remembers jobs for as long as the process lives: for scripts and tests. It keeps everything until `purge`.
 
     What was bought is lost with the process: take `SQLiteStore` where that matters.
     """
@@ -18,6 +22,7 @@ class MemoryStore:
         self._jobs: dict[str, JobRecord] = {}
         self._ids_by_key: dict[str, str] = {}
         self._ids_by_task: dict[str, str] = {}
+        self._due: list[tuple[float, str]] = []  # lazily cleaned: an entry counts only while its job is due then
         self._secret: bytes | None = None
 
     def __repr__(self) -> str:
@@ -34,9 +39,11 @@ class MemoryStore:
         return self._secret
 
     async def add(self, record: JobRecord) -> JobRecord:
-        known = self._jobs.get(record.id) or await self.by_key(record.key or "")
-        if known is not None:
-            return known
+        taken = [None if record.key is None else self._ids_by_key.get(record.key)]
+        taken += [self._ids_by_task.get(task_id) for task_id in record.task_ids]
+        for job_id in (record.id, *filter(None, taken)):
+            if job_id in self._jobs:
+                return self._jobs[job_id]
         self._keep(None, record)
         return record
 
@@ -60,6 +67,11 @@ class MemoryStore:
                 del self._ids_by_task[task_id]
             for task_id in record.task_ids:
                 self._ids_by_task[task_id] = record.id
+        if record.due_at is not None and (before is None or before.due_at != record.due_at):
+            heapq.heappush(self._due, (record.due_at, record.id))
+            if len(self._due) > 2 * len(self._jobs) + 64:
+                self._due = [(job.due_at, job.id) for job in self._jobs.values() if job.due_at is not None]
+                heapq.heapify(self._due)
 
     async def get(self, job_id: str) -> JobRecord | None:
         return self._jobs.get(job_id)
@@ -71,6 +83,54 @@ class MemoryStore:
         return self._jobs.get(self._ids_by_task.get(task_id, ""))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        for record in tuple(self._jobs.values()):
-            if not record.state.is_final:
+        oldest_first = sorted(self._jobs.values(), key=lambda record: record.created_at)
+        for job_id in [record.id for record in oldest_first if not record.state.is_final]:
+            record = self._jobs.get(job_id)  # as it is now: the reader may have taken its time
+            if record is not None and not record.state.is_final:
                 yield record
+
+    async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
+        claimed: list[JobRecord] = []
+        while self._next() and self._due[0][0] <= now and len(claimed) < limit:
+            record = self._jobs[heapq.heappop(self._due)[1]]
+            leased = record.but(due_at=now + lease_s)
+            self._keep(record, leased)
+            claimed.append(leased)
+        return claimed
+
+    async def next_due(self) -> float | None:
+        return self._due[0][0] if self._next() else None
+
+    def _next(self) -> bool:
+        """Whether anything is due, ever; what is no longer due is dropped from the front of the heap."""
+        while self._due:
+            due_at, job_id = self._due[0]
+            record = self._jobs.get(job_id)
+            if record is not None and record.due_at == due_at:
+                return True
+            heapq.heappop(self._due)
+        return False
+
+    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        open_jobs = [record for record in self._jobs.values() if not record.state.is_final]
+        spread_s = min(SPREAD_S, len(open_jobs) / per_second)
+        for place, record in enumerate(open_jobs):
+            if record.state is State.SENDING:
+                lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
+                await self.change(record.id, lost)
+            elif record.state is State.UNCERTAIN:
+                self._keep(record, record.but(due_at=min(record.due_at or now, now + doubt_s)))
+            else:
+                self._keep(record, record.but(due_at=now + spread_s * place / len(open_jobs)))
+        return len(open_jobs)
+
+    async def purge(self, older_than: timedelta | float) -> int:
+        before = SystemClock().time() - seconds(older_than)
+        old = [job for job in self._jobs.values() if job.state.is_final and job.changed_at < before]
+        for record in old:
+            del self._jobs[record.id]
+            if record.key is not None:
+                del self._ids_by_key[record.key]
+            for task_id in record.task_ids:
+                del self._ids_by_task[task_id]
+        return len(old)
