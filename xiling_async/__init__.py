@@ -31,7 +31,7 @@ from xiling_async.job import Job
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.models import Failed, Limits, Polling, Request, State, Succeeded, Timeouts
 from xiling_async.receiver import Reply, WebhookReceiver
-from xiling_async.store import MemoryStore, Store
+from xiling_async.store import MemoryStore, SQLiteStore, Store
 
 __all__ = [
     "Client",
@@ -54,6 +54,7 @@ __all__ = [
     "Reply",
     "Request",
     "ResultExpired",
+    "SQLiteStore",
     "ServiceError",
     "ServiceUnavailable",
     "State",

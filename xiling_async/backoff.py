@@ -26,14 +26,26 @@ def retry_after(header: str | None, now: float) -> float | None:
         return None
     text = header.strip()
     if text.isascii() and text.isdigit():
-        # Longer numbers are beyond any clamp, and int() of thousands of digits raises.
-        return min(LONGEST_PAUSE_S, float(text[:12]))
+        return min(LONGEST_PAUSE_S, float(text))  # float: int() of thousands of digits raises
     try:
         moment = parsedate_to_datetime(text)
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
     return min(LONGEST_PAUSE_S, max(0.0, seconds)) if math.isfinite(seconds) else None
+
+
+def first_ask_s(every_s: float, grace_s: float | None, random: Callable[[], float], *, has_receiver: bool) -> float:
+    """Seconds from the acceptance to the first status GET: the callback is trusted that long."""
+    patience_s = every_s if not has_receiver else 10 * every_s if grace_s is None else grace_s
+    return patience_s * (1 + 0.1 * random())
+
+
+def next_ask_s(every_s: float, age_s: float, usual_s: float, failed_asks: int, random: Callable[[], float]) -> float:
+    """Seconds to the next status GET: the kind's pace while the task is as young as tasks usually are (`usual_s`), ever
+    sparser as it grows older, and twice as long after each ask that was not answered."""
+    stretch = (1 + max(0.0, age_s) / usual_s) if age_s > usual_s else 1.0
+    return every_s * stretch * 2.0 ** min(failed_asks, 4) * (0.9 + 0.2 * random())
 
 
 class RetryBudget:
@@ -48,7 +60,7 @@ class RetryBudget:
         self._refund = refund
 
     def succeeded(self) -> None:
-        self._tokens = min(self._most, self._tokens + self._refund)
+        self._tokens = min(self._most, round(self._tokens + self._refund, 6))  # ten tenths are one
 
     def take(self) -> bool:
         """Whether one more repeat is allowed; it is counted."""

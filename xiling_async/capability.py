@@ -49,14 +49,16 @@ class Capability:
     """Mints tokens with the first secret and accepts those of every secret, for one public URL."""
 
     def __init__(self, secrets: Sequence[bytes], public_url: str) -> None:
-        self._secrets = {_key_id(secret): secret for secret in reversed(secrets)}
+        self._secrets: dict[bytes, list[bytes]] = {}  # two secrets may have the same key id
+        for secret in dict.fromkeys(secrets):
+            self._secrets.setdefault(_key_id(secret), []).append(secret)
         self._minting = secrets[0]
         self._public_url = public_url.rstrip("/")
         self._bound = b"\0" + self._public_url.encode()
-        self._dummy = bytes(SECRET_BYTES)
+        self._nobody = [bytes(SECRET_BYTES)]
 
     def __repr__(self) -> str:
-        return f"<Capability for {len(self._secrets)} secrets>"
+        return f"<Capability with {len(self._secrets)} key ids>"
 
     def url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
         """The callback URL of one POST. `job_id`: 32 hex digits; `expires_at`: Unix seconds."""
@@ -72,11 +74,11 @@ class Capability:
         raw = base64.urlsafe_b64decode(token)
         head, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         version, kind_number, tasks, key_id, job_id, attempt, expiry = _FIELDS.unpack(head)
-        known = self._secrets.get(key_id)
         # An unknown key id costs the same HMAC, so that nobody learns which ids exist.
-        right = hmac.compare_digest(self._mac(known or self._dummy, head), mac)
+        known = self._secrets.get(key_id, self._nobody)
+        right = any([hmac.compare_digest(self._mac(secret, head), mac) for secret in known])
         expires_at = int.from_bytes(expiry, "big")
-        if known is None or not right or version != VERSION or now > expires_at:
+        if known is self._nobody or not right or version != VERSION or now > expires_at:
             return None
         return Claim(kind_number=kind_number, tasks=tasks, job_id=job_id.hex(), attempt=attempt, expires_at=expires_at)
 

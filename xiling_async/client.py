@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -14,20 +15,22 @@ import aiohttp
 from yarl import URL
 
 from xiling_async import settings
-from xiling_async.capability import SECRET_BYTES, Claim
+from xiling_async.capability import SECRET_BYTES
 from xiling_async.clock import Clock, SystemClock
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
 from xiling_async.failure import error_of
+from xiling_async.intake import Intake
 from xiling_async.job import Desk, Job
-from xiling_async.lifecycle import Heard, Verdict
-from xiling_async.models import Kind, Limits, Polling, Request, State, Timeouts
+from xiling_async.kinds import ImageToVideo
+from xiling_async.models import JobRecord, Kind, Limits, Polling, Request, State, Timeouts
+from xiling_async.pace import Gate
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.registry import Registry
 from xiling_async.store.base import Store
 from xiling_async.store.memory import MemoryStore
 from xiling_async.submission import Submission
+from xiling_async.sweeper import Sweeper
 from xiling_async.transport import Transport
-from xiling_async.wire import Report
 
 R = TypeVar("R")
 
@@ -72,7 +75,7 @@ class Client:
         self._receiver = receiver
         self._store: Store = MemoryStore() if store is None else store
         self._limits = limits
-        self._polling = polling
+        self._timeouts = timeouts
         self._raises_uncertain = on_uncertain == "raise" or receiver is None
         self._clock: Clock = SystemClock() if clock is None else clock
         self._transport = Transport(
@@ -83,17 +86,31 @@ class Client:
             headers=settings.extra_headers(headers),
             session=session,
         )
-        self._registry = Registry(self._store)
-        self._desk = Desk(registry=self._registry, clock=self._clock, timeouts=timeouts)
+        gate = Gate(self._clock)
+        self._registry = Registry(self._store, on_change=lambda record: self._sweeper.changed(record))
+        self._sweeper = Sweeper(
+            store=self._store,
+            registry=self._registry,
+            transport=self._transport,
+            clock=self._clock,
+            gate=gate,
+            limits=limits,
+            polling=polling,
+            random=random.random,
+            has_receiver=receiver is not None,
+            api_key=self._key,
+        )
+        self._desk = Desk(registry=self._registry, clock=self._clock, timeouts=timeouts, ask=self._sweeper.ask)
         self._submission = Submission(
             registry=self._registry,
             transport=self._transport,
             clock=self._clock,
+            gate=gate,
             limits=limits,
             timeouts=timeouts,
             random=random.random,
             callback_url=self._callback_url,
-            first_due=lambda kind: None,
+            first_due=self._sweeper.first_due,
             api_key=self._key,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,10 +131,14 @@ class Client:
             undo.push_async_callback(self._transport.close)
             self._transport.open()
             undo.callback(self._registry.close)
-            if self._receiver is not None:
+            await self._store.takeover(
+                self._clock.time(), doubt_s=self._timeouts.uncertain, per_second=self._limits.gets_per_second
+            )
+            if self._receiver is not None:  # before the sweeper: a callback is cheaper than a GET
                 undo.push_async_callback(self._receiver.stop)
-                kept_secret = await self._store.secret(os.urandom(SECRET_BYTES))
-                await self._receiver.start(self._settle, self._clock, kept_secret)
+                await self._start(self._receiver)
+            undo.push_async_callback(self._sweeper.close)
+            self._sweeper.start()
             undo.push_async_callback(self._submission.close)
             self._exit = undo.pop_all()
         return self
@@ -161,6 +182,18 @@ class Client:
         (result,) = await job.result(timeout)
         return result
 
+    def job(self, task_id: str, *, kind: type[Request[R]] = ImageToVideo) -> Job[R]:  # type: ignore[assignment]
+        """A handle on a task whose id was kept elsewhere; no I/O. Awaiting it asks the service, and the store remembers
+        it from then on. A task that the store knows already gives its whole job."""
+        self._check_open()
+        now = self._clock.time()
+        record = JobRecord(
+            id=hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32], kind=kind.kind.name, key=None, request=None,
+            asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
+            due_at=now,
+        )  # fmt: skip
+        return Job(self._registry.slot(record), self._desk)
+
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it. Raises `StoreError`."""
         self._check_open()
@@ -192,12 +225,13 @@ class Client:
             expires_at=self._clock.time() + TOKEN_LIFE_S,
         )
 
-    async def _settle(self, claim: Claim, report: Report) -> Verdict:
-        heard = Heard(
-            attempt=claim.attempt,
-            at=self._clock.time(),
-            task_id=report.task_id,
-            outcome=report.outcome,
-            due_at=None,
+    async def _start(self, receiver: WebhookReceiver) -> None:
+        intake = Intake(
+            registry=self._registry,
+            clock=self._clock,
+            first_due=self._sweeper.first_due,
+            on_callback=self._sweeper.heard_callback,
+            only_wakes=receiver.trust == "status",
         )
-        return (await self._registry.apply(claim.job_id, heard)).verdict
+        kept_secret = await self._store.secret(os.urandom(SECRET_BYTES))
+        await receiver.start(intake.settle, self._clock, kept_secret)

@@ -106,7 +106,7 @@ class ManualClock:
             if timer.callback is not None:
                 callback, timer.callback = timer.callback, None
                 callback()
-        self._now = until
+        self._now = max(self._now, until)  # a callback may have advanced it further
 
 
 def _wake(sleeper: asyncio.Future[None]) -> None:
@@ -134,7 +134,7 @@ class _ManualTimeout:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        return await self._inner.__aexit__(kind, error, trace)
+        await self._inner.__aexit__(kind, error, trace)

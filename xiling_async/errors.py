@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 
 import attrs
 
-from xiling_async.redact import scrub
+from xiling_async.redact import scrub, shown
 
 Charged = Literal["no", "maybe", "yes"]
 
@@ -82,10 +82,14 @@ class _OfJob(XilingError):
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """One broken rule of a request: which field, what it holds, the rule, and what would be accepted."""
+    """One broken rule of a request: which field, what it holds, the rule, and what would be accepted.
+
+    `value` is as given if it is a plain one; text is scrubbed, of anything else its repr is kept, so that the error
+    can be pickled and carries no signature.
+    """
 
     field: str
-    value: object = attrs.field(repr=lambda value: _short(value))
+    value: object = attrs.field(converter=lambda value: _plain(value), repr=lambda value: _short(value))
     rule: str
     accepted: str
 
@@ -93,8 +97,14 @@ class Problem:
         return f"{self.field}={_short(self.value)}: {self.rule}; accepted: {self.accepted}"
 
 
+def _plain(value: object) -> object:
+    if value is None or type(value) in (bool, int, float):
+        return value
+    return scrub(value) if type(value) is str else shown(value)
+
+
 def _short(value: object, limit: int = 80) -> str:
-    text = scrub(repr(value))
+    text = shown(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

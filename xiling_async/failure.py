@@ -16,6 +16,7 @@ from xiling_async.errors import (
     XilingError,
 )  # fmt: skip
 from xiling_async.models import Failed, JobRecord, Kind, Refusal, State
+from xiling_async.store.base import LEFT_BEHIND
 from xiling_async.wire import Envelope
 
 _BY_STATUS: Final[dict[int, type[ServiceError]]] = {
@@ -33,15 +34,22 @@ _NEXT: Final[dict[type[ServiceError], str]] = {
 }
 
 
-def refusal(kind: Kind[Any], status: int, frame: Envelope | None, *, retry_after: float | None = None) -> Refusal:
-    """The service's no as it is remembered: by (endpoint, code), else by HTTP status, else a plain `ServiceError`."""
+def refusal(
+    kind: Kind[Any], status: int, frame: Envelope | None, *, retry_after: float | None = None, read: bool = False
+) -> Refusal:
+    """The service's no as it is remembered: by (endpoint, code), else by HTTP status, else a plain `ServiceError`.
+
+    `read`: it is the answer to a status GET, which costs nothing and changes nothing.
+    """
     code = frame.code if frame else None
     said = frame.message if frame else ""
     found = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
     words = f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
     return Refusal(
         error=found.__name__,
-        message=f"The service refused the {kind.name} request ({words}). Nothing was bought. {_NEXT[found]}",
+        message=f"The service did not tell the status of the task ({words}). The job goes on; ask again later."
+        if read
+        else f"The service refused the {kind.name} request ({words}). Nothing was bought. {_NEXT[found]}",
         status=status,
         code=code,
         service_message=said,
@@ -54,7 +62,7 @@ def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
     known: dict[str, Any] = {"job_id": record.id, "task_ids": record.task_ids}
     match record.state:
         case State.REJECTED | State.NOT_SENT:
-            return _refused(record.refusal or Refusal(error="NotSent", message="Nothing was sent."), known)
+            return error_from(record.refusal or Refusal(error="NotSent", message="Nothing was sent."), **known)
         case State.UNCERTAIN | State.UNKNOWN:
             return _uncertain(record, job, known)
         case State.FAILED:
@@ -74,7 +82,8 @@ def _names(record: JobRecord) -> str:
     return ", ".join(record.task_ids) or "unknown"
 
 
-def _refused(refusal: Refusal, known: dict[str, Any]) -> XilingError:
+def error_from(refusal: Refusal, **known: Any) -> XilingError:
+    """The error that a remembered refusal stands for."""
     cls: type[ServiceError] | None = _SERVICE_ERRORS.get(refusal.error)
     if cls is None:
         return NotSent(refusal.message, **known)
@@ -89,11 +98,10 @@ def _refused(refusal: Refusal, known: dict[str, Any]) -> XilingError:
 
 
 def _uncertain(record: JobRecord, job: object, known: dict[str, Any]) -> SubmitUncertain:
-    why = record.refusal.message if record.refusal else "The process ended while the request was on its way."
+    why = (record.refusal or LEFT_BEHIND).message
     return SubmitUncertain(
         f"The request of job {record.id} was sent, and its fate is not known: {why} It may have been bought, so it is "
-        "never sent again. If its callback arrives at a receiver with the same store, the job is adopted and can be "
-        "awaited; otherwise look at the vendor's own list of creations before you submit it anew.",
+        "never sent again. Look at the vendor's own list of creations before you submit it anew.",
         job=job,
         **known,
     )

@@ -15,6 +15,7 @@ from xiling_async.models import JobRecord, Kind, Refusal
 from xiling_async.redact import scrub
 from xiling_async.transport import Answer
 
+WAY_BACK = " If its callback arrives at a receiver with the same store, the job is adopted and can be awaited."
 NO_WAY_BACK = " No receiver was configured, so it had no callback URL, and nothing can adopt it."
 
 
@@ -80,7 +81,7 @@ class Post:
         return Finding(event=self._refused(told, sent=True), step=step, pause_s=pause_s or 0.0)
 
     def lost(self, why: str) -> Lost:
-        told = Refusal(error="SubmitUncertain", message=why if self.is_adoptable else why + NO_WAY_BACK)
+        told = Refusal(error="SubmitUncertain", message=why + (WAY_BACK if self.is_adoptable else NO_WAY_BACK))
         return Lost(attempt=self.record.attempt, at=self.now, refusal=told, due_at=self.doubt_until)
 
     def _refused(self, told: Refusal, *, sent: bool) -> Refused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from attrs import frozen
@@ -23,6 +23,7 @@ class Desk:
     registry: Registry
     clock: Clock
     timeouts: Timeouts
+    ask: Callable[[Slot], Awaitable[object]]  # one status GET for each task that has no outcome yet
 
 
 class Job(Generic[R]):
@@ -84,10 +85,20 @@ class Job(Generic[R]):
             raise cast("Exception", error_of(record, job=self))
         return cast("tuple[Succeeded[R] | Failed, ...]", record.outcomes)
 
+    async def refresh(self) -> Job[R]:
+        """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
+
+        Raises `NotSent`, `ServiceError`, `ProtocolError` when the service did not tell; the job goes on all the same.
+        """
+        self._slot = await self._desk.registry.fresh(self._slot)
+        await self._desk.ask(self._slot)
+        return self
+
     async def _finished(self, timeout: float | None) -> JobRecord:
         limit_s = self._desk.timeouts.wait if timeout is None else timeout
         try:
             async with self._desk.clock.timeout(limit_s):
+                self._slot = await self._desk.registry.fresh(self._slot)
                 return await self._desk.registry.wait(self._slot, lambda record: record.state.is_final)
         except TimeoutError:
             raise self._timed_out(limit_s) from None

@@ -1,4 +1,4 @@
-"""How fast: the one gate that a 429 closes for every submit of the client."""
+"""How fast: the one gate that a 429 closes for the whole client, and an even rate."""
 
 from __future__ import annotations
 
@@ -23,3 +23,19 @@ class Gate:
     async def passed(self) -> None:
         while (left_s := self._opens_at - self._clock.time()) > 0:
             await self._clock.sleep(left_s)
+
+
+class Rate:
+    """At most so many turns a second, evenly spread; whoever comes first goes first."""
+
+    def __init__(self, per_second: float, clock: Clock) -> None:
+        self._step_s = 1 / per_second
+        self._clock = clock
+        self._next_at = 0.0
+
+    async def turn(self) -> None:
+        now = self._clock.time()
+        mine = max(now, self._next_at)
+        self._next_at = mine + self._step_s
+        if mine > now:
+            await self._clock.sleep(mine - now)

@@ -1,7 +1,7 @@
 """The door for callbacks: check, read, settle, answer.
 
-The order is the defence: the token first (a wrong one costs one HMAC and is always the same 404), then the size, then the
-body under a deadline, then its strict form, then the commit, and only then 200.
+The order is the defence: the token first (a wrong one costs one HMAC and is always the same 404), then the size, then
+the body under a deadline, then its strict form, then the commit, and only then 200.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ from typing import Final
 HIDDEN: Final = "<hidden>"
 SAMPLE_BYTES: Final = 512  # the longest piece of somebody else's answer that an error carries (design.md, section 2)
 
-# A callback token is exactly 80 characters of this alphabet (capability.py); nothing else of ours is.
-_TOKEN: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{80}(?![A-Za-z0-9_-])")
-_QUERY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>?#\\]*)[?#][^\s\"'<>\\]+")
-_USERINFO: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'@]+@")
+# A callback token is 80 characters of this alphabet (capability.py). In a repr the "n" of "\\n" may stand before it.
+_TOKEN: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{80,}")
+# A URL to its end. JSON may hold it as "https:\/\/" and "\u0026", a repr doubles the backslashes; a quote ends it unless
+# it goes on behind. One match takes a whole URL, and schemes are short, so that a megabyte of anything costs milliseconds.
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20}:\\{0,4}/\\{0,4}/)((?:<hidden>|[^\s\"'<>]|'(?=[\w&=%]))*)")
 _BEARER: Final = re.compile(r"(?i)\b(bearer\s+)[^\s\"']+")
 
 
@@ -18,10 +19,17 @@ def scrub(text: str, *secrets: str) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, HIDDEN)
-    text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
-    text = _QUERY.sub(rf"\1?{HIDDEN}", text)
-    text = _BEARER.sub(rf"\1{HIDDEN}", text)
+    text = _BEARER.sub(rf"\1{HIDDEN}", _URL.sub(_bare, text))
     return _TOKEN.sub(HIDDEN, text)
+
+
+def _bare(url: re.Match[str]) -> str:
+    """The URL without user, password, query and fragment."""
+    scheme, rest = url.groups()
+    address, *signed = re.split("[?#]", rest, maxsplit=1)
+    host, slash, path = address.partition("/")
+    _, at, host = host.rpartition("@")
+    return f"{scheme}{HIDDEN if at else ''}{at}{host}{slash}{path}" + (f"?{HIDDEN}" if any(signed) else "")
 
 
 def sample(body: bytes, *secrets: str) -> str:
@@ -31,5 +39,8 @@ def sample(body: bytes, *secrets: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A `repr` for fields that may hold signed URLs: for `attrs.field(repr=shown)`."""
-    return scrub(repr(value))
+    """A `repr` for fields that may hold signed URLs: for `attrs.field(repr=shown)`. Never raises."""
+    try:
+        return scrub(repr(value))
+    except Exception as why:  # a number of thousands of digits, a nest of thousands of lists, somebody's own repr
+        return f"<{type(value).__name__} that cannot be shown: {type(why).__name__}>"

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from weakref import WeakValueDictionary
 
 from xiling_async.errors import ClientClosed
-from xiling_async.lifecycle import Change, Event, Verdict
+from xiling_async.lifecycle import Change, Event, Heard, Verdict
 from xiling_async.models import JobRecord
 from xiling_async.store.base import Store
 
@@ -33,7 +33,7 @@ class Slot:
         self._waiters: list[tuple[Enough, asyncio.Future[None]]] = []
 
     def update(self, record: JobRecord) -> None:
-        """Take a newer record and wake those it satisfies; an older one (commits can overtake each other) is dropped."""
+        """Take a newer record and wake those it satisfies; drop an older one (commits can overtake each other)."""
         if record.version <= self.record.version:
             return
         self.record = record
@@ -71,6 +71,7 @@ class Registry:
         self._store = store
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         self._on_change = on_change
+        self._closed = False
 
     def slot(self, record: JobRecord) -> Slot:
         """The meeting place of this job, the same one for everybody who asks while it lives."""
@@ -87,14 +88,34 @@ class Registry:
         held = await self._store.add(record)
         return slot if held.id == record.id else self.slot(held)
 
+    async def fresh(self, slot: Slot) -> Slot:
+        """The slot with no change missed. A job that the store does not know (made from a bare task id) is written
+        into it, or turns out to be one that the store knows by its task."""
+        while not slot.fresh and not self._closed:
+            held = await self._store.get(slot.record.id)
+            if held is None and slot.record.task_ids and not slot.record.state.is_final:
+                held = await self._store.by_task(slot.record.task_ids[0]) or await self._take_in(slot.record)
+            if held is not None and held.id != slot.record.id:
+                slot = self.slot(held)
+                continue
+            slot.fresh = True
+            if held is not None:
+                slot.update(held)
+        return slot
+
+    async def _take_in(self, record: JobRecord) -> JobRecord:
+        held = await self._store.add(record)
+        self._on_change(held)
+        return held
+
+    async def adopt(self, record: JobRecord, heard: Heard) -> Change:
+        """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
+        await self._store.add(record)
+        return await self.apply(record.id, heard)
+
     async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
         """The job's record once it satisfies `enough`. Raises `ClientClosed` when the client is closed before."""
-        if not slot.fresh:
-            record = await self._store.get(slot.record.id)
-            slot.fresh = True
-            if record is not None:
-                slot.update(record)
-        record = await slot.changed(enough)
+        record = slot.record if self._closed else await slot.changed(enough)
         if not enough(record):
             raise ClientClosed(
                 "The client was closed while this job was awaited. The job goes on at the service, and stays in the "
@@ -134,5 +155,6 @@ class Registry:
 
     def close(self) -> None:
         """Everybody who still waits is sent home; the jobs go on."""
+        self._closed = True
         for slot in tuple(self._slots.values()):
             slot.close()

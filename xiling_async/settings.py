@@ -68,10 +68,10 @@ def webhook_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[
     """The user's secrets of callback URLs, newest first; none: the store keeps one."""
     if given is None:
         given = [part.strip() for part in (_from_environment(SECRET_VARIABLE) or "").split(",") if part.strip()]
-    found = tuple(
-        item.encode() if isinstance(item, str) else bytes(item)
-        for item in ([given] if isinstance(given, (str, bytes)) else given)
-    )
+    items = [given] if isinstance(given, (str, bytes)) else list(given)
+    if not all(isinstance(item, (str, bytes)) for item in items):  # bytes(20) would be twenty zeros
+        raise ConfigurationError("A webhook secret must be text or bytes.")
+    found = tuple(item.encode() if isinstance(item, str) else item for item in items)
     if any(len(secret) < SHORTEST_SECRET_BYTES for secret in found):
         raise ConfigurationError(f"A webhook secret must have at least {SHORTEST_SECRET_BYTES} bytes.")
     return found
@@ -97,10 +97,10 @@ def check_reachable(receiver_url: URL | None, service: URL) -> None:
 
 
 def is_loopback(host: str | None) -> bool:
-    if host in ("localhost", None):
+    if host is None or host == "localhost":
         return host is not None
     try:
-        return ipaddress.ip_address(host or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

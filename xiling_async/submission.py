@@ -52,6 +52,7 @@ class Submission:
         registry: Registry,
         transport: Transport,
         clock: Clock,
+        gate: Gate,
         limits: Limits,
         timeouts: Timeouts,
         random: Callable[[], float],
@@ -67,7 +68,7 @@ class Submission:
         self._callback_url = callback_url
         self._first_due = first_due
         self._api_key = api_key
-        self._gate = Gate(clock)
+        self._gate = gate
         self._permits = asyncio.Semaphore(limits.submits)
         self._budget = backoff.RetryBudget()
         self._posts = Tasks()
@@ -102,6 +103,7 @@ class Submission:
         tries = 0
         while True:
             if slot is not None:
+                slot = await self._registry.fresh(slot)
                 _check_same(slot.record, request)
                 await self._registry.wait(slot, lambda record: record.state is not State.SENDING)
                 if slot.record.state not in _NOT_BOUGHT:

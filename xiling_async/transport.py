@@ -10,6 +10,7 @@ from attrs import frozen
 from yarl import URL
 
 from xiling_async.clock import Clock
+from xiling_async.errors import ClientClosed
 from xiling_async.models import Timeouts
 
 ANSWER_BYTES: Final = 1024 * 1024  # answers are a few hundred bytes; a larger one is none of the API's
@@ -62,8 +63,8 @@ class Transport:
             )
 
     async def close(self) -> None:
-        if self._session is not None and not self._is_borrowed:
-            session, self._session = self._session, None
+        session, self._session = self._session, None
+        if session is not None and not self._is_borrowed:
             await session.close()
 
     async def post(self, path: str, body: bytes) -> Answer:
@@ -73,7 +74,8 @@ class Transport:
         return await self._exchange("GET", path, None, self._headers)
 
     async def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        assert self._session is not None, "the client opens the transport before it uses it"
+        if self._session is None:
+            raise ClientClosed("The client is closed: nothing was sent. Open a new one with the same store.")
         url = URL(f"{self._base}/{path}", encoded=True)
         async with (
             self._clock.timeout(self._timeouts.connect + self._timeouts.answer),

@@ -21,6 +21,7 @@ from xiling_async.redact import sample, scrub
 
 T = TypeVar("T")
 
+NESTING: Final = 64  # the documented answers have 3 levels; what is deep here must not break a recursion elsewhere
 TASK_ID_CHARACTERS: Final = 256  # ids are opaque; the longest seen has 37 characters
 
 
@@ -77,18 +78,36 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number beyond all bounds")
+    return number
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _check_depth(found: JSON) -> None:
+    layer = [found]
+    for _ in range(NESTING + 1):
+        holders = [item for item in layer if isinstance(item, (dict, list))]
+        layer = [inner for item in holders for inner in (item.values() if isinstance(item, dict) else item)]
+    if layer:
+        raise ValueError("nested too deeply")
 
 
 def parse(body: bytes) -> JSON:
     """Strict UTF-8 JSON. Raises `Malformed`."""
     try:
-        return _decoder.decode(body.decode("utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
+        found = _decoder.decode(body.decode("utf-8"))
+        if body.count(b"[") + body.count(b"{") > NESTING:
+            _check_depth(found)
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text: no store could keep it
+    except (ValueError, RecursionError) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
         raise Malformed("$", f"no JSON ({type(why).__name__})") from None
+    return found
 
 
 def _strict(kind: type[T]) -> Any:
@@ -101,9 +120,9 @@ def _strict(kind: type[T]) -> Any:
 
 
 def _number(value: object, _: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise TypeError(f"expected a number, not {type(value).__name__}")
-    return value  # type: ignore[return-value]
+    if (type(value) is int and abs(value) < 2**53) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise TypeError(f"expected a number, not {type(value).__name__}")
 
 
 def _text_or_none(value: object, _: object) -> str | None:
@@ -162,6 +181,9 @@ def created_ids(frame: Envelope | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
+_CALLBACK_FRAME: Final = {"code": int, "msg": str, "task_type": str}
+
+
 def callback(kind: Kind[Any], body: bytes) -> Report:
     """What a callback says. Raises `Malformed` for anything that is not exactly of the documented types.
 
@@ -171,6 +193,9 @@ def callback(kind: Kind[Any], body: bytes) -> Report:
     found = parse(body)
     if not isinstance(found, dict):
         raise Malformed("$", "expected an object")
+    for name, expected in _CALLBACK_FRAME.items():
+        if type(found.get(name)) not in (expected, type(None)):
+            raise Malformed(f"$.{name}", f"expected {expected.__name__}, not {type(found[name]).__name__}")
     return _report(kind, found.get("data"), forgiving=False)
 
 
@@ -192,14 +217,16 @@ def _report(kind: Kind[Any], data: JSON, *, forgiving: bool) -> Report:
     named = data.get("status")
     if not isinstance(named, str):
         raise Malformed("$.data.status", "no status")
+    message = data.get("error_message")
+    if not isinstance(message, str):
+        if message is not None and not forgiving:
+            raise Malformed("$.data.error_message", f"expected str, not {type(message).__name__}")
+        message = ""
     match kind.statuses.get(named, Progress.RUNNING):  # an unknown status is progress, not an end
         case Progress.RUNNING:
             return Report(task_id=task_id, outcome=None)
         case Progress.FAILED:
-            message = data.get("error_message")
-            if message is not None and not isinstance(message, str):
-                raise Malformed("$.data.error_message", "expected text")
-            return Report(task_id=task_id, outcome=Failed(task_id, scrub(message or "")))
+            return Report(task_id=task_id, outcome=Failed(task_id, scrub(message)))
         case Progress.SUCCEEDED:
             result = _result(kind, data, forgiving=forgiving)
             return Report(task_id=task_id, outcome=Succeeded(task_id, result))

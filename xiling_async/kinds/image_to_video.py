@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, Self
 
-from attrs import NOTHING, field, fields_dict, frozen
+from attrs import field, fields_dict, frozen
 from yarl import URL
 
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
@@ -75,7 +75,7 @@ def _text(value: object) -> object:
 
 def _texts(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return tuple(_text(item) for item in value)
+        return tuple(_text(item) for item in value) or None  # an empty list is none at all
     return value
 
 
@@ -85,7 +85,7 @@ class ImageToVideo(Request[Video]):
 
     | model | input | aspect_resolution | duration (s) | generate_audio |
     | --- | --- | --- | --- | --- |
-    | V | `image_url` (`end_image_url` too), or 1-3 `reference_images` | 720p, 1080p, 4k | 4, 6, 8; references: 8 | yes |
+    | V | `image_url` (+ `end_image_url`), or 1-3 `reference_images` | 720p, 1080p, 4k | 4, 6, 8; references: 8 | yes |
     | KL | 1-7 `reference_images` | 720p, 1080p | 5, 10 | no |
     | S | `image_url` | 720p | 6, 8, 12 | no |
 
@@ -113,7 +113,7 @@ class ImageToVideo(Request[Video]):
             raise InvalidRequest.of("ImageToVideo", problems)
 
     @classmethod
-    def unchecked(cls, **wire_fields: JSON) -> Self:
+    def unchecked(cls, /, **wire_fields: JSON) -> Self:
         """A request of exactly these wire fields, for what the rule table does not know yet (a new model, a new field).
 
         Only what would make the job unpayable or unrecognisable is refused (`InvalidRequest`): a `callback_url`
@@ -122,12 +122,8 @@ class ImageToVideo(Request[Video]):
         problems = tuple(_unsendable(wire_fields))
         if problems:
             raise InvalidRequest.of("ImageToVideo.unchecked", problems)
-        request = cls.__new__(cls)
-        for name, attribute in fields_dict(cls).items():
-            default = None if attribute.default is NOTHING else attribute.default
-            object.__setattr__(request, name, wire_fields.get(name, default))
-        object.__setattr__(request, "extra", dict(wire_fields))
-        return request
+        plain = json.loads(json.dumps(wire_fields))  # as a store gives it back, and nobody else's to change
+        return cls.restored({**plain, "extra": plain})
 
     @property
     def task_count(self) -> int:
@@ -152,7 +148,7 @@ def _unsendable(wire_fields: Mapping[str, JSON]) -> Iterator[Problem]:
         if name == "callback_url":
             yield Problem(field=name, value=value, rule="belongs to the receiver", accepted="leave it out")
         try:
-            json.dumps(value, allow_nan=False).encode()
+            json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as why:
             yield Problem(field=name, value=value, rule=f"has no JSON form ({why})", accepted="plain JSON values")
 
@@ -199,7 +195,7 @@ def _problems(request: ImageToVideo) -> Iterator[Problem]:
         references = None
     for number, value in enumerate(references or ()):
         yield from _url(f"reference_images[{number}]", value)
-    mode = _mode(request, bool(references))
+    mode = _mode(request, has_references=bool(references))
     if mode is None:
         yield from _one_of("aspect_resolution", request.aspect_resolution, RESOLUTIONS)
         yield from _one_of("duration", request.duration, DURATIONS_S)
@@ -207,7 +203,7 @@ def _problems(request: ImageToVideo) -> Iterator[Problem]:
         yield from _row(request, mode, len(references or ()))
 
 
-def _mode(request: ImageToVideo, has_references: bool) -> Mode | None:
+def _mode(request: ImageToVideo, *, has_references: bool) -> Mode | None:
     modes = [mode for mode in MODES if mode.model == request.model]
     if len(modes) > 1:  # the input decides; with both inputs, or none, the start frame is taken as meant
         wanted = "multi-image" if has_references and request.image_url is None else "start-frame"
@@ -249,8 +245,8 @@ ImageToVideo.kind = Kind(
         "SUCCEEDED": Progress.SUCCEEDED,
         "FAILED": Progress.FAILED,
     },
-    # 100003 (task not found) is an answer to reads only; the sweeper reads it off the HTTP status.
     refusals=dict.fromkeys((100001, 100003, 100004, 100005, 100006, 100007), Rejected) | {100002: Unauthorized},
+    not_found=100003,
     poll_every_s=30,  # the vendor's skill: every 30 s, up to 20 minutes
     longest_s=3 * 20 * 60,  # three times the vendor's limit: a poll that gives up does not mean that the task failed
     result_ttl_s=7 * 24 * 3600,
