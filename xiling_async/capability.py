@@ -53,6 +53,7 @@ class Capability:
         for secret in dict.fromkeys(secrets):
             self._secrets.setdefault(_key_id(secret), []).append(secret)
         self._minting = secrets[0]
+        self._minting_id = _key_id(secrets[0])
         self._public_url = public_url.rstrip("/")
         self._bound = b"\0" + self._public_url.encode()
         self._nobody = [bytes(SECRET_BYTES)]
@@ -63,7 +64,7 @@ class Capability:
     def url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
         """The callback URL of one POST. `job_id`: 32 hex digits; `expires_at`: Unix seconds."""
         expiry = min(_EXPIRY_MAX, max(0, int(expires_at))).to_bytes(5, "big")
-        head = _FIELDS.pack(VERSION, kind_number, tasks, _key_id(self._minting), bytes.fromhex(job_id), attempt, expiry)
+        head = _FIELDS.pack(VERSION, kind_number, tasks, self._minting_id, bytes.fromhex(job_id), attempt, expiry)
         token = base64.urlsafe_b64encode(head + self._mac(self._minting, head)).decode()
         return f"{self._public_url}/{token}"
 

@@ -16,6 +16,7 @@ from xiling_async.errors import (
     XilingError,
 )  # fmt: skip
 from xiling_async.models import Failed, JobRecord, Kind, Refusal, State
+from xiling_async.redact import scrub
 from xiling_async.store.base import LEFT_BEHIND
 from xiling_async.wire import Envelope
 
@@ -42,7 +43,7 @@ def refusal(
     `read`: it is the answer to a status GET, which costs nothing and changes nothing.
     """
     code = frame.code if frame else None
-    said = frame.message if frame else ""
+    said = scrub(frame.message, api_key) if frame else ""
     found = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
     words = f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
     return Refusal(

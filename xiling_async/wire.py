@@ -38,7 +38,8 @@ class Malformed(ValueError):
 
 @frozen(kw_only=True)
 class Envelope:
-    """The service's common frame (service.md, "envelope A"). Success is `code == 0`; `message` is never tested."""
+    """The service's common frame (service.md, "envelope A"). Success is `code == 0`; `message` is
+    never tested, and must be scrubbed before it is shown."""
 
     code: int
     message: str
@@ -56,12 +57,15 @@ class Report:
 # --- out ---------------------------------------------------------------------------------------------------------
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def create_body(request: Request[Any], callback_url: str | None) -> bytes:
     """The JSON of a create: the request's own fields, and where to call back."""
     body = request.fields()
     if callback_url is not None:
         body["callback_url"] = callback_url
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encoder.encode(body).encode()
 
 
 # --- in ----------------------------------------------------------------------------------------------------------
@@ -145,6 +149,15 @@ _converter = _make_converter()
 for _kind in KINDS:
     resolve_types(_kind.result)
 
+# By kind: the fields that a result must have, and those that it may have; `raw` is ours.
+_NAMES: Final = {
+    kind.name: (
+        tuple(a.name for a in fields(kind.result) if a.default is NOTHING),
+        tuple(a.name for a in fields(kind.result) if a.default is not NOTHING and a.name != "raw"),
+    )
+    for kind in KINDS
+}
+
 
 def envelope(body: bytes) -> Envelope | None:
     """The frame of an answer, or None if the body is not the API's at all (a gateway's page, an empty body)."""
@@ -155,15 +168,13 @@ def envelope(body: bytes) -> Envelope | None:
     if not isinstance(found, dict) or type(found.get("code")) is not int:
         return None
     message = found.get("msg")
-    return Envelope(
-        code=found["code"], message=scrub(message) if isinstance(message, str) else "", data=found.get("data")
-    )
+    return Envelope(code=found["code"], message=message if isinstance(message, str) else "", data=found.get("data"))
 
 
 def _task_id(value: object, path: str) -> str:
     if not isinstance(value, str) or not value.strip(".") or len(value) > TASK_ID_CHARACTERS:
         raise Malformed(path, "no task id")
-    if not value.isprintable() or any(character.isspace() for character in value):
+    if not value.isprintable() or " " in value:  # every other white space is not printable
         raise Malformed(path, "no task id")
     return value
 
@@ -233,21 +244,18 @@ def _report(kind: Kind[Any], data: JSON, *, forgiving: bool) -> Report:
 
 
 def _result(kind: Kind[Any], data: Mapping[str, JSON], *, forgiving: bool) -> Any:
-    known = {a.name: data[a.name] for a in fields(kind.result) if a.name in data and a.name != "raw"}
+    needed, spare = _NAMES[kind.name]
+    for name in needed:
+        if not data.get(name):
+            raise Malformed(f"$.data.{name}", "missing or empty, although the task succeeded")
+    known = {name: data[name] for name in (*needed, *spare) if name in data}
     if forgiving:
-        known = {name: value for name, value in known.items() if not _spare(kind, name) or _fits(kind, name, value)}
-    needed = [a.name for a in fields(kind.result) if not _spare(kind, a.name) and not known.get(a.name)]
-    if needed:
-        raise Malformed(f"$.data.{needed[0]}", "missing or empty, although the task succeeded")
+        known = {name: value for name, value in known.items() if name in needed or _fits(kind, name, value)}
     try:
         return _converter.structure({**known, "raw": data}, kind.result)
     except BaseValidationError as why:
         text, _, path = transform_error(why)[0].rpartition(" @ $")
         raise Malformed(f"$.data{path}", text) from None
-
-
-def _spare(kind: Kind[Any], name: str) -> bool:
-    return bool(getattr(fields(kind.result), name).default is not NOTHING)
 
 
 def _fits(kind: Kind[Any], name: str, value: JSON) -> bool:
