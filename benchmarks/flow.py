@@ -1,0 +1,159 @@
+"""Jobs a second through submit → callback → await, against raw aiohttp doing the same exchange in the same run.
+
+`python benchmarks/flow.py [--quick]`. The service runs in a process of its own; the client's side, ours or raw, has one
+process. Rounds alternate, the best of each side counts. The raw side is what one would write by hand without a promise:
+post, read the id, resolve a future by task id in a bare handler; no store, no token, no strict form, no retries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from report import show
+
+from xiling_async import Client, ImageToVideo, WebhookReceiver
+from xiling_async.receiver import Reply
+
+CALLERS = 64
+REQUEST = ImageToVideo(
+    model="V",
+    prompt="A running golden retriever, sunny meadow, high quality, cinematic feel",
+    image_url="https://example.com/start_frame.jpg",
+    aspect_ratio="16:9",
+    aspect_resolution="1080p",
+    duration=6,
+)
+Job = Callable[[], Awaitable[object]]
+
+
+@asynccontextmanager
+async def raw(base_url: str) -> AsyncIterator[Job]:
+    waiting: dict[str, asyncio.Future[dict[str, object]]] = {}
+    early: dict[str, dict[str, object]] = {}
+
+    async def callback(request: web.BaseRequest) -> web.StreamResponse:
+        data = json.loads(await request.read())["data"]
+        future = waiting.get(data["task_id"])
+        if future is None:
+            early[data["task_id"]] = data
+        else:
+            future.set_result(data)
+        return web.Response(text="ok")
+
+    runner = web.ServerRunner(web.Server(callback, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    callback_url = f"http://127.0.0.1:{runner.addresses[0][1]}/callback"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        headers = {"Authorization": "Bearer sim-key"}
+
+        async def job() -> object:
+            body = {**REQUEST.fields(), "callback_url": callback_url}
+            async with session.post(f"{base_url}/image_to_video", json=body, headers=headers) as answer:
+                task_id = (await answer.json())["data"]["task_ids"][0]
+            if task_id in early:
+                return early.pop(task_id)
+            future = waiting[task_id] = asyncio.get_running_loop().create_future()
+            data = await future
+            del waiting[task_id]
+            return data
+
+        yield job
+    await runner.cleanup()
+
+
+class TimedReceiver(WebhookReceiver):
+    """Notes when a callback's body arrived, by the token of its URL's job."""
+
+    def __init__(self) -> None:
+        super().__init__(port=0)
+        self.received: dict[str, float] = {}
+
+    async def _take(self, claim, body: bytes) -> Reply:  # type: ignore[no-untyped-def]
+        self.received[claim.job_id] = time.perf_counter()
+        return await super()._take(claim, body)
+
+
+@asynccontextmanager
+async def ours(base_url: str, latencies: list[float]) -> AsyncIterator[Job]:
+    receiver = TimedReceiver()
+    async with Client("sim-key", base_url=base_url, receiver=receiver) as client:
+
+        async def job() -> object:
+            submitted = await client.submit(REQUEST)
+            result = await submitted
+            latencies.append(time.perf_counter() - receiver.received.pop(submitted.id))
+            return result
+
+        yield job
+
+
+async def rate(job: Job, jobs: int) -> float:
+    """Jobs a second with `CALLERS` at once."""
+    left = iter(range(jobs))
+
+    async def caller() -> None:
+        for _ in left:
+            await job()
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return jobs / (time.perf_counter() - begun)
+
+
+async def measure(base_url: str, jobs: int, rounds: int) -> None:
+    latencies: list[float] = []
+    raw_best = ours_best = 0.0
+    for number in range(rounds + 1):  # the first round of each warms up
+        async with raw(base_url) as job:
+            speed = await rate(job, jobs)
+            raw_best = max(raw_best, speed) if number else 0.0
+        latencies.clear()
+        async with ours(base_url, latencies) as job:
+            speed = await rate(job, jobs)
+            ours_best = max(ours_best, speed) if number else 0.0
+    latencies.sort()
+    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.50, 0.99))
+    show(
+        f"submit → callback → await, {jobs} jobs, {CALLERS} callers, loopback",
+        ("side", "jobs a second", "ratio"),
+        [("raw aiohttp", f"{raw_best:,.0f}", "1.00"), ("xiling_async", f"{ours_best:,.0f}", f"{ours_best / raw_best:.2f}")],
+    )
+    show(
+        f"callback's body read → waiter resumed, at full load ({CALLERS} at once)",
+        ("p50", "p99"),
+        [(f"{p50:.2f} ms", f"{p99:.2f} ms")],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds, for CI: a look, not a measurement")
+    quick = parser.parse_args().quick
+    service = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("service.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert service.stdout is not None and service.stdin is not None
+    base_url = f"http://127.0.0.1:{service.stdout.readline().strip()}"
+    try:
+        asyncio.run(measure(base_url, jobs=1000 if quick else 5000, rounds=1 if quick else 5))
+    finally:
+        service.stdin.close()
+        service.wait(10)
+
+
+if __name__ == "__main__":
+    main()
