@@ -114,10 +114,11 @@ class Client:
             api_key=self._key,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_open = False
         self._exit = AsyncExitStack()
 
     def __repr__(self) -> str:
-        return f"<Client of {self._base_url.host}, {'open' if self._loop else 'not open'}, store={self._store!r}>"
+        return f"<Client of {self._base_url.host}, {'open' if self._is_open else 'not open'}, store={self._store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -130,22 +131,24 @@ class Client:
             await self._store.open()
             undo.push_async_callback(self._transport.close)
             self._transport.open()
-            undo.callback(self._registry.close)
+            undo.push_async_callback(self._registry.close)
             await self._store.takeover(
                 self._clock.time(), doubt_s=self._timeouts.uncertain, per_second=self._limits.gets_per_second
             )
             if self._receiver is not None:  # before the sweeper: a callback is cheaper than a GET
-                undo.push_async_callback(self._receiver.stop)
                 await self._start(self._receiver)
+                undo.push_async_callback(self._receiver.stop)
             undo.push_async_callback(self._sweeper.close)
             self._sweeper.start()
             undo.push_async_callback(self._submission.close)
             self._exit = undo.pop_all()
+        self._is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_open = False
         await self._exit.aclose()
 
     # --- jobs ----------------------------------------------------------------------------------------------------
@@ -207,10 +210,10 @@ class Client:
             yield Job(slot, self._desk)
 
     def _check_open(self) -> None:
-        if self._loop is None:
-            raise ClientClosed("Open the client first: `async with Client(...) as client`. Nothing was sent.")
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop not in (None, asyncio.get_running_loop()):
             raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
+        if not self._is_open:
+            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
 
     # --- what the parts need of each other -----------------------------------------------------------------------
 

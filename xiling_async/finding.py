@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from xiling_async import backoff, fate, wire
 from xiling_async.errors import ProtocolError
@@ -42,12 +42,11 @@ class Post:
     due_at: float | None
     doubt_until: float
     is_adoptable: bool
-    api_key: str
+    api_key: str = field(repr=False)
 
     def broke(self, error: BaseException) -> Finding:
-        """The exchange ended in one of `fate.FAILURES`."""
-        happened = fate.of_exception(error)
-        assert happened is not None, "only FAILURES come here"
+        """The exchange ended in an exception; one that fate.py does not know proves nothing."""
+        happened = fate.of_exception(error) or Happened.CUT
         why = scrub(f"{type(error).__name__}: {error}", self.api_key)
         if fate.after_create(happened) is Step.AGAIN:
             told = Refusal(
@@ -77,7 +76,7 @@ class Post:
         if step is Step.WAIT:
             pause_s = backoff.retry_after(answer.headers.get("Retry-After"), self.now)
             pause_s = backoff.RATE_LIMIT_S if pause_s is None else pause_s
-        told = refusal(self.kind, answer.status, frame, retry_after=pause_s)
+        told = refusal(self.kind, answer.status, frame, api_key=self.api_key, retry_after=pause_s)
         return Finding(event=self._refused(told, sent=True), step=step, pause_s=pause_s or 0.0)
 
     def lost(self, why: str) -> Lost:

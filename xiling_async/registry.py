@@ -14,6 +14,7 @@ from xiling_async.errors import ClientClosed
 from xiling_async.lifecycle import Change, Event, Heard, Verdict
 from xiling_async.models import JobRecord
 from xiling_async.store.base import Store
+from xiling_async.tasks import Tasks
 
 Enough = Callable[[JobRecord], bool]
 
@@ -71,6 +72,7 @@ class Registry:
         self._store = store
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         self._on_change = on_change
+        self._commits = Tasks()
         self._closed = False
 
     def slot(self, record: JobRecord) -> Slot:
@@ -127,7 +129,13 @@ class Registry:
         return record
 
     async def apply(self, job_id: str, event: Event) -> Change:
-        """Commit what `event` does to the job, then wake those who wait for it."""
+        """Commit what `event` does to the job, then wake those who wait for it.
+
+        Who is cancelled in between (a `refresh`, a web framework's handler) takes nobody's news with him.
+        """
+        return await asyncio.shield(self._commits.start(self._commit(job_id, event), name=f"xiling commit {job_id}"))
+
+    async def _commit(self, job_id: str, event: Event) -> Change:
         change = await self._store.change(job_id, event)
         if change.record is not None:
             slot = self._slots.get(job_id)
@@ -153,8 +161,9 @@ class Registry:
         async for record in self._store.unfinished():
             yield self.slot(record)
 
-    def close(self) -> None:
-        """Everybody who still waits is sent home; the jobs go on."""
+    async def close(self) -> None:
+        """Everybody who still waits is sent home, what is being written is written; the jobs go on."""
         self._closed = True
         for slot in tuple(self._slots.values()):
             slot.close()
+        await self._commits.drain()

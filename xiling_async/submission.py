@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from xiling_async import backoff, fate, wire
+from xiling_async import backoff, wire
 from xiling_async.clock import Clock
-from xiling_async.errors import InvalidRequest, Problem, ProtocolError, StoreError, XilingError
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError, StoreError, XilingError
 from xiling_async.failure import error_of
 from xiling_async.fate import Step
 from xiling_async.finding import Finding, Post
@@ -73,12 +73,15 @@ class Submission:
         self._budget = backoff.RetryBudget()
         self._posts = Tasks()
         self._keyed_work = Tasks()
+        self._closed = False
         self._keyed: dict[str, tuple[Request[Any], Shared[Purchase]]] = {}
 
     async def close(self) -> None:
         """Let the POSTs that have left bring their answers home (each has a deadline); start no more."""
-        await self._keyed_work.cancel()
+        self._closed = True
+        self._gate.give_up()
         await self._posts.drain()
+        await self._keyed_work.drain()
 
     async def submit(self, request: Request[Any], key: str | None) -> Purchase:
         """Buy the job, or find the one that this key bought. Raises what design.md says of `Client.submit`."""
@@ -111,7 +114,7 @@ class Submission:
             slot, finding = await self._one_post(request, key, slot)
             if finding is None:
                 continue  # the key was bought, or is being bought, by somebody else
-            if finding.complaint is not None and slot.record.state is not State.UNCERTAIN:
+            if finding.complaint is not None and isinstance(finding.event, Accepted):
                 raise finding.complaint
             if slot.record.state not in _NOT_BOUGHT:
                 return Purchase(slot=slot, doubt=finding.complaint)
@@ -122,7 +125,7 @@ class Submission:
         if step is Step.WAIT and tries < RATE_LIMIT_WAITS:
             return  # the gate is closed: it is the pause
         if step is Step.AGAIN and tries < RESENDS and self._budget.take():
-            await self._clock.sleep(backoff.full_jitter(tries, self._random))
+            await self._gate.pause(backoff.full_jitter(tries, self._random))
             return
         error = error_of(record)
         assert error is not None, "a job that was not bought has a reason"
@@ -140,9 +143,11 @@ class Submission:
         while True:
             await self._gate.passed()
             await self._permits.acquire()
-            if self._gate.is_open:
+            if self._gate.is_open and not self._closed:
                 return
             self._permits.release()
+            if self._closed:
+                raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
 
     async def _exchange(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, Finding | None]:
         slot, is_ours = await self._intend(request, key, slot)
@@ -152,7 +157,7 @@ class Submission:
         url = self._callback_url(kind, record.asked, record.id, record.attempt)
         try:
             answer = await self._transport.post(kind.path, wire.create_body(request, url))
-        except fate.FAILURES as error:
+        except Exception as error:  # whatever it is, the POST may have left by then
             post = self._post(record, kind, is_adoptable=url is not None)
             finding = post.broke(error)
         else:
