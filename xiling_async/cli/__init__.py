@@ -1,0 +1,18 @@
+"""The command line `xiling`: its door, which also says what to install when the extra is missing."""
+
+import sys
+from collections.abc import Sequence
+
+try:
+    from xiling_async.cli.app import main
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("rich", "typer"):
+        raise
+
+    def main(words: Sequence[str] | None = None) -> None:
+        """Say what to install."""
+        sys.stderr.write("xiling: the command line needs typer and rich: pip install 'xiling-async[cli]'\n")
+        raise SystemExit(2)
+
+
+__all__ = ["main"]
