@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import aiohttp
 from yarl import URL
 
 from xiling_async import settings
-from xiling_async.capability import SECRET_BYTES
 from xiling_async.clock import Clock, SystemClock
+from xiling_async.engine import Engine, Settings
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
 from xiling_async.failure import error_of
-from xiling_async.intake import Intake
-from xiling_async.job import Desk, Job
-from xiling_async.kinds import ImageToVideo
-from xiling_async.models import JobRecord, Kind, Limits, Polling, Request, State, Timeouts
-from xiling_async.pace import Gate
+from xiling_async.job import Job
+from xiling_async.kinds import ImageToVideo, Video
+from xiling_async.models import JobRecord, Limits, Polling, Request, State, Timeouts
 from xiling_async.receiver import WebhookReceiver
-from xiling_async.registry import Registry
 from xiling_async.store.base import Store
 from xiling_async.store.memory import MemoryStore
-from xiling_async.submission import Submission
-from xiling_async.sweeper import Sweeper
-from xiling_async.transport import Transport
 
 R = TypeVar("R")
-
-TOKEN_LIFE_S = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
 
 
 class Client:
@@ -68,57 +57,29 @@ class Client:
     ) -> None:
         if on_uncertain not in ("wait", "raise"):
             raise ConfigurationError(f'on_uncertain must be "wait" or "raise", not {on_uncertain!r}.')
-        self._key = settings.api_key(api_key)
-        self._base_url = settings.base_url(base_url)
+        service = settings.base_url(base_url)
         if receiver is not None:
-            receiver.check_reachable_from(self._base_url)
-        self._receiver = receiver
-        self._store: Store = MemoryStore() if store is None else store
-        self._limits = limits
-        self._timeouts = timeouts
+            receiver.check_reachable_from(service)
         self._raises_uncertain = on_uncertain == "raise" or receiver is None
-        self._clock: Clock = SystemClock() if clock is None else clock
-        self._transport = Transport(
-            self._base_url,
-            self._key,
-            timeouts=timeouts,
-            clock=self._clock,
-            headers=settings.extra_headers(headers),
+        self._settings = Settings(
+            api_key=settings.api_key(api_key),
+            base_url=service,
+            receiver=receiver,
+            store=MemoryStore() if store is None else store,
             session=session,
-        )
-        gate = Gate(self._clock)
-        self._registry = Registry(self._store, on_change=lambda record: self._sweeper.changed(record))
-        self._sweeper = Sweeper(
-            store=self._store,
-            registry=self._registry,
-            transport=self._transport,
-            clock=self._clock,
-            gate=gate,
-            limits=limits,
-            polling=polling,
-            random=random.random,
-            has_receiver=receiver is not None,
-            api_key=self._key,
-        )
-        self._desk = Desk(registry=self._registry, clock=self._clock, timeouts=timeouts, ask=self._sweeper.ask)
-        self._submission = Submission(
-            registry=self._registry,
-            transport=self._transport,
-            clock=self._clock,
-            gate=gate,
             limits=limits,
             timeouts=timeouts,
-            random=random.random,
-            callback_url=self._callback_url,
-            first_due=self._sweeper.first_due,
-            api_key=self._key,
+            polling=polling,
+            headers=settings.extra_headers(headers),
+            clock=SystemClock() if clock is None else clock,
         )
+        self._engine = Engine(self._settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
-        self._exit = AsyncExitStack()
 
     def __repr__(self) -> str:
-        return f"<Client of {self._base_url.host}, {'open' if self._is_open else 'not open'}, store={self._store!r}>"
+        given = self._settings
+        return f"<Client of {given.base_url.host}, {'open' if self._is_open else 'not open'}, store={given.store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -126,22 +87,7 @@ class Client:
         if self._loop is not None:
             raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
         self._loop = asyncio.get_running_loop()
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._store.close)
-            await self._store.open()
-            undo.push_async_callback(self._transport.close)
-            self._transport.open()
-            undo.push_async_callback(self._registry.close)
-            await self._store.takeover(
-                self._clock.time(), doubt_s=self._timeouts.uncertain, per_second=self._limits.gets_per_second
-            )
-            if self._receiver is not None:  # before the sweeper: a callback is cheaper than a GET
-                await self._start(self._receiver)
-                undo.push_async_callback(self._receiver.stop)
-            undo.push_async_callback(self._sweeper.close)
-            self._sweeper.start()
-            undo.push_async_callback(self._submission.close)
-            self._exit = undo.pop_all()
+        await self._engine.open()
         self._is_open = True
         return self
 
@@ -149,7 +95,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_open = False
-        await self._exit.aclose()
+        await self._engine.close()
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -165,8 +111,8 @@ class Client:
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
         if key is not None and (not isinstance(key, str) or not key):
             raise InvalidRequest(f"key must be text that is not empty, not {key!r}.")
-        purchase = await self._submission.submit(request, key)
-        job: Job[R] = Job(purchase.slot, self._desk)
+        purchase = await self._engine.submission.submit(request, key)
+        job: Job[R] = Job(purchase.slot, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
             raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
         return job
@@ -185,56 +131,38 @@ class Client:
         (result,) = await job.result(timeout)
         return result
 
-    def job(self, task_id: str, *, kind: type[Request[R]] = ImageToVideo) -> Job[R]:  # type: ignore[assignment]
+    @overload
+    def job(self, task_id: str) -> Job[Video]: ...
+
+    @overload
+    def job(self, task_id: str, *, kind: type[Request[R]]) -> Job[R]: ...
+
+    def job(self, task_id: str, *, kind: type[Request[Any]] = ImageToVideo) -> Job[Any]:
         """A handle on a task whose id was kept elsewhere; no I/O. Awaiting it asks the service, and the store remembers
         it from then on. A task that the store knows already gives its whole job."""
         self._check_open()
-        now = self._clock.time()
+        now = self._settings.clock.time()
         record = JobRecord(
             id=hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32], kind=kind.kind.name, key=None, request=None,
             asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
             due_at=now,
         )  # fmt: skip
-        return Job(self._registry.slot(record), self._desk)
+        return Job(self._engine.registry.slot(record), self._engine.desk)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it. Raises `StoreError`."""
         self._check_open()
-        slot = await self._registry.find(key_or_job_id_or_task_id)
-        return None if slot is None else Job(slot, self._desk)
+        slot = await self._engine.registry.find(key_or_job_id_or_task_id)
+        return None if slot is None else Job(slot, self._engine.desk)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
         self._check_open()
-        async for slot in self._registry.unfinished():
-            yield Job(slot, self._desk)
+        async for slot in self._engine.registry.unfinished():
+            yield Job(slot, self._engine.desk)
 
     def _check_open(self) -> None:
         if self._loop not in (None, asyncio.get_running_loop()):
             raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
         if not self._is_open:
             raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
-
-    # --- what the parts need of each other -----------------------------------------------------------------------
-
-    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
-        if self._receiver is None:
-            return None
-        return self._receiver.callback_url(
-            kind_number=kind.number,
-            tasks=min(tasks, 255),
-            job_id=job_id,
-            attempt=attempt,
-            expires_at=self._clock.time() + TOKEN_LIFE_S,
-        )
-
-    async def _start(self, receiver: WebhookReceiver) -> None:
-        intake = Intake(
-            registry=self._registry,
-            clock=self._clock,
-            first_due=self._sweeper.first_due,
-            on_callback=self._sweeper.heard_callback,
-            only_wakes=receiver.trust == "status",
-        )
-        kept_secret = await self._store.secret(os.urandom(SECRET_BYTES))
-        await receiver.start(intake.settle, self._clock, kept_secret)

@@ -1,0 +1,134 @@
+"""The parts of a client, put together: who knows whom, what starts first, what stops last."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import aiohttp
+from attrs import field, frozen
+from yarl import URL
+
+from xiling_async.capability import SECRET_BYTES
+from xiling_async.clock import Clock
+from xiling_async.intake import Intake
+from xiling_async.job import Desk
+from xiling_async.models import Kind, Limits, Polling, Timeouts
+from xiling_async.pace import Gate
+from xiling_async.receiver import WebhookReceiver
+from xiling_async.registry import Registry
+from xiling_async.store.base import Store
+from xiling_async.submission import Submission
+from xiling_async.sweeper import Sweeper
+from xiling_async.transport import Transport
+
+TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What the user said, checked."""
+
+    api_key: str = field(repr=False)
+    base_url: URL
+    receiver: WebhookReceiver | None
+    store: Store
+    session: aiohttp.ClientSession | None
+    limits: Limits
+    timeouts: Timeouts
+    polling: Polling
+    headers: Mapping[str, str] = field(repr=False)
+    clock: Clock
+
+
+class Engine:
+    """Every part of one client, made of its settings; nothing runs before `open`."""
+
+    def __init__(self, given: Settings) -> None:
+        self._given = given
+        self._transport = Transport(
+            given.base_url,
+            given.api_key,
+            timeouts=given.timeouts,
+            clock=given.clock,
+            headers=given.headers,
+            session=given.session,
+        )
+        self._gate = Gate(given.clock)
+        self.registry = Registry(given.store, on_change=lambda record: self.sweeper.changed(record))
+        self.sweeper = Sweeper(
+            store=given.store,
+            registry=self.registry,
+            transport=self._transport,
+            clock=given.clock,
+            gate=self._gate,
+            limits=given.limits,
+            polling=given.polling,
+            random=random.random,
+            has_receiver=given.receiver is not None,
+            api_key=given.api_key,
+        )
+        self.submission = Submission(
+            registry=self.registry,
+            transport=self._transport,
+            clock=given.clock,
+            gate=self._gate,
+            limits=given.limits,
+            timeouts=given.timeouts,
+            random=random.random,
+            callback_url=self._callback_url,
+            first_due=self.sweeper.first_due,
+            api_key=given.api_key,
+        )
+        self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
+        self._undo = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Start everything, or leave nothing running."""
+        given = self._given
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(given.store.close)
+            await given.store.open()
+            undo.push_async_callback(self._transport.close)
+            self._transport.open()
+            undo.push_async_callback(self.registry.close)
+            await given.store.takeover(
+                given.clock.time(), doubt_s=given.timeouts.uncertain, per_second=given.limits.gets_per_second
+            )
+            if given.receiver is not None:  # before the sweeper: a callback is cheaper than a GET
+                await self._start(given.receiver)
+                undo.push_async_callback(given.receiver.stop)
+            undo.push_async_callback(self.sweeper.close)
+            self.sweeper.start()
+            undo.push_async_callback(self.submission.close)
+            self._undo = undo.pop_all()
+
+    async def close(self) -> None:
+        """Stop everything, the last started first: no new submits, then no receiver, then no store."""
+        await self._undo.aclose()
+
+    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
+        receiver = self._given.receiver
+        if receiver is None:
+            return None
+        return receiver.callback_url(
+            kind_number=kind.number,
+            tasks=min(tasks, 255),
+            job_id=job_id,
+            attempt=attempt,
+            expires_at=self._given.clock.time() + TOKEN_LIFE_S,
+        )
+
+    async def _start(self, receiver: WebhookReceiver) -> None:
+        intake = Intake(
+            registry=self.registry,
+            clock=self._given.clock,
+            first_due=self.sweeper.first_due,
+            on_callback=self.sweeper.heard_callback,
+            only_wakes=receiver.trust == "status",
+        )
+        kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
+        await receiver.start(intake.settle, self._given.clock, kept_secret)
