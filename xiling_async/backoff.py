@@ -1,6 +1,5 @@
 """How long to wait before asking again, as arithmetic: no I/O, no clock, randomness handed in."""
 
-import math
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -32,7 +31,7 @@ def retry_after(header: str | None, now: float) -> float | None:
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
-    return min(LONGEST_PAUSE_S, max(0.0, seconds)) if math.isfinite(seconds) else None
+    return min(LONGEST_PAUSE_S, max(0.0, seconds))
 
 
 def first_ask_s(every_s: float, grace_s: float | None, random: Callable[[], float], *, has_receiver: bool) -> float:

@@ -25,6 +25,7 @@ SECRET_BYTES: Final = 32
 SHORTEST_SECRET_BYTES: Final = 16
 
 _FIELDS: Final = struct.Struct(">BBB2s16sH5s")
+_JOB_BYTES: Final = 16
 _MAC_BYTES: Final = 32
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{80}", re.ASCII)
 _EXPIRY_MAX: Final = 2**40 - 1
@@ -63,8 +64,11 @@ class Capability:
 
     def url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
         """The callback URL of one POST. `job_id`: 32 hex digits; `expires_at`: Unix seconds."""
+        job = bytes.fromhex(job_id)
+        if len(job) != _JOB_BYTES:  # struct would pad or cut it to somebody else's
+            raise ValueError(f"a job id has {2 * _JOB_BYTES} hex digits")
         expiry = min(_EXPIRY_MAX, max(0, int(expires_at))).to_bytes(5, "big")
-        head = _FIELDS.pack(VERSION, kind_number, tasks, self._minting_id, bytes.fromhex(job_id), attempt, expiry)
+        head = _FIELDS.pack(VERSION, kind_number, tasks, self._minting_id, job, attempt, expiry)
         token = base64.urlsafe_b64encode(head + self._mac(self._minting, head)).decode()
         return f"{self._public_url}/{token}"
 
@@ -77,7 +81,7 @@ class Capability:
         version, kind_number, tasks, key_id, job_id, attempt, expiry = _FIELDS.unpack(head)
         # An unknown key id costs the same HMAC, so that nobody learns which ids exist.
         known = self._secrets.get(key_id, self._nobody)
-        right = any([hmac.compare_digest(self._mac(secret, head), mac) for secret in known])
+        right = any(hmac.compare_digest(self._mac(secret, head), mac) for secret in known)
         expires_at = int.from_bytes(expiry, "big")
         if known is self._nobody or not right or version != VERSION or now > expires_at:
             return None

@@ -125,12 +125,13 @@ class _ManualTimeout:
 
     async def __aenter__(self) -> None:
         await self._inner.__aenter__()
-        if self._delay_s != math.inf:
-            # 0 is long past in the loop's own time: it ends at the loop's next turn.
-            self._timer = self._clock.call_later(max(0.0, self._delay_s), self._expire)
+        if self._delay_s <= 0:
+            self._expire()  # as asyncio's: over at the loop's next turn, whether or not time passes
+        elif self._delay_s != math.inf:
+            self._timer = self._clock.call_later(self._delay_s, self._expire)
 
     def _expire(self) -> None:
-        self._inner.reschedule(0)
+        self._inner.reschedule(0)  # long past in the loop's own time
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -80,23 +80,6 @@ class _OfJob(XilingError):
         self.job = job
 
 
-@attrs.frozen(kw_only=True)
-class Problem:
-    """One broken rule of a request: which field, what it holds, the rule, and what would be accepted.
-
-    `value` is as given if it is a plain one; text is scrubbed, of anything else its repr is kept, so that the error
-    can be pickled and carries no signature.
-    """
-
-    field: str
-    value: object = attrs.field(converter=lambda value: _plain(value), repr=lambda value: _short(value))
-    rule: str
-    accepted: str
-
-    def __str__(self) -> str:
-        return f"{self.field}={_short(self.value)}: {self.rule}; accepted: {self.accepted}"
-
-
 def _plain(value: object) -> object:
     if value is None or type(value) in (bool, int, float):
         return value
@@ -106,6 +89,23 @@ def _plain(value: object) -> object:
 def _short(value: object, limit: int = 80) -> str:
     text = shown(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One broken rule of a request: which field, what it holds, the rule, and what would be accepted.
+
+    `value` is as given if it is a plain one; text is scrubbed, of anything else its repr is kept, so that the error
+    can be pickled and carries no signature.
+    """
+
+    field: str
+    value: object = attrs.field(converter=_plain, repr=_short)
+    rule: str
+    accepted: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={_short(self.value)}: {self.rule}; accepted: {self.accepted}"
 
 
 class InvalidRequest(XilingError, ValueError):

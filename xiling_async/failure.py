@@ -36,11 +36,18 @@ _NEXT: Final[dict[type[ServiceError], str]] = {
 
 
 def refusal(
-    kind: Kind[Any], status: int, frame: Envelope | None, *, retry_after: float | None = None, read: bool = False
+    kind: Kind[Any],
+    status: int,
+    frame: Envelope | None,
+    *,
+    api_key: str,
+    retry_after: float | None = None,
+    read: bool = False,
 ) -> Refusal:
     """The service's no as it is remembered: by (endpoint, code), else by HTTP status, else a plain `ServiceError`.
 
-    `read`: it is the answer to a status GET, which costs nothing and changes nothing.
+    `read`: it is the answer to a status GET, which costs nothing and changes nothing. `api_key`: the service may
+    quote it, and must not be quoted with it.
     """
     code = frame.code if frame else None
     said = scrub(frame.message, api_key) if frame else ""

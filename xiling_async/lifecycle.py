@@ -5,7 +5,7 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 | event    | from                                  | to |
 | -------- | ------------------------------------- | --- |
 | Resent   | not_sent, rejected                    | sending, the next attempt |
-| Accepted | sending, uncertain, unknown, accepted | accepted (done, failed: the ids put in order) |
+| Accepted | any but not_sent, rejected            | accepted (done, failed: the ids put in order) |
 | Refused  | sending                               | not_sent, rejected |
 | Lost     | sending                               | uncertain |
 | Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
@@ -76,9 +76,10 @@ class Heard:
 
 @frozen(kw_only=True)
 class GaveUp:
-    """Nothing was heard for as long as one waits."""
+    """Nothing was heard for as long as one waits. `was`: the state that was waited in; in another one it is refused."""
 
     at: float
+    was: State | None = None
 
 
 @frozen(kw_only=True)
@@ -157,6 +158,8 @@ def decide(record: JobRecord, event: Event) -> Change:
             changed = record.but(state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
         case Heard():
             return _heard(record, event)
+        case GaveUp(was=was) if was not in (None, record.state):
+            return Change(Verdict.REFUSED, record)
         case GaveUp():
             state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
             changed = record.but(state=state, changed_at=event.at, due_at=None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, cast
 from urllib.parse import quote
 
-from attrs import NOTHING, evolve, field, fields, fields_dict, frozen
+from attrs import NOTHING, AttrsInstance, evolve, field, fields, fields_dict, frozen
+from yarl import URL
 
-from xiling_async.errors import ConfigurationError, ServiceError
+from xiling_async.errors import ConfigurationError, InvalidRequest, Problem, ServiceError
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -60,8 +62,37 @@ class Request(Generic[R_co]):
         return 1
 
     def fields(self) -> dict[str, JSON]:
-        """The wire's own field names with the values to send; absent ones are left out."""
+        """The wire's own field names with the values to send; absent ones are left out.
+
+        Raises `InvalidRequest` while the request holds local files: what is sent of them is their URL.
+        """
         raise NotImplementedError
+
+    def local_files(self) -> dict[str, Path]:
+        """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
+        values = {name: getattr(self, name) for name in fields_dict(type(self))}
+        lists = {name: value for name, value in values.items() if isinstance(value, tuple)}
+        values |= {f"{name}[{place}]": item for name, value in lists.items() for place, item in enumerate(value)}
+        return {name: value for name, value in values.items() if isinstance(value, Path)}
+
+    def with_urls(self, urls: Mapping[Path, str]) -> Self:
+        """The same request with each of these files replaced by its URL; no rule is checked again."""
+
+        def sent(value: JSON) -> JSON:
+            if isinstance(value, tuple):
+                return tuple(sent(item) for item in value)
+            return urls.get(value, value) if isinstance(value, Path) else value
+
+        return self.restored({name: sent(getattr(self, name)) for name in fields_dict(type(self))})
+
+    def check_sendable(self) -> None:
+        """Raises `InvalidRequest` if there are files that have no URL yet."""
+        problems = [
+            Problem(field=name, value=path, rule="is a local file", accepted="the URL that `client.upload` gives it")
+            for name, path in self.local_files().items()
+        ]
+        if problems:
+            raise InvalidRequest.of(f"{type(self).__name__} holds files that only `client.submit` sends", problems)
 
     @classmethod
     def restored(cls, values: Mapping[str, JSON]) -> Self:
@@ -156,6 +187,15 @@ class JobRecord:
         return evolve(self, version=self.version + 1, **changes)
 
 
+def is_http_url(value: object) -> bool:
+    """An absolute http(s) URL as text, with nothing in it that a line of text cannot hold."""
+    try:
+        fine = isinstance(value, str) and (url := URL(value)).scheme in ("http", "https") and bool(url.host)
+    except ValueError:
+        return False
+    return fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
+
+
 def _positive(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ConfigurationError(f"{what} must be a number above 0, not {value!r}.")
@@ -167,7 +207,7 @@ class _Checked:
     __slots__ = ()
 
     def __attrs_post_init__(self) -> None:
-        for setting in fields(type(self)):
+        for setting in fields(cast("type[AttrsInstance]", type(self))):
             value = getattr(self, setting.name)
             if value is not None or setting.default is not None:
                 _positive(f"{type(self).__name__}.{setting.name}", value)

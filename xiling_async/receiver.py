@@ -6,7 +6,6 @@ the body under a deadline, then its strict form, then the commit, and only then 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal
@@ -36,8 +35,20 @@ _SERVER: Final[dict[str, Any]] = {
     "max_headers": 64,
     "auto_decompress": False,
     "access_log": None,
+    "logger": logging.getLogger("xiling_async.receiver.http"),
 }
 SHUTDOWN_S: Final = 15.0
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    """aiohttp quotes the request line, with the token in it, and has a traceback for whoever scans ports."""
+    error = record.exc_info[1] if record.exc_info else None
+    record.msg, record.args = f"{record.getMessage()} ({type(error).__name__})", ()
+    record.exc_info = record.exc_text = None
+    return True
+
+
+_SERVER["logger"].addFilter(_discreet)
 
 Settle = Callable[[Claim, wire.Report], Awaitable[Verdict]]
 
@@ -124,7 +135,7 @@ class WebhookReceiver:
     @property
     def port(self) -> int | None:
         """The port of the own server: the real one once it has started."""
-        return self._port
+        return self._port if self._runner is None else int(self._runner.addresses[0][1])
 
     async def start(self, settle: Settle, clock: Clock, kept_secret: bytes) -> None:
         """Listen, and hand what is heard to `settle`. The client calls it when it is entered."""
@@ -141,8 +152,10 @@ class WebhookReceiver:
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self._host, port).start()
-        except OSError as error:
+        except BaseException as error:
             await self._stop_listening()
+            if not isinstance(error, OSError):
+                raise
             raise ConfigurationError(
                 f"The receiver cannot listen on {self._host}:{port}: {error.strerror}. Nothing was sent. "
                 "Is another process there? Choose another port."
@@ -234,7 +247,8 @@ class WebhookReceiver:
             body = request.content.read_nowait()
             return TOO_LARGE if len(body) > BODY_BYTES else await self._take(admitted, body)
         try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
+            assert self._clock is not None, "it admitted the token"
+            async with self._clock.timeout(BODY_DEADLINE_S):
                 whole = await _read(request.content)
         except TimeoutError:
             return TOO_SLOW

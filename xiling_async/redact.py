@@ -8,9 +8,12 @@ SAMPLE_BYTES: Final = 512  # the longest piece of somebody else's answer that an
 
 # A callback token is 80 characters of this alphabet (capability.py). In a repr the "n" of "\\n" may stand before it.
 _TOKEN: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{80,}")
-# A URL to its end. JSON may hold it as "https:\/\/" and "\u0026", a repr doubles the backslashes; a quote ends it unless
-# it goes on behind. One match takes a whole URL, and schemes are short, so that a megabyte of anything costs milliseconds.
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20}:\\{0,4}/\\{0,4}/)((?:<hidden>|[^\s\"'<>]|'(?=[\w&=%]))*)")
+# A URL to its end. JSON may hold it as "https:\/\/" and "\u0026", a repr doubles the backslashes; a quote ends it
+# unless it goes on behind. A match takes the whole URL, and schemes are short: a megabyte of anything is no work.
+_URL: Final = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,20}:\\{0,4}/\\{0,4}/)"  # scheme
+    r"((?:<hidden>|[^\s\"'<>]|'(?=[\w&=%]))*)"
+)
 _BEARER: Final = re.compile(r"(?i)\b(bearer\s+)[^\s\"']+")
 
 

@@ -19,7 +19,7 @@ from xiling_async.errors import NotSent, ServiceUnavailable, StoreError, XilingE
 from xiling_async.failure import error_from, refusal
 from xiling_async.fate import Happened, Step
 from xiling_async.kinds import BY_NAME
-from xiling_async.lifecycle import Asked, GaveUp, Heard
+from xiling_async.lifecycle import Asked, GaveUp, Heard, Verdict
 from xiling_async.models import JobRecord, Kind, Limits, Polling, Progress, State
 from xiling_async.pace import Gate, Rate
 from xiling_async.redact import scrub
@@ -76,7 +76,11 @@ class Sweeper:
         self._tasks = Tasks()
         self._awake = asyncio.Event()
         self._sleeps_until = 0.0
+        self._asks = asyncio.Semaphore(BATCH)
+        # No job may fall due again while it waits for its turn: a batch has to fit into its lease.
+        self._batch = max(1, min(BATCH, int(limits.gets_per_second * LEASE_S / 8)))
         self._unheard = 0
+        self._heard_at = float("-inf")
 
     def start(self) -> None:
         self._tasks.start(self._run(), name="xiling sweeper")
@@ -99,6 +103,7 @@ class Sweeper:
     def heard_callback(self) -> None:
         """Callbacks do arrive."""
         self._unheard = 0
+        self._heard_at = self._clock.time()
 
     async def ask(self, slot: Slot) -> None:
         """Ask now about each task of the job that has no outcome. Raises what went wrong for the last of them."""
@@ -116,18 +121,24 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                due = await self._store.claim(self._clock.time(), limit=BATCH, lease_s=LEASE_S)
+                await self._gate.passed()
+                due = await self._store.claim(self._clock.time(), limit=self._batch, lease_s=LEASE_S)
                 for record in due:
-                    await self._rate.turn()
-                    self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
+                    await self._asks.acquire()
+                    ask = self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
+                    ask.add_done_callback(lambda _: self._asks.release())
                 if not due:
+                    self._awake.clear()
+                    self._sleeps_until = float("inf")  # what changes while the store is asked is not missed
                     await self._sleep_until(await self._store.next_due())
             except StoreError as error:
                 log.warning("the store cannot be read, trying again in %g s: %s", STORE_PAUSE_S, error)
                 await self._clock.sleep(STORE_PAUSE_S)
+            except Exception:
+                log.exception("the store cannot be read, trying again in %g s", STORE_PAUSE_S)
+                await self._clock.sleep(STORE_PAUSE_S)
 
     async def _sleep_until(self, due_at: float | None) -> None:
-        self._awake.clear()
         self._sleeps_until = float("inf") if due_at is None else due_at
         timer = None if due_at is None else self._clock.call_later(due_at - self._clock.time(), self._awake.set)
         try:
@@ -147,8 +158,9 @@ class Sweeper:
 
     async def _advance(self, record: JobRecord) -> None:
         if record.state is State.UNCERTAIN:
-            await self._registry.apply(record.id, GaveUp(at=self._clock.time()))
-            log.warning("job %s: no callback adopted it in time; its fate stays unknown", record.id)
+            gave_up = GaveUp(at=self._clock.time(), was=record.state)
+            if (await self._registry.apply(record.id, gave_up)).verdict is Verdict.APPLIED:
+                log.warning("job %s: no callback adopted it in time; its fate stays unknown", record.id)
             return
         kind = BY_NAME.get(record.kind)
         if kind is None:
@@ -159,7 +171,7 @@ class Sweeper:
             log.info("job %s: a status GET failed: %s", record.id, failed)
         open_still = [answer for answer in told if answer.report is None or answer.report.outcome is None]
         if told and not open_still and len(record.task_ids) >= record.asked:
-            self._polled_to_its_end()
+            self._polled_to_its_end(record)
             return
         await self._ask_later(record, kind, open_still)
 
@@ -168,16 +180,20 @@ class Sweeper:
         age_s = now - record.created_at
         is_missing = all(answer.missing for answer in open_still)  # also when nothing is left that could be asked for
         if age_s > kind.result_ttl_s - LAST_ASK_S or (is_missing and age_s > kind.longest_s):
-            log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
-            await self._registry.apply(record.id, GaveUp(at=now))
+            if (await self._registry.apply(record.id, GaveUp(at=now, was=record.state))).verdict is Verdict.APPLIED:
+                log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
             return
         failed = any(answer.error is not None for answer in open_still)
         pause_s = backoff.next_ask_s(
             self._every_s(kind), age_s, kind.longest_s / 3, record.failed_asks + 1 if failed else 0, self._random
         )
+        last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
+        pause_s = min(pause_s, max(last_ask_in_s, self._every_s(kind)))
         await self._registry.apply(record.id, Asked(at=now, due_at=now + pause_s, failed=failed))
 
-    def _polled_to_its_end(self) -> None:
+    def _polled_to_its_end(self, record: JobRecord) -> None:
+        if record.created_at <= self._heard_at:
+            return  # callbacks arrived during its life: its own may have been the one that made us ask
         self._unheard += 1
         if self._has_receiver and self._unheard == NO_CALLBACKS_WARNING:
             log.warning(
@@ -188,10 +204,18 @@ class Sweeper:
 
     # --- one GET -------------------------------------------------------------------------------------------------
 
+    async def _turn(self) -> None:
+        """Wait for the gate and the rate; the gate may have closed while we queued."""
+        while True:
+            await self._gate.passed()
+            await self._rate.turn()
+            if self._gate.is_open:
+                return
+
     async def _ask_one(self, record: JobRecord, task_id: str) -> _Told:
         """One status GET, settled the way a callback is."""
         kind = BY_NAME[record.kind]
-        await self._gate.passed()
+        await self._turn()
         try:
             answer = await self._transport.get(kind.status_path(task_id))
         except fate.FAILURES as error:
@@ -230,9 +254,8 @@ class Sweeper:
             words = f"The service could not tell the status of {task_id} (HTTP {answer.status}). Ask again later."
             return _Told(error=ServiceUnavailable(words, status=answer.status))
         is_missing = answer.status == 404 or (frame is not None and frame.code == kind.not_found)
-        return _Told(
-            missing=is_missing, error=error_from(refusal(kind, answer.status, frame, retry_after=pause_s, read=True))
-        )
+        refused = refusal(kind, answer.status, frame, api_key=self._api_key, retry_after=pause_s, read=True)
+        return _Told(missing=is_missing, error=error_from(refused))
 
 
 def _open_tasks(record: JobRecord) -> list[str]:
