@@ -169,22 +169,36 @@ def decide(record: JobRecord, event: Event) -> Change:
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
-    """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places."""
-    is_known = event.task_ids == record.task_ids and record.asked == len(event.task_ids)
+    """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places.
+
+    A task that a callback told of and the answer left out stays, as long as no more were made than were asked for.
+    """
+    known = dict(zip(record.task_ids, record.outcomes, strict=True))
+    left_out = [task_id for task_id in known if task_id not in event.task_ids]
+    room = max(0, _allowed(record) - len(event.task_ids))
+    task_ids = (*event.task_ids, *left_out[:room])
+    is_known = task_ids == record.task_ids and len(task_ids) == record.asked
     if is_known and record.state in (State.ACCEPTED, State.DONE, State.FAILED):
         return Change(Verdict.REPEAT, record)
-    if record.state in (State.DONE, State.FAILED) and set(event.task_ids) != set(record.task_ids):
+    if record.state in (State.DONE, State.FAILED) and set(task_ids) != set(record.task_ids):
         return Change(Verdict.CONFLICT, record)
-    known = dict(zip(record.task_ids, record.outcomes, strict=True))
-    outcomes = tuple(known.get(task_id) for task_id in event.task_ids)
-    return _progressed(record, event.task_ids, outcomes, len(event.task_ids), event.at, event.due_at)
+    outcomes = tuple(known.get(task_id) for task_id in task_ids)
+    return _progressed(record, task_ids, outcomes, len(task_ids), event.at, event.due_at)
+
+
+def _allowed(record: JobRecord) -> int:
+    """How many tasks a job may have: what its request asked for, or what the answer said if that was more."""
+    return max(record.asked, record.request.task_count if record.request else 0)
 
 
 def _heard(record: JobRecord, event: Heard) -> Change:
     task_ids, outcomes = record.task_ids, record.outcomes
+    is_over = record.state in (State.DONE, State.FAILED)
     if event.task_id not in task_ids:
-        if len(task_ids) >= record.asked:
+        if len(task_ids) >= _allowed(record):
             return Change(Verdict.STRANGE, record)
+        if is_over and event.outcome is None:
+            return Change(Verdict.REPEAT, record)
         task_ids, outcomes = (*task_ids, event.task_id), (*outcomes, None)
     place = task_ids.index(event.task_id)
     before = outcomes[place]
@@ -194,12 +208,10 @@ def _heard(record: JobRecord, event: Heard) -> Change:
         return Change(Verdict.REPEAT if same else Verdict.CONFLICT, record)
     if event.outcome is not None:
         outcomes = (*outcomes[:place], event.outcome, *outcomes[place + 1 :])
-    elif task_ids == record.task_ids and record.state is State.ACCEPTED:
-        return Change(Verdict.REPEAT, record)
-    if record.state in (State.DONE, State.FAILED):
+    elif is_over or (task_ids == record.task_ids and record.state is State.ACCEPTED):
         return Change(Verdict.REPEAT, record)
     due_at = record.due_at if record.state is State.ACCEPTED else event.due_at
-    return _progressed(record, task_ids, outcomes, record.asked, event.at, due_at)
+    return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at)
 
 
 def _progressed(
