@@ -1,5 +1,6 @@
 """How long to wait before asking again, as arithmetic: no I/O, no clock, randomness handed in."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -8,7 +9,10 @@ from typing import Final
 BASE_S: Final = 0.5
 CAP_S: Final = 20.0
 RATE_LIMIT_S: Final = 30.0  # the vendor's own wait after a 429 (service.md, "Errors and waiting")
+SHORTEST_PAUSE_S: Final = 0.5  # "Retry-After: 0" is no leave to hammer
 LONGEST_PAUSE_S: Final = 300.0  # a larger Retry-After is clamped: a wrong header must not stop a worker for days
+
+_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
 def full_jitter(tries: int, random: Callable[[], float]) -> float:
@@ -17,14 +21,14 @@ def full_jitter(tries: int, random: Callable[[], float]) -> float:
 
 
 def retry_after(header: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date), clamped.
+    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date; fractions are seen), clamped.
 
     None if it is absent or bad. `now`: Unix seconds.
     """
     if header is None:
         return None
     text = header.strip()
-    if text.isascii() and text.isdigit():
+    if _SECONDS.fullmatch(text):
         return min(LONGEST_PAUSE_S, float(text))  # float: int() of thousands of digits raises
     try:
         moment = parsedate_to_datetime(text)
@@ -32,6 +36,12 @@ def retry_after(header: str | None, now: float) -> float | None:
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
     return min(LONGEST_PAUSE_S, max(0.0, seconds))
+
+
+def pause_after_429(header: str | None, now: float) -> float:
+    """Seconds for which the whole client pauses after a 429: what Retry-After says, else the vendor's own wait."""
+    asked_for = retry_after(header, now)
+    return RATE_LIMIT_S if asked_for is None else max(SHORTEST_PAUSE_S, asked_for)
 
 
 def first_ask_s(every_s: float, grace_s: float | None, random: Callable[[], float], *, has_receiver: bool) -> float:

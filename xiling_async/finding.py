@@ -74,8 +74,7 @@ class Post:
             return Finding(event=self.lost(str(doubt)), step=step, complaint=doubt)
         pause_s = None
         if step is Step.WAIT:
-            pause_s = backoff.retry_after(answer.headers.get("Retry-After"), self.now)
-            pause_s = backoff.RATE_LIMIT_S if pause_s is None else pause_s
+            pause_s = backoff.pause_after_429(answer.headers.get("Retry-After"), self.now)
         told = refusal(self.kind, answer.status, frame, api_key=self.api_key, retry_after=pause_s)
         return Finding(event=self._refused(told, sent=True), step=step, pause_s=pause_s or 0.0)
 

@@ -244,8 +244,7 @@ class Sweeper:
                 return _Told(error=wire.protocol_error(what, malformed.path, answer.body, self._api_key))
         pause_s = None
         if happened is Happened.LIMITED:
-            pause_s = backoff.retry_after(answer.headers.get("Retry-After"), self._clock.time())
-            pause_s = backoff.RATE_LIMIT_S if pause_s is None else pause_s
+            pause_s = backoff.pause_after_429(answer.headers.get("Retry-After"), self._clock.time())
             self._gate.close_for(pause_s)
         if happened is Happened.ANSWERED and frame is None:
             what = f"The status of {task_id} is not an answer of the API"
