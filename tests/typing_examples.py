@@ -1,0 +1,123 @@
+"""What a type checker sees of the public names: checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, assert_type
+
+from yarl import URL
+
+from xiling_async import (
+    Client,
+    Failed,
+    ImageToVideo,
+    Job,
+    MemoryStore,
+    Request,
+    Store,
+    Succeeded,
+    TaskFailed,
+    Video,
+    WebhookReceiver,
+    XilingError,
+)
+
+
+async def a_request_leads_to_its_result(client: Client, request: ImageToVideo) -> None:
+    """Nothing has to be cast: the request's type says what comes of it."""
+    assert_type(await client.run(request), Video)
+    assert_type(await client.run(request, key="k", timeout=60), Video)
+    job = await client.submit(request, key="k")
+    assert_type(job, Job[Video])
+    assert_type(await job, tuple[Video, ...])
+    assert_type(await job.result(), tuple[Video, ...])
+    assert_type(await job.result(timeout=1.5), tuple[Video, ...])
+    assert_type(await job.outcomes(), tuple[Succeeded[Video] | Failed, ...])
+    assert_type(job.id, str)
+    assert_type(job.key, str | None)
+    assert_type(job.task_ids, tuple[str, ...])
+    assert_type(job.request, Request[Video] | None)
+
+
+def local_files_stand_where_urls_do(folder: Path) -> None:
+    """A path, a URL, or both in one list."""
+    request = ImageToVideo(
+        model="V", prompt="waves", image_url=folder / "a.jpg", end_image_url="https://example.com/b.jpg",
+        aspect_ratio="16:9", aspect_resolution="720p", duration=8,
+    )  # fmt: skip
+    assert_type(request.image_url, str | Path | None)
+    assert_type(request.reference_images, Sequence[str | Path] | None)
+    assert_type(request.local_files(), dict[str, Path])
+    assert_type(request.with_urls({folder / "a.jpg": "https://example.com/a.jpg"}), ImageToVideo)
+
+
+async def pictures_are_uploaded(client: Client, path: Path, stream: AsyncIterator[bytes]) -> None:
+    """A file, bytes, or pieces of bytes; a text is no picture."""
+    assert_type(await client.upload(path), URL)
+    await client.upload(b"...")
+    await client.upload(stream)
+    await client.upload("sea.jpg")  # type: ignore[arg-type]
+
+
+async def outcomes_narrow(job: Job[Video]) -> None:
+    """`isinstance` and `match` tell the good from the bad."""
+    for outcome in await job.outcomes():
+        if isinstance(outcome, Failed):
+            assert_type(outcome.message, str)
+        else:
+            assert_type(outcome.result, Video)
+        match outcome:
+            case Succeeded(task_id, video):
+                assert_type(task_id, str)
+                assert_type(video, Video)
+            case Failed(message=message):
+                assert_type(message, str)
+
+
+async def what_was_found_may_be_nothing(client: Client) -> None:
+    """A job found by name: its kind is not known to the type checker."""
+    assert_type(await client.find("order-42"), Job[Any] | None)
+    assert_type(client.recover(), AsyncIterator[Job[Any]])
+    async for job in client.recover():
+        assert_type(job, Job[Any])
+
+
+def a_kind_is_generic(request: ImageToVideo) -> Request[Video]:
+    """A request of videos is a `Request[Video]`."""
+    assert_type(ImageToVideo.unchecked(model="V2", anything=[1]), ImageToVideo)
+    return request
+
+
+def results_say_what_they_lack(video: Video) -> None:
+    """What the service did not say is None."""
+    assert_type(video.video_url, str)
+    assert_type(video.thumbnail_url, str | None)
+    assert_type(video.duration, float | None)
+    assert_type(video.width, int | None)
+
+
+def stores_are_stores() -> Store:
+    """Any object with the protocol's methods is one."""
+    return MemoryStore()
+
+
+async def a_client_is_entered(receiver: WebhookReceiver, store: Store) -> None:
+    """`async with` gives the client itself."""
+    async with Client("key", receiver=receiver, store=store) as client:
+        assert_type(client, Client)
+
+
+def errors_tell(error: XilingError, failed: TaskFailed) -> None:
+    """What every error has."""
+    assert_type(error.job_id, str | None)
+    assert_type(error.task_ids, tuple[str, ...])
+    assert_type(error.retry_after, float | None)
+    assert_type(failed.outcomes, tuple[Any, ...])
+
+
+def wrong_arguments_are_errors(request: ImageToVideo) -> None:
+    """A type checker refuses what would be refused at run time."""
+    Client(on_uncertain="maybe")  # type: ignore[arg-type]
+    ImageToVideo("V", "positional")  # type: ignore[call-arg]
+    request.duration = 4  # type: ignore[misc]
