@@ -176,9 +176,7 @@ async def test_callback_is_the_documented_one(api: Api, receiver: Receiver) -> N
     ("resolution", "ratio", "size"),
     [("720p", "16:9", (1280, 720)), ("1080p", "9:16", (1080, 1920)), ("4k", "16:9", (3840, 2160))],
 )
-async def test_status_tells_duration_and_size(
-    api: Api, resolution: str, ratio: str, size: tuple[int, int]
-) -> None:
+async def test_status_tells_duration_and_size(api: Api, resolution: str, ratio: str, size: tuple[int, int]) -> None:
     """GET tells duration and size of a finished task as they were ordered."""
     (task_id,) = await api.create(aspect_resolution=resolution, aspect_ratio=ratio)
     await api.sim.settled()
@@ -223,9 +221,7 @@ async def test_same_seed_same_ids(session: aiohttp.ClientSession, receiver: Rece
     assert made[0] == made[1] != made[2]
 
 
-async def test_latency_is_the_time_of_the_generation(
-    session: aiohttp.ClientSession, receiver: Receiver
-) -> None:
+async def test_latency_is_the_time_of_the_generation(session: aiohttp.ClientSession, receiver: Receiver) -> None:
     """With a latency tasks are PROCESSING until it is over."""
     async with Simulator(latency=3600) as sim:
         api = Api(sim, session, receiver.url)
@@ -280,9 +276,7 @@ async def test_a_body_that_is_no_object_is_400(api: Api, session: aiohttp.Client
 
 async def test_a_body_too_large_is_413(api: Api, session: aiohttp.ClientSession) -> None:
     """More than a megabyte is refused unread."""
-    async with session.post(
-        api.create_url, data=io.BytesIO(b" " * 2_000_000), headers=api.headers
-    ) as response:
+    async with session.post(api.create_url, data=io.BytesIO(b" " * 2_000_000), headers=api.headers) as response:
         assert (response.status, (await response.json())["code"]) == (413, 100001)
     (post,) = api.sim.ledger.posts
     assert (post.read, post.paid, post.status) == (False, False, 413)
@@ -567,9 +561,7 @@ async def test_hang_ends_with_the_simulator(session: aiohttp.ClientSession, rece
         await post
 
 
-async def test_a_client_that_leaves_while_its_answer_is_held_is_called_back(
-    api: Api, receiver: Receiver
-) -> None:
+async def test_a_client_that_leaves_while_its_answer_is_held_is_called_back(api: Api, receiver: Receiver) -> None:
     """A cancelled client has bought what was accepted."""
     api.sim.hold_answers()
     post = asyncio.create_task(api.post())
@@ -585,8 +577,7 @@ async def test_a_body_that_breaks_off_is_not_read(api: Api, caplog: pytest.LogCa
     url = URL(api.create_url)
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
-        b"POST /v1/image_to_video HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sim-key\r\n"
-        b"Content-Length: 100\r\n\r\n{"
+        b"POST /v1/image_to_video HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sim-key\r\nContent-Length: 100\r\n\r\n{"
     )
     await writer.drain()
     assert (await api.get("i2v-0"))[0] == 404  # the other connection was served: the first one has begun
@@ -750,9 +741,7 @@ async def test_status_faults(api: Api) -> None:
 
 async def test_directives_ask_for_faults(api: Api, receiver: Receiver) -> None:
     """A prompt asks for faults of its tasks, several at once."""
-    (task_id,) = await api.create(
-        prompt="a dog [sim:failed=no dog] [sim:duplicate_callback] [sim:latency=0.001]"
-    )
+    (task_id,) = await api.create(prompt="a dog [sim:failed=no dog] [sim:duplicate_callback] [sim:latency=0.001]")
     await api.sim.settled()
     assert receiver.reports == [(task_id, "FAILED")] * 2
     assert api.sim.ledger.posts[0].faults == ("failed", "duplicate_callback", "latency")
@@ -762,9 +751,7 @@ async def test_directives_ask_for_faults(api: Api, receiver: Receiver) -> None:
     assert len(receiver.bodies) == 2
 
 
-@pytest.mark.parametrize(
-    ("directive", "status"), [("rate_limited=2", 429), ("rate_limited", 429), ("status=500", 500)]
-)
+@pytest.mark.parametrize(("directive", "status"), [("rate_limited=2", 429), ("rate_limited", 429), ("status=500", 500)])
 async def test_directives_that_refuse_work_once(api: Api, directive: str, status: int) -> None:
     """The first POST of a prompt is refused, the same prompt is accepted after that."""
     prompt = f"a dog [sim:{directive}] [sim:failed]"
@@ -865,9 +852,7 @@ async def test_manual_callback_before_a_held_answer(hand: Api, receiver: Receive
 # --- result files ------------------------------------------------------------------------------------------
 
 
-async def fetch(
-    session: aiohttp.ClientSession, url: object, **headers: str
-) -> tuple[int, bytes, Mapping[str, str]]:
+async def fetch(session: aiohttp.ClientSession, url: object, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
     async with session.get(URL(str(url), encoded=True), headers=headers) as response:
         return response.status, await response.read(), response.headers
 
@@ -904,9 +889,7 @@ def test_crc32c_is_the_published_one() -> None:
     ("value", "start", "stop"),
     [("bytes=0-9", 0, 10), ("bytes=100-", 100, None), ("bytes=-5", -5, None), ("bytes=10-10", 10, 11)],
 )
-async def test_media_ranges(
-    api: Api, session: aiohttp.ClientSession, value: str, start: int, stop: int | None
-) -> None:
+async def test_media_ranges(api: Api, session: aiohttp.ClientSession, value: str, start: int, stop: int | None) -> None:
     """A single range is honoured, with and without the right If-Range."""
     (task_id,) = await api.create()
     await api.sim.settled()
@@ -992,6 +975,7 @@ async def test_the_ledger_tells_all(api: Api, receiver: Receiver) -> None:
         "gets": 1,
         "callbacks": 3,
         "unacknowledged": 0,
+        "uploads": 0,
         "media": 0,
         "media_with_key": 0,
     }

@@ -9,7 +9,7 @@ An independent witness: written from the public facts about the service, it impo
 """
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.ledger import CallbackRecord, GetRecord, Ledger, MediaRecord, PostRecord
+from xiling_async.simulator.ledger import CallbackRecord, GetRecord, Ledger, MediaRecord, PostRecord, UploadRecord
 from xiling_async.simulator.service import Simulator
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "MediaRecord",
     "PostRecord",
     "Simulator",
+    "UploadRecord",
     "faults",
 ]

@@ -1,4 +1,4 @@
-"""The answer to a create as a value: decided here without I/O, written to the socket by the service."""
+"""The answer to a request as a value: decided here without I/O, written to the socket by the service."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,6 +8,7 @@ import attrs
 
 from xiling_async.simulator import faults
 from xiling_async.simulator.faults import Fault
+from xiling_async.simulator.parameters import PARAMETER_ERROR
 
 INVALID_TOKEN = 100002
 TASK_NOT_FOUND = 100003
@@ -35,6 +36,34 @@ def envelope(
     return Answer(status, json.dumps(content).encode(), headers | _retry_after(retry_after))
 
 
+def upload_envelope(url: str, file_id: str, file_name: str) -> Answer:
+    """The other envelope, that of uploads."""
+    result = {"url": url, "fileId": file_id, "fileName": file_name}
+    return _json({"code": 0, "success": True, "message": {"global": "success"}, "result": result})
+
+
+def parameter_error(complaint: str, *, status: int = 400) -> Answer:
+    return envelope(PARAMETER_ERROR, f"Parameter error: {complaint}", status=status)
+
+
+def unauthorised() -> Answer:
+    return envelope(INVALID_TOKEN, "Invalid token", status=401)
+
+
+def task_not_found() -> Answer:
+    return envelope(TASK_NOT_FOUND, "Task not found", status=404)
+
+
+def no_such_path(path: str) -> Answer:
+    return envelope(404, f"No such path: {path}", status=404)
+
+
+def storage_error(status: int, retry_after: float | str | None = None) -> Answer:
+    """What a storage answers instead of a file: XML, as Google's does."""
+    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>Simulated{status}</Code></Error>".encode()
+    return Answer(status, body, {"Content-Type": "application/xml; charset=UTF-8"} | _retry_after(retry_after))
+
+
 def refusal(given: Iterable[Fault]) -> Answer | None:
     """The answer that these faults want for a create that is not accepted; None: they do not refuse it."""
     for fault in given:
@@ -56,9 +85,8 @@ def refusal(given: Iterable[Fault]) -> Answer | None:
     return None
 
 
-def acceptance(given: Iterable[Fault], task_ids: Iterable[str]) -> Answer:
-    """The answer to a create that was accepted and charged."""
-    plain = envelope(0, "ok", data={"task_ids": list(task_ids)})
+def acceptance(given: Iterable[Fault], plain: Answer) -> Answer:
+    """The answer to a create that was accepted and charged, or to an upload that was stored; `plain` without faults."""
     for fault in given:
         match fault:
             case faults.DropAfterAccept():
@@ -73,7 +101,13 @@ def acceptance(given: Iterable[Fault], task_ids: Iterable[str]) -> Answer:
                 return Answer(200, body, {"Content-Type": content_type})
             case faults.AnswerData(value):
                 return envelope(0, "ok", data=value)
+            case faults.UploadAnswer(value):
+                return _json(value)
     return plain
+
+
+def _json(value: object) -> Answer:
+    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
 def _status(fault: faults.Status) -> Answer:

@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from xiling_async.simulator.answers import Answer
+from xiling_async.simulator.answers import Answer, no_such_path
 
 
 async def write(request: web.Request, answer: Answer, stopped: asyncio.Event) -> web.StreamResponse:
@@ -13,7 +13,7 @@ async def write(request: web.Request, answer: Answer, stopped: asyncio.Event) ->
     One that hangs ends with its time, with the client (the handler is cancelled), or with the service.
     """
     if answer.ending == "hang":
-        await _wait(stopped, answer.seconds)
+        await pause(stopped, answer.seconds)
     if answer.status is None:
         return cut(request)
     if answer.ending == "half":
@@ -35,16 +35,18 @@ def headers_of(request: web.Request) -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}
 
 
-async def not_found(request: web.Request) -> web.Response:
-    return web.json_response({"code": 404, "msg": f"No such path: {request.path}"}, status=404)
+async def not_found(request: web.Request) -> web.StreamResponse:
+    answer = no_such_path(request.path)
+    return web.Response(status=404, body=answer.body, headers=answer.headers)
 
 
-async def _wait(stopped: asyncio.Event, seconds: float | None) -> None:
+async def pause(stopped: asyncio.Event, seconds: float | None) -> bool:
+    """So many seconds (None: no end), or until the service stops; whether it did."""
     try:
         async with asyncio.timeout(seconds):
-            await stopped.wait()
+            return await stopped.wait()
     except TimeoutError:
-        return
+        return False
 
 
 async def _write_half(request: web.Request, answer: Answer, status: int) -> web.StreamResponse:

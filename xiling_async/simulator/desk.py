@@ -3,18 +3,18 @@
 import json
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.answers import Answer, acceptance, envelope, refusal
+from xiling_async.simulator.answers import Answer, acceptance, envelope, parameter_error, refusal, task_not_found
 from xiling_async.simulator.directives import read_directives
 from xiling_async.simulator.faults import Fault
-from xiling_async.simulator.jobs import Job, Task
+from xiling_async.simulator.jobs import Job, Task, status_data
 from xiling_async.simulator.kinds import Kind
 from xiling_async.simulator.ledger import Ledger
-from xiling_async.simulator.parameters import PARAMETER_ERROR
+from xiling_async.simulator.parameters import IMAGE_UNREACHABLE, Problem, images
 
 # Tasks one create can make when the parameter checks are off.
 LENIENT_COUNT_LIMIT = 100
@@ -33,10 +33,11 @@ class Decision:
 class Desk:
     """Scripts, ids and tasks: everything the service remembers of what it sold."""
 
-    def __init__(self, ledger: Ledger, seed: int) -> None:
+    def __init__(self, ledger: Ledger, seed: int, is_dangling: Callable[[str], bool]) -> None:
         self.tasks: dict[str, Task] = {}
         self.default: tuple[Fault, ...] = ()
         self._ledger = ledger
+        self._is_dangling = is_dangling  # whether a URL is one of the service's own where there is nothing
         self._ids = random.Random(seed)  # noqa: S311 - ids that can be repeated, no secrets
         self._scripts: deque[tuple[Fault, ...]] = deque()
         self._refused_prompts: set[str] = set()
@@ -59,11 +60,26 @@ class Desk:
             return Decision(refused, given, body)
         if body is None:
             return Decision(parameter_error("the body is no JSON object"), given)
-        problem = None if lenient else kind.check(body)
+        problem = None if lenient else kind.check(body) or self._unreachable(body)
         if problem is not None:
             return Decision(envelope(problem.code, problem.msg, status=400), given, body)
         job = self._new_job(kind, body, given)
-        return Decision(acceptance(given, [task.id for task in job.tasks]), given, body, job)
+        return Decision(
+            acceptance(given, envelope(0, "ok", data={"task_ids": [task.id for task in job.tasks]})), given, body, job
+        )
+
+    def status_answer(self, kind: Kind, task_id: str, origin: str) -> Answer:
+        """What the status endpoint says of this task."""
+        task = self.tasks.get(task_id)
+        if task is None or task.job.kind is not kind or faults.find(task.job.given, faults.NoStatusEndpoint):
+            return task_not_found()
+        fault = faults.find(task.job.given, faults.StatusFault)
+        task.gets += 1
+        if fault is not None and task.gets <= len(fault.codes):
+            code = fault.codes[task.gets - 1]
+            return Answer(None, ending="cut") if code == 0 else envelope(code, "Simulated status", status=code)
+        task.renew_urls()
+        return envelope(0, "ok", data=status_data(task, origin))
 
     def move(self, task: Task, status: str, message: str = "") -> None:
         """Change the status of a task, here and in the ledger."""
@@ -94,6 +110,12 @@ class Desk:
         self._refused_prompts.add(prompt)
         return given
 
+    def _unreachable(self, body: Mapping[str, object]) -> Problem | None:
+        """Pictures of others are taken on trust; of its own the service knows which there are."""
+        if any(self._is_dangling(image) for image in images(body)):
+            return Problem(IMAGE_UNREACHABLE, "Image URL not reachable")
+        return None
+
     def _new_job(self, kind: Kind, body: Mapping[str, object], given: tuple[Fault, ...]) -> Job:
         url = body.get("callback_url")
         job = Job(kind, body, url if isinstance(url, str) else None, given)
@@ -104,10 +126,6 @@ class Desk:
             self.tasks[task.id] = task
             self.move(task, task.status)
         return job
-
-
-def parameter_error(complaint: str, *, status: int = 400) -> Answer:
-    return envelope(PARAMETER_ERROR, f"Parameter error: {complaint}", status=status)
 
 
 def _json_object(raw: bytes) -> dict[str, object] | None:

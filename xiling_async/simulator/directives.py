@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from xiling_async.simulator import faults
 from xiling_async.simulator.faults import Fault
+from xiling_async.simulator.media_faults import HASHED_BY_DIRECTIVE_BYTES
 
 _DIRECTIVE = re.compile(r"\[sim:([^\]=]*)(?:=([^\]]*))?\]")
 
@@ -36,6 +37,20 @@ def _optional(make: Callable[[str], Fault], plain: Callable[[], Fault]) -> Calla
     return lambda value: make(value) if value else plain()
 
 
+def _big_media(value: str) -> Fault:
+    size = int(value)
+    return faults.big_media(size, hashed=size <= HASHED_BY_DIRECTIVE_BYTES)
+
+
+def _media_redirect(value: str) -> Fault:
+    return faults.media_redirect(times=int(value)) if value.isdecimal() else faults.media_redirect(value)
+
+
+def _slow_media(value: str) -> Fault:
+    chunk, _, seconds = value.partition(",")
+    return faults.slow_media(int(chunk), float(seconds))
+
+
 DIRECTIVES: dict[str, Callable[[str | None], Fault]] = {
     "business_error": _needed(lambda value: faults.business_error(int(value), "Business error")),
     "callback_retry": _needed(lambda value: faults.callback_retry(int(value))),
@@ -57,6 +72,22 @@ DIRECTIVES: dict[str, Callable[[str | None], Fault]] = {
     "rate_limited": _optional(lambda value: faults.rate_limited(float(value)), faults.rate_limited),
     "status": _needed(lambda value: faults.status(int(value))),
     "status_fault": _needed(lambda value: faults.status_fault(*map(int, value.split(",")))),
+    # of the result files
+    "big_media": _needed(_big_media),
+    "changing_media": _plain(faults.changing_media),
+    "cut_media": _needed(lambda value: faults.cut_media(int(value))),
+    "gzip_media": _plain(faults.gzip_media),
+    "media_gone": _optional(lambda value: faults.media_gone(int(value), fresh_url=True), faults.media_gone),
+    "media_redirect": _optional(_media_redirect, faults.media_redirect),
+    "media_status": _needed(lambda value: faults.media_status(*map(int, value.split(",")))),
+    "no_etag": _plain(faults.no_etag),
+    "no_hash": _plain(faults.no_hash),
+    "no_length": _plain(faults.no_length),
+    "no_ranges": _plain(faults.no_ranges),
+    "slow_media": _needed(_slow_media),
+    "stalled_media": _needed(lambda value: faults.stalled_media(int(value))),
+    "wrong_hash": _plain(faults.wrong_hash),
+    "wrong_length": _needed(lambda value: faults.wrong_length(int(value))),
 }
 
 

@@ -1,21 +1,43 @@
 """The fault vocabulary: what can go wrong with one create and its tasks, as plain frozen values.
 
 Several faults may be given to one create. Of those that decide the answer the first one counts, and those
-that refuse come before those that accept.
+that refuse come before those that accept. Uploads know those of the connection and the answer; what goes wrong
+with result files is in `media_faults`, and is given to a create as well.
 """
 
-import re
 from collections.abc import Iterable
-from typing import ClassVar, TypeVar
 
 import attrs
+
+from xiling_async.simulator.fault import Fault, find
+from xiling_async.simulator.media_faults import (
+    big_media,
+    changing_media,
+    cut_media,
+    gzip_media,
+    media_bytes,
+    media_gone,
+    media_redirect,
+    media_status,
+    no_etag,
+    no_hash,
+    no_length,
+    no_ranges,
+    slow_media,
+    stalled_media,
+    wrong_hash,
+    wrong_length,
+)
 
 __all__ = [
     "Fault",
     "answer_data",
+    "big_media",
     "business_error",
     "callback_fields",
     "callback_retry",
+    "changing_media",
+    "cut_media",
     "drop_after_accept",
     "drop_before_read",
     "drop_mid_answer",
@@ -24,39 +46,34 @@ __all__ = [
     "failed",
     "find",
     "garbage",
+    "gzip_media",
     "hang",
     "hang_before_accept",
     "ids",
     "latency",
     "lost_callback",
+    "media_bytes",
+    "media_gone",
+    "media_redirect",
+    "media_status",
+    "no_etag",
+    "no_hash",
+    "no_length",
+    "no_ranges",
     "no_status_endpoint",
     "out_of_order",
     "progress_callback",
     "rate_limited",
     "raw_callback",
     "redirect",
+    "slow_media",
+    "stalled_media",
     "status",
     "status_fault",
+    "upload_answer",
+    "wrong_hash",
+    "wrong_length",
 ]
-
-
-@attrs.frozen
-class Fault:
-    """One thing that goes wrong; `name` is the word for it in the ledger."""
-
-    name: ClassVar[str] = "fault"
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-
-
-F = TypeVar("F", bound=Fault)
-
-
-def find(given: Iterable[Fault], kind: type[F]) -> F | None:
-    """The first fault of this type, if there is one."""
-    return next((fault for fault in given if isinstance(fault, kind)), None)
 
 
 # --- the connection and the answer, nothing charged --------------------------------------------------------
@@ -153,6 +170,13 @@ class AnswerData(Fault):
     value: object
 
 
+@attrs.frozen
+class UploadAnswer(Fault):
+    """The upload is stored; the answer is HTTP 200 with this value as its JSON, verbatim."""
+
+    value: object
+
+
 # --- the generation ----------------------------------------------------------------------------------------
 
 
@@ -236,7 +260,7 @@ class NoStatusEndpoint(Fault):
 
 @attrs.frozen
 class StatusFault(Fault):
-    """The first GETs of each task are answered with these HTTP statuses."""
+    """The first GETs of each task are answered with these HTTP statuses; 0 cuts the connection."""
 
     codes: tuple[int, ...]
 
@@ -247,7 +271,7 @@ def callback_fields(**changes: object) -> CallbackFields:
 
 
 def status_fault(*codes: int) -> StatusFault:
-    """Answer the first GETs of each task with these HTTP statuses."""
+    """Answer the first GETs of each task with these HTTP statuses; 0 cuts the connection."""
     return StatusFault(codes)
 
 
@@ -274,3 +298,4 @@ rate_limited = RateLimited
 raw_callback = RawCallback
 redirect = Redirect
 status = Status
+upload_answer = UploadAnswer

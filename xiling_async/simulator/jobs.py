@@ -32,6 +32,13 @@ class Task:
     error_message: str = ""
     gets: int = 0
     callbacks: int = 0
+    url_number: int = 0  # how often its URLs were replaced
+    url_refused: bool = False  # its URLs are gone, and somebody found out
+
+    def renew_urls(self) -> None:
+        """New URLs, if the old ones were tried in vain."""
+        self.url_number += self.url_refused
+        self.url_refused = False
 
     def intended_end(self) -> tuple[str, str]:
         """The status it ends with when nobody interferes, and its error message."""
@@ -48,7 +55,7 @@ def result_data(task: Task, origin: str, state: str) -> dict[str, object]:
         "task_id": task.id,
         "status": state,
         **{
-            field: media.signed_url(origin, f"{task.id}.{suffix}") if done else ""
+            field: media.signed_url(origin, f"{task.id}.{suffix}", task.url_number) if done else ""
             for field, suffix in task.job.kind.results.items()
         },
         "error_message": task.error_message if state == task.status else "",

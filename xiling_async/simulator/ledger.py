@@ -44,29 +44,64 @@ class CallbackRecord:
     attempt: int  # of this task, from 1
 
 
-@attrs.frozen
-class MediaRecord:
-    """One request for a result file."""
+@attrs.frozen(kw_only=True)
+class UploadRecord:
+    """One upload POST, written down when its fate was decided, before a byte of the answer was sent."""
 
+    number: int  # in order of arrival, from 1
+    read: bool = False  # the whole body arrived and was read
+    filename: str | None = None
+    content_type: str | None = None  # of the part
+    size: int = 0  # bytes of the part, as far as it was read
+    sha256: str | None = None  # in hexadecimal; None: it was not read to its end
+    declared_length: int | None = None  # Content-Length of the request; None: chunked
+    status: int | None = None  # the HTTP status of the answer; None: there is none
+    url: str | None = attrs.field(default=None, repr=False)  # where it is stored; None: it is not
+    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)  # names in lower case
+    faults: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class MediaRecord:
+    """One request for a result file, written down before the client can have seen the end of the answer.
+
+    Several at a time are written down in the order they end; `number` tells the order they came in.
+    """
+
+    number: int  # in order of arrival, from 1
     path: str
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    status: int
+    query: str = attrs.field(repr=False)
+    headers: Mapping[str, str] = attrs.field(repr=False)  # names in lower case
+    status: int  # 0: the connection was cut without an answer
+    sent: int = 0  # bytes of the body handed to the socket
+
+    @property
+    def range(self) -> str | None:
+        """The `Range` it asked for."""
+        return self.headers.get("range")
 
     @property
     def carried_key(self) -> bool:
-        """Whether it had an Authorization header, which belongs to the API alone."""
-        return "authorization" in self.headers
+        """Whether it had an Authorization (or `token`) header, which belongs to the API alone."""
+        return "authorization" in self.headers or "token" in self.headers
+
+    @property
+    def carried_cookie(self) -> bool:
+        """Whether it had a Cookie header."""
+        return "cookie" in self.headers
 
 
 @attrs.define(eq=False)
 class Ledger:
-    """Everything the service saw, in order."""
+    """Everything the service saw, in order. `stalls` counts the files that stopped in the middle, as asked."""
 
     posts: list[PostRecord] = attrs.field(factory=list)
     gets: list[GetRecord] = attrs.field(factory=list)
     callbacks: list[CallbackRecord] = attrs.field(factory=list)
+    uploads: list[UploadRecord] = attrs.field(factory=list)
     media: list[MediaRecord] = attrs.field(factory=list)
     posts_read: int = 0
+    stalls: int = 0
     _tasks: dict[str, str] = attrs.field(factory=dict, repr=False)
     _waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = attrs.field(factory=list, repr=False)
 
@@ -105,6 +140,11 @@ class Ledger:
         """Requests for result files that carried an Authorization header."""
         return tuple(record for record in self.media if record.carried_key)
 
+    @property
+    def media_with_cookie(self) -> tuple[MediaRecord, ...]:
+        """Requests for result files that carried a cookie."""
+        return tuple(record for record in self.media if record.carried_cookie)
+
     def summary(self) -> dict[str, int]:
         """The counts, for people."""
         return {
@@ -116,6 +156,7 @@ class Ledger:
             "gets": len(self.gets),
             "callbacks": len(self.callbacks),
             "unacknowledged": len(self.unacknowledged),
+            "uploads": len(self.uploads),
             "media": len(self.media),
             "media_with_key": len(self.media_with_key),
         }
@@ -127,8 +168,24 @@ class Ledger:
         self.posts_read += record.read
         self.happened()
 
+    def get(self, record: GetRecord) -> None:
+        self.gets.append(record)
+        self.happened()
+
     def callback(self, record: CallbackRecord) -> None:
         self.callbacks.append(record)
+        self.happened()
+
+    def upload(self, record: UploadRecord) -> None:
+        self.uploads.append(record)
+        self.happened()
+
+    def media_request(self, record: MediaRecord) -> None:
+        self.media.append(record)
+        self.happened()
+
+    def stalled(self) -> None:
+        self.stalls += 1
         self.happened()
 
     def moved(self, task_id: str, status: str) -> None:

@@ -6,7 +6,10 @@ import attrs
 from yarl import URL
 
 PARAMETER_ERROR = 100001
+IMAGE_TOO_LARGE = 100004
 PROMPT_TOO_LONG = 100005
+IMAGE_UNREACHABLE = 100006
+IMAGE_FORMAT = 100007
 
 PROMPT_LIMIT = 1000
 COUNT_LIMIT = 4
@@ -137,6 +140,13 @@ def _images(name: str, model: Model, body: Mapping[str, object]) -> str | None:
     if "end_image_url" in body and not (model.end_image and present["image_url"]):
         return "end_image_url needs model V and image_url"
     return None
+
+
+def images(body: Mapping[str, object]) -> tuple[str, ...]:
+    """Every picture that a lawful create names."""
+    references = body.get("reference_images", [])
+    named = [body.get("image_url"), body.get("end_image_url"), *(references if isinstance(references, list) else [])]
+    return tuple(image for image in named if isinstance(image, str))
 
 
 def is_address(value: object) -> bool:

@@ -10,19 +10,23 @@ import attrs
 from aiohttp import web
 from yarl import URL
 
-from xiling_async.simulator import faults, media
-from xiling_async.simulator.answers import INVALID_TOKEN, TASK_NOT_FOUND, Answer, envelope
+from xiling_async.simulator import faults
+from xiling_async.simulator.answers import Answer, parameter_error, unauthorised
 from xiling_async.simulator.callbacks import CallbackSender
 from xiling_async.simulator.connection import cut, headers_of, not_found, write
-from xiling_async.simulator.desk import Decision, Desk, parameter_error
-from xiling_async.simulator.faults import Fault
-from xiling_async.simulator.jobs import Job, status_data
-from xiling_async.simulator.kinds import KINDS, Kind, is_portrait
+from xiling_async.simulator.delivery import Note, deliver
+from xiling_async.simulator.desk import Decision, Desk
+from xiling_async.simulator.fault import Fault, checked, names
+from xiling_async.simulator.generations import Generations
+from xiling_async.simulator.jobs import Job
+from xiling_async.simulator.kinds import KINDS, Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
+from xiling_async.simulator.media_faults import MediaFault
+from xiling_async.simulator.storage import Storage
+from xiling_async.simulator.uploads import Uploads
 
 # How long a client that stalls in the middle of its request can delay the end.
 SHUTDOWN_TIMEOUT_S = 0.05
-_INVALID_TOKEN = envelope(INVALID_TOKEN, "Invalid token", status=401)
 _TOO_LARGE = parameter_error("the body is too large", status=413)
 
 
@@ -58,9 +62,11 @@ class Simulator:
         self.lenient = False
         self.ledger = Ledger()
         self._callback_timeout = callback_timeout
-        self._desk = Desk(self.ledger, seed)
+        self._desk = Desk(self.ledger, seed, self._is_dangling)
+        self._uploads = Uploads(self.ledger, seed)
+        self._storage = Storage(self._desk.tasks)
         self._arrived = 0
-        self._generations: set[asyncio.Task[None]] = set()
+        self._media_asked = 0
         self._released = asyncio.Event()
         self._released.set()
         self._stopped = asyncio.Event()
@@ -81,11 +87,12 @@ class Simulator:
             raise
         self.port = int(runner.addresses[0][1])
         self._sender = CallbackSender(self.origin, self.ledger, self._callback_timeout)
+        self._generations = Generations(self._desk, self._sender, self.ledger)
         # Last in, first out: whoever waits is let go, the server ends, and with it what it still began.
         self._opened.push_async_callback(self._sender.close)
-        self._opened.push_async_callback(self._stop_generations)
+        self._opened.push_async_callback(self._generations.stop)
         self._opened.push_async_callback(runner.cleanup)
-        self._opened.push_async_callback(self._stop_generations)
+        self._opened.push_async_callback(self._generations.stop)
         return self
 
     async def __aexit__(
@@ -94,11 +101,6 @@ class Simulator:
         self._stopped.set()
         self._released.set()
         await self._opened.aclose()
-
-    async def _stop_generations(self) -> None:
-        for generation in self._generations:
-            generation.cancel()
-        await asyncio.gather(*self._generations, return_exceptions=True)
 
     def __repr__(self) -> str:
         posts, tasks = len(self.ledger.posts), len(self.ledger.tasks)
@@ -118,11 +120,23 @@ class Simulator:
 
     def script(self, *given: Fault) -> None:
         """The faults of the next create without a script; none makes it a plain one."""
-        self._desk.script(_checked(given))
+        self._desk.script(checked(given, "creates", _is_of_creates))
 
     def default(self, *given: Fault) -> None:
         """The faults of every create that has no script of its own."""
-        self._desk.default = _checked(given)
+        self._desk.default = checked(given, "creates", _is_of_creates)
+
+    def media_default(self, *given: Fault) -> None:
+        """The faults of the result files of every create that was given no media fault of its own."""
+        self._storage.default = checked(given, "media", lambda fault: isinstance(fault, MediaFault))
+
+    def script_upload(self, *given: Fault) -> None:
+        """The faults of the next upload without a script; none makes it a plain one."""
+        self._uploads.script(given)
+
+    def default_upload(self, *given: Fault) -> None:
+        """The faults of every upload that has no script of its own."""
+        self._uploads.by_default(given)
 
     async def finish(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> int | None:
         """End a task and call back; the receiver's answer, None when it gave none or nothing was sent."""
@@ -162,9 +176,21 @@ class Simulator:
         """Wait until n callbacks were answered, or found nobody."""
         await self.ledger.until(lambda: len(self.ledger.callbacks) >= n)
 
+    async def wait_for_uploads(self, n: int) -> None:
+        """Wait until the fate of n uploads was decided."""
+        await self.ledger.until(lambda: len(self.ledger.uploads) >= n)
+
+    async def wait_for_media(self, n: int) -> None:
+        """Wait until n requests for result files were answered to their end, however that was."""
+        await self.ledger.until(lambda: len(self.ledger.media) >= n)
+
+    async def wait_for_stalls(self, n: int) -> None:
+        """Wait until n result files stood still in the middle, as asked."""
+        await self.ledger.until(lambda: self.ledger.stalls >= n)
+
     async def settled(self) -> None:
         """Wait until every accepted create was answered or let hang, and called back."""
-        await self.ledger.until(lambda: not self._generations)
+        await self.ledger.until(lambda: not self._generations.running)
 
     # --- the endpoints ---
 
@@ -172,7 +198,8 @@ class Simulator:
         for kind in KINDS:
             app.router.add_post(f"/v1/{kind.path}", partial(self._create, kind))
             app.router.add_get(f"/v1/{kind.path}/{{task_id}}", partial(self._status, kind))
-        # The upload endpoint (/v1/figure-resource/upload/file) has its place here.
+        app.router.add_post("/v1/figure-resource/upload/file", self._upload)
+        app.router.add_get("/uploads/{name}", self._uploads.serve)
         app.router.add_get("/media/{name}", self._media)
         app.router.add_route("*", "/{rest:.*}", not_found)
 
@@ -181,7 +208,7 @@ class Simulator:
         record = PostRecord(number=self._arrived, headers=headers_of(request), read=False)
         known = self._is_authorised(request)
         scripted = self._desk.next_script() if known else ()
-        record = attrs.evolve(record, faults=_names(scripted))
+        record = attrs.evolve(record, faults=names(scripted))
         if faults.find(scripted, faults.DropBeforeRead):
             self.ledger.post(record)
             return cut(request)
@@ -193,7 +220,7 @@ class Simulator:
         except BaseException:  # the client went away in the middle of it
             self.ledger.post(record)
             raise
-        decision = self._desk.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(_INVALID_TOKEN)
+        decision = self._desk.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
         self._write_down(record, decision)
         if decision.job is None:
             return await write(request, decision.answer, self._stopped)
@@ -209,7 +236,7 @@ class Simulator:
                 read=True,
                 status=decision.answer.status,
                 body=decision.body,
-                faults=_names(decision.given),
+                faults=names(decision.given),
                 callback_url=url if isinstance(url, str) else None,
                 paid=decision.job is not None,
                 task_ids=tuple(task.id for task in decision.job.tasks) if decision.job else (),
@@ -220,7 +247,7 @@ class Simulator:
         """Answer an accepted create and let its tasks run, whether or not the client is still there."""
         answered = asyncio.Event()
         early = faults.find(job.given, faults.EarlyCallback) is not None
-        generation = None if self.manual else self._begin(job, answered)
+        generation = None if self.manual else self._generations.begin(job, answered, self.latency)
         try:
             if early or answer.ending == "hang":
                 answered.set()
@@ -233,69 +260,45 @@ class Simulator:
 
     async def _status(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         task_id = request.match_info["task_id"]
-        answer = self._status_answer(kind, task_id) if self._is_authorised(request) else _INVALID_TOKEN
-        self.ledger.gets.append(GetRecord(task_id, answer.status or 0))
+        known = self._is_authorised(request)
+        answer = self._desk.status_answer(kind, task_id, self.origin) if known else unauthorised()
+        self.ledger.get(GetRecord(task_id, answer.status or 0))
         return await write(request, answer, self._stopped)
 
-    def _status_answer(self, kind: Kind, task_id: str) -> Answer:
-        task = self._desk.tasks.get(task_id)
-        if task is None or task.job.kind is not kind or faults.find(task.job.given, faults.NoStatusEndpoint):
-            return envelope(TASK_NOT_FOUND, "Task not found", status=404)
-        fault = faults.find(task.job.given, faults.StatusFault)
-        task.gets += 1
-        if fault is not None and task.gets <= len(fault.codes):
-            code = fault.codes[task.gets - 1]
-            return envelope(code, "Simulated status", status=code)
-        return envelope(0, "ok", data=status_data(task, self.origin))
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        return await self._uploads.take(request, self.origin, self._stopped, known=self._is_authorised(request))
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
-        task_id, _, suffix = request.match_info["name"].rpartition(".")
-        task = self._desk.tasks.get(task_id)
-        found = None
-        if task is not None and task.status == "SUCCEEDED":
-            found = media.sample(suffix, portrait=is_portrait(task.job.body))
-        response = await not_found(request) if found is None else media.serve(request, found)
-        self.ledger.media.append(MediaRecord(request.path, headers_of(request), response.status))
-        return response
+        self._media_asked += 1
+        found = self._storage.decide(request)
+        record = MediaRecord(
+            number=self._media_asked,
+            path=request.path,
+            query=request.query_string,
+            headers=headers_of(request),
+            status=found.status or 0,
+        )
+        note = Note(self.ledger, record)
+        if not isinstance(found, Answer):
+            return await deliver(request, found, note, self._stopped)
+        note.sent(len(found.body))
+        return await write(request, found, self._stopped)
 
-    # --- the generation ---
-
-    def _begin(self, job: Job, answered: asyncio.Event) -> asyncio.Task[None]:
-        generation = asyncio.create_task(self._generate(job, answered))
-        self._generations.add(generation)
-        generation.add_done_callback(self._ended)
-        return generation
-
-    def _ended(self, generation: asyncio.Task[None]) -> None:
-        self._generations.discard(generation)
-        self.ledger.happened()
-
-    async def _generate(self, job: Job, answered: asyncio.Event) -> None:
-        """The automatic life of a job: work, progress where asked for, the end of all tasks, callbacks."""
-        await answered.wait()
-        latency = faults.find(job.given, faults.Latency)
-        seconds = self.latency if latency is None else latency.seconds
-        if seconds > 0:
-            self._desk.run(job)
-            await asyncio.sleep(seconds)
-        if faults.find(job.given, faults.ProgressCallback):
-            self._desk.run(job)
-            for task in job.tasks:
-                await self._sender.tell(task, task.status)
-        self._desk.end(job)
-        await self._sender.tell_ends(job)
+    def _is_dangling(self, url: str) -> bool:
+        """Whether this is an address of ours, and there is nothing."""
+        at = URL(url)
+        if at.origin() != URL(self.origin):
+            return False
+        match at.path.split("/"):
+            case ["", "uploads", name]:
+                return not self._uploads.has(name)
+            case ["", "media", name]:
+                return not self._storage.has(name)
+        return True
 
     def _is_authorised(self, request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {self.api_key}"
 
 
-def _checked(given: tuple[Fault, ...]) -> tuple[Fault, ...]:
-    """`faults.hang` for `faults.hang()` would go unnoticed otherwise."""
-    for fault in given:
-        if not isinstance(fault, Fault):
-            raise TypeError(f"not a fault: {fault!r}")
-    return given
-
-
-def _names(given: tuple[Fault, ...]) -> tuple[str, ...]:
-    return tuple(fault.name for fault in given)
+def _is_of_creates(fault: Fault) -> bool:
+    return not isinstance(fault, faults.UploadAnswer)
