@@ -19,6 +19,7 @@ from xiling_async.lifecycle import (
     Event,
     GaveUp,
     Heard,
+    Kept,
     Lost,
     Refused,
     Resent,
@@ -135,6 +136,8 @@ TABLE: dict[str, tuple[Event, tuple[State | Verdict, ...]]] = {
         REFUSED, State.UNKNOWN, State.EXPIRED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED)),
     "asked": (Asked(at=9, due_at=39), (
         REFUSED, REFUSED, State.ACCEPTED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED)),
+    "kept the result of b": (Kept(at=9, task_id="b", file="/out/b.mp4"), (
+        REFUSED, REFUSED, STRANGE, State.DONE, STRANGE, STRANGE, REFUSED, REFUSED, REFUSED)),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 | Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
 | GaveUp   | accepted; uncertain                   | expired; unknown |
 | Asked    | accepted                              | accepted, due again later |
+| Kept     | accepted, done, failed, expired       | the same: a task's result has a file |
 
 Heard is a callback or a status answer. It comes from a URL that only we minted, so it proves that the service took
 the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
@@ -21,7 +22,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from xiling_async.models import JobRecord, Outcome, Refusal, State, Succeeded
 
@@ -91,7 +92,16 @@ class Asked:
     failed: bool = False
 
 
-Event = Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
+@frozen(kw_only=True)
+class Kept:
+    """The result of a task is in this file now, whole."""
+
+    at: float
+    task_id: str
+    file: str
+
+
+Event = Kept | Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
 
 
 class Verdict(Enum):
@@ -131,12 +141,13 @@ LEGAL: Final[dict[type[Event], frozenset[State]]] = {
     Heard: frozenset(State),
     GaveUp: frozenset({State.ACCEPTED, State.UNCERTAIN}),
     Asked: frozenset({State.ACCEPTED}),
+    Kept: frozenset({State.ACCEPTED, State.DONE, State.FAILED, State.EXPIRED}),
 }
 
 
 def decide(record: JobRecord, event: Event) -> Change:
     """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
-    if not isinstance(event, (Resent, GaveUp, Asked)) and event.attempt != record.attempt:
+    if isinstance(event, (Accepted, Refused, Lost, Heard)) and event.attempt != record.attempt:
         return Change(Verdict.STRANGE, record)
     if record.state not in LEGAL[type(event)]:
         return Change(Verdict.REFUSED, record)
@@ -163,6 +174,8 @@ def decide(record: JobRecord, event: Event) -> Change:
         case GaveUp():
             state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
             changed = record.but(state=state, changed_at=event.at, due_at=None)
+        case Kept():
+            return _kept(record, event)
         case Asked():
             changed = record.but(due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
     return Change(Verdict.APPLIED, changed)
@@ -212,6 +225,17 @@ def _heard(record: JobRecord, event: Heard) -> Change:
         return Change(Verdict.REPEAT, record)
     due_at = record.due_at if record.state is State.ACCEPTED else event.due_at
     return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at)
+
+
+def _kept(record: JobRecord, event: Kept) -> Change:
+    for place, outcome in enumerate(record.outcomes):
+        if isinstance(outcome, Succeeded) and outcome.task_id == event.task_id:
+            if outcome.file == event.file:
+                return Change(Verdict.REPEAT, record)
+            kept = evolve(outcome, file=event.file)
+            outcomes = (*record.outcomes[:place], kept, *record.outcomes[place + 1 :])
+            return Change(Verdict.APPLIED, record.but(outcomes=outcomes))
+    return Change(Verdict.STRANGE, record)
 
 
 def _progressed(

@@ -60,6 +60,10 @@ class Store(Protocol):
         """The jobs that are not at an end, oldest first; the store may change while one reads."""
         ...
 
+    def jobs(self) -> AsyncIterator[JobRecord]:
+        """All jobs, the newest first: for listings; the store may change while one reads."""
+        ...
+
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         """Up to `limit` jobs that are due, for one sweeper alone: they fall due again `lease_s` seconds from now."""
         ...

@@ -89,6 +89,12 @@ class MemoryStore:
             if record is not None and not record.state.is_final:
                 yield record
 
+    async def jobs(self) -> AsyncIterator[JobRecord]:
+        for job_id in reversed(tuple(self._jobs)):
+            record = self._jobs.get(job_id)
+            if record is not None:
+                yield record
+
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         claimed: list[JobRecord] = []
         while self._next() and self._due[0][0] <= now and len(claimed) < limit:

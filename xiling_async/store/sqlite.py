@@ -1,67 +1,52 @@
 """A store in one SQLite file, for one process: every change is on the disk before it counts."""
 
+# ruff: noqa: S608 - statements are put together from our own words only
+
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from attrs import asdict
-
 from xiling_async.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.lifecycle import Change, Event, Verdict, decide
-from xiling_async.models import JobRecord, State
+from xiling_async.models import JobRecord
 from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, seconds
-from xiling_async.store.rows import outcome_of, outcome_row, refusal_of, refusal_row, request_of, request_row
+from xiling_async.store.hold import Held, hold, me
+from xiling_async.store.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
+from xiling_async.store.schema import prepare
 from xiling_async.store.writer import Work, Writer
+
+log = logging.getLogger("xiling_async.store")
 
 T = TypeVar("T")
 
-# One script a version; `user_version` says how many have run. Scripts are only ever added at the end.
-MIGRATIONS: Final = (
-    """
-    CREATE TABLE jobs (
-        id TEXT PRIMARY KEY, key TEXT UNIQUE, kind TEXT NOT NULL, request TEXT, asked INTEGER NOT NULL,
-        created_at REAL NOT NULL, changed_at REAL NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL,
-        refusal TEXT, due_at REAL, failed_asks INTEGER NOT NULL, version INTEGER NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE tasks (
-        task_id TEXT PRIMARY KEY, job_id TEXT NOT NULL, place INTEGER NOT NULL, outcome TEXT
-    ) WITHOUT ROWID;
-    CREATE TABLE kept (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-    CREATE INDEX tasks_of_job ON tasks (job_id, place);
-    CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
-    CREATE INDEX jobs_open ON jobs (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
-    """,
-)
-
-_COLUMNS: Final = (
-    "id", "key", "kind", "request", "asked", "created_at", "changed_at", "state", "attempt", "refusal", "due_at",
-    "failed_asks", "version",
-)  # fmt: skip
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM jobs"  # noqa: S608 - our own column names
-_INSERT: Final = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_SELECT: Final = f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM jobs"
+_BY_ID: Final = f"{_SELECT} WHERE id = ?"
+_BY_KEY: Final = f"{_SELECT} WHERE key = ?"
+_BY_TASK: Final = f"{_SELECT} WHERE id = (SELECT job_id FROM tasks WHERE task_id = ?)"
+_IS_TASK: Final = "SELECT 1 FROM tasks WHERE task_id = ?"
+_INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _UPDATE: Final = (
-    "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, refusal = ?, due_at = ?, failed_asks = ?, "
-    "version = ? WHERE id = ?"
+    "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
+    "failed_asks = ?, version = ? WHERE id = ?"
 )
-_OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"
+_OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
 _PAGE: Final = 500
-
-# Read back after they are set: SQLite ignores what it cannot do. EXCLUSIVE first: then WAL needs no shared memory, and
-# a second process is refused (SQLite before 3.51.3 can lose data in WAL mode with several connections).
-_PRAGMAS: Final = (("locking_mode", "exclusive"), ("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1))
+_PURGE: Final = 5_000  # jobs looked at in one piece of work
+_OURS: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
 
 
 class SQLiteStore:
     """Remembers jobs in the file `path`: they survive a crash, a `kill -9`, and (as far as the disk keeps its promises)
-    a power cut. The file is readable by its owner alone. One process at a time; several need a `PostgresStore`.
+    a power cut. One process at a time; several need a `PostgresStore`. While it is open there are two files more: a
+    `-wal`, and an `-owner` that says which process it is. What it makes is readable by its owner alone.
 
     `connect`: how to open the file (for tests).
     """
@@ -70,7 +55,7 @@ class SQLiteStore:
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
     ) -> None:
         self._path = Path(path).absolute()
-        self._connect_file = connect
+        self._connect = connect
         self._writer: Writer | None = None
 
     def __repr__(self) -> str:
@@ -80,8 +65,9 @@ class SQLiteStore:
 
     async def open(self) -> None:
         if self._writer is not None:
-            raise StoreError(f"{self._path} is in use by another client of this process: share the client instead.")
-        writer = Writer(self._connect, str(self._path))
+            self._writer.check_process()
+            raise StoreError(f"{self._path} {_OURS}")
+        writer = Writer(self._connected, str(self._path))
         await writer.start()
         self._writer = writer
 
@@ -95,54 +81,40 @@ class SQLiteStore:
             raise StoreError(f"{self._path} is not open.")
         return await self._writer.run(work)
 
-    def _connect(self) -> sqlite3.Connection:
-        with contextlib.ExitStack() as undo:
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.ExitStack() as leaving:
             try:
-                # Made by us and not by SQLite, so that nobody else can read it; its -wal file takes the same mode.
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-                connection = self._connect_file(self._path, timeout=0.5, isolation_level=None, check_same_thread=False)
-                undo.callback(connection.close)
-                self._prepare(connection)
-                self._migrate(connection)
-                self._owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            except (sqlite3.Error, OSError) as error:
+                connection = self._take(leaving)
+            except Exception as error:
                 raise self._refused(error) from error
-            undo.pop_all()
+            yield connection
+
+    def _take(self, leaving: contextlib.ExitStack) -> sqlite3.Connection:
+        path = self._path.resolve()
+        leaving.callback(hold(path.with_name(path.name + "-owner")))
+        # Made by us and not by SQLite, so that nobody else can read it; its -wal takes the same mode. A file that is
+        # there already is left to SQLite: to close a descriptor of it would drop locks (see hold.py).
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        if not os.access(path, os.W_OK):  # SQLite itself would speak of an I/O error
+            raise PermissionError(f"{path} is read-only")
+        connection = self._connect(path, timeout=0.5, isolation_level=None)
+        leaving.callback(connection.close)
+        prepare(connection)
         return connection
 
-    @property
-    def _owner_file(self) -> Path:
-        return self._path.with_name(self._path.name + "-owner")
-
     def _refused(self, error: Exception) -> StoreError:
-        if "locked" in str(error):
-            owner = "another process"
-            with contextlib.suppress(OSError):
-                owner = self._owner_file.read_text()[:200]
+        if isinstance(error, Held) and str(error) == me():
+            return StoreError(f"{self._path} {_OURS}")
+        is_locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+        if isinstance(error, Held) or is_locked:
+            owner = "another program" if is_locked else error
             return StoreError(
                 f"{self._path} is held by {owner}. One process at a time may use a SQLiteStore: stop that one, "
                 "or let several share a PostgresStore. Nothing was sent."
             )
         return StoreError(f"{self._path} cannot be used as a store: {error}. Nothing was sent.")
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        for name, wanted in _PRAGMAS:
-            connection.execute(f"PRAGMA {name} = {wanted}")
-            got = connection.execute(f"PRAGMA {name}").fetchone()
-            if got != (wanted,):
-                raise StoreError(f"{self._path}: SQLite does not do {name}={wanted} here (it says {got}).")
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"{self._path} was written by a newer xiling_async (its schema is {version}, this one knows "
-                f"{len(MIGRATIONS)}): upgrade the package. The file was not touched."
-            )
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
-        connection.execute("BEGIN IMMEDIATE")  # takes the file now, not at the first job
-        connection.execute("COMMIT")
 
     # --- what base.py promises -----------------------------------------------------------------------------------
 
@@ -156,55 +128,68 @@ class SQLiteStore:
 
     async def add(self, record: JobRecord) -> JobRecord:
         def work(connection: sqlite3.Connection) -> JobRecord:
-            known = _read(connection, "id", record.id)
+            known = _read(connection, _BY_ID, record.id)
             if known is None and record.key is not None:
-                known = _read(connection, "key", record.key)
+                known = _read(connection, _BY_KEY, record.key)
+            for task_id in record.task_ids:
+                known = known or _read(connection, _BY_TASK, task_id)
             if known is not None:
                 return known
-            connection.execute(_INSERT, _job_row(record))
-            _write_tasks(connection, record)
+            connection.execute(_INSERT, row_of(record))
+            _own(connection, record.id, record.task_ids)
             return record
 
         return await self._run(work)
 
     async def change(self, job_id: str, event: Event) -> Change:
         def work(connection: sqlite3.Connection) -> Change:
-            record = _read(connection, "id", job_id)
+            record = _read(connection, _BY_ID, job_id)
             if record is None:
                 return Change(Verdict.NO_JOB, None)
             change = decide(record, event)
-            if change.verdict is Verdict.APPLIED and change.record is not None:
-                if any(_owner(connection, task_id) not in (None, job_id) for task_id in change.record.task_ids):
-                    return Change(Verdict.STRANGE, record)
-                _write(connection, record, change.record)
+            if change.verdict is not Verdict.APPLIED or change.record is None:
+                return change
+            new = [task_id for task_id in change.record.task_ids if task_id not in record.task_ids]
+            if any(connection.execute(_IS_TASK, (task_id,)).fetchone() for task_id in new):
+                return Change(Verdict.STRANGE, record)
+            _own(connection, job_id, new)
+            _disown(connection, [task_id for task_id in record.task_ids if task_id not in change.record.task_ids])
+            _write(connection, change.record)
             return change
 
         return await self._run(work)
 
     async def get(self, job_id: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, "id", job_id))
+        return await self._run(lambda connection: _read(connection, _BY_ID, job_id))
 
     async def by_key(self, key: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, "key", key))
+        return await self._run(lambda connection: _read(connection, _BY_KEY, key))
 
     async def by_task(self, task_id: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, "id", _owner(connection, task_id)))
+        return await self._run(lambda connection: _read(connection, _BY_TASK, task_id))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        after: tuple[float, str] = (float("-inf"), "")
-        while page := await self._run(lambda connection, after=after: _page(connection, after)):  # type: ignore[misc]
+        after: tuple[float, str] | None = (float("-inf"), "")
+        while after is not None:
+            page, after = await self._run(lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
             for record in page:
                 yield record
-            after = (page[-1].created_at, page[-1].id)
+
+    async def jobs(self) -> AsyncIterator[JobRecord]:
+        before: int | None = 2**63 - 1
+        while before is not None:
+            page, before = await self._run(lambda connection, before=before: _newest(connection, before))  # type: ignore[misc]
+            for record in page:
+                yield record
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         def work(connection: sqlite3.Connection) -> list[JobRecord]:
-            due = connection.execute("SELECT id FROM jobs WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit))
-            ids = due.fetchall()
+            due = connection.execute(f"{_SELECT} WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit)).fetchall()
             connection.executemany(
-                "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?", [(now + lease_s, *row) for row in ids]
+                "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
+                [(now + lease_s, row[0]) for row in due],
             )
-            return [record for (job_id,) in ids if (record := _read(connection, "id", job_id)) is not None]
+            return [record.but(due_at=now + lease_s) for record in _readable(due)]
 
         return await self._run(work)
 
@@ -216,20 +201,23 @@ class SQLiteStore:
         return await self._run(work)
 
     async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        until = now + doubt_s
+
         def work(connection: sqlite3.Connection) -> int:
             connection.execute(
                 "UPDATE jobs SET state = 'uncertain', refusal = ?, changed_at = ?, due_at = ?, version = version + 1 "
-                "WHERE state = 'sending'",
-                (refusal_row(LEFT_BEHIND), now, now + doubt_s),
+                f"WHERE {_OPEN} AND state = 'sending'",
+                (refusal_row(LEFT_BEHIND), now, until),
             )
             connection.execute(
-                "UPDATE jobs SET due_at = MIN(due_at, ?), version = version + 1 WHERE state = 'uncertain'",
-                (now + doubt_s,),
+                "UPDATE jobs SET due_at = MIN(COALESCE(due_at, ?), ?), version = version + 1 "
+                f"WHERE {_OPEN} AND state = 'uncertain' AND (due_at IS NULL OR due_at > ?)",
+                (now, until, until),
             )
-            (count,) = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_OPEN}").fetchone()  # noqa: S608
+            (count,) = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_OPEN}").fetchone()
             connection.execute(
-                "UPDATE jobs SET due_at = ? + ? * (ABS(RANDOM()) % 1000) / 1000.0, version = version + 1 "
-                "WHERE state = 'accepted'",
+                "UPDATE jobs SET due_at = ? + ? * (RANDOM() & 1023) / 1024.0, version = version + 1 "
+                f"WHERE {_OPEN} AND state = 'accepted'",
                 (now, min(SPREAD_S, count / per_second)),
             )
             return int(count)
@@ -238,76 +226,78 @@ class SQLiteStore:
 
     async def purge(self, older_than: timedelta | float) -> int:
         before = SystemClock().time() - seconds(older_than)
-
-        def work(connection: sqlite3.Connection) -> int:
-            old = f"FROM jobs WHERE NOT {_OPEN} AND changed_at < ?"
-            connection.execute(f"DELETE FROM tasks WHERE job_id IN (SELECT id {old})", (before,))  # noqa: S608
-            return connection.execute(f"DELETE {old}", (before,)).rowcount
-
-        return await self._run(work)
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
+        purged = 0
+        after: int | None = 0
+        while after is not None:  # page by page: a submit does not wait for the whole of it
+            count, after = await self._run(lambda connection, after=after: _purge(connection, before, after))  # type: ignore[misc]
+            purged += count
+        return purged
 
 
-def _job_row(record: JobRecord) -> tuple[Any, ...]:
-    values = asdict(record, recurse=False)
-    values["request"] = request_row(record.request)
-    values["refusal"] = refusal_row(record.refusal)
-    values["state"] = record.state.value
-    return tuple(values[name] for name in _COLUMNS)
+# --- rows and pages --------------------------------------------------------------------------------------------------
 
 
-def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> JobRecord:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    tasks = connection.execute(
-        "SELECT task_id, outcome FROM tasks WHERE job_id = ? ORDER BY place", (values["id"],)
-    ).fetchall()
-    values["request"] = request_of(values["kind"], values["request"])
-    values["refusal"] = refusal_of(values["refusal"])
-    values["state"] = State(values["state"])
-    values["task_ids"] = tuple(task_id for task_id, _ in tasks)
-    values["outcomes"] = tuple(outcome_of(values["kind"], task_id, outcome) for task_id, outcome in tasks)
-    return JobRecord(**values)
+def _read(connection: sqlite3.Connection, query: str, name: str) -> JobRecord | None:
+    row = connection.execute(query, (name,)).fetchone()
+    return None if row is None else record_of(row)
 
 
-def _read(connection: sqlite3.Connection, column: str, value: str | None) -> JobRecord | None:
-    row = connection.execute(f"{_SELECT} WHERE {column} = ?", (value,)).fetchone()
-    return None if row is None else _record(connection, row)
+def _readable(rows: Iterable[Sequence[Any]]) -> list[JobRecord]:
+    """The records of these rows. One that cannot be read (a broken disk, a newer version's) must not keep the sweeper
+    from all others; who asks for that very job gets a `StoreError`."""
+    records = []
+    for row in rows:
+        try:
+            records.append(record_of(row))
+        except (ValueError, TypeError, LookupError) as error:
+            log.error("job %s of the store cannot be read: %s", row[0], error)
+    return records
 
 
-def _page(connection: sqlite3.Connection, after: tuple[float, str]) -> list[JobRecord]:
+def _page(connection: sqlite3.Connection, after: tuple[float, str]) -> tuple[list[JobRecord], tuple[float, str] | None]:
     where = f"{_SELECT} WHERE {_OPEN} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {_PAGE}"
-    return [_record(connection, row) for row in connection.execute(where, after).fetchall()]
+    rows = connection.execute(where, after).fetchall()
+    created_at = COLUMNS.index("created_at")
+    return _readable(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
 
 
-def _owner(connection: sqlite3.Connection, task_id: str) -> str | None:
-    row = connection.execute("SELECT job_id FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
-    return None if row is None else str(row[0])
+def _newest(connection: sqlite3.Connection, before: int) -> tuple[list[JobRecord], int | None]:
+    query = f"SELECT {', '.join(COLUMNS)}, rowid FROM jobs WHERE rowid < ? ORDER BY rowid DESC LIMIT {_PAGE}"
+    rows = connection.execute(query, (before,)).fetchall()
+    return _readable(row[:-1] for row in rows), rows[-1][-1] if rows else None
 
 
-def _write(connection: sqlite3.Connection, before: JobRecord, record: JobRecord) -> None:
+def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
     connection.execute(
         _UPDATE,
         (
-            record.asked, record.changed_at, record.state.value, record.attempt, refusal_row(record.refusal),
-            record.due_at, record.failed_asks, record.version, record.id,
+            record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
+            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, record.id,
         ),
     )  # fmt: skip
-    if before.task_ids != record.task_ids:
-        connection.execute("DELETE FROM tasks WHERE job_id = ?", (record.id,))
-        _write_tasks(connection, record)
-        return
-    for task_id, old, new in zip(record.task_ids, before.outcomes, record.outcomes, strict=True):
-        if old is not new:
-            connection.execute("UPDATE tasks SET outcome = ? WHERE task_id = ?", (outcome_row(new), task_id))
 
 
-def _write_tasks(connection: sqlite3.Connection, record: JobRecord) -> None:
-    connection.executemany(
-        "INSERT INTO tasks VALUES (?, ?, ?, ?)",
-        [
-            (task_id, record.id, place, outcome_row(outcome))
-            for place, (task_id, outcome) in enumerate(zip(record.task_ids, record.outcomes, strict=True))
-        ],
-    )
+def _own(connection: sqlite3.Connection, job_id: str, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        connection.execute("INSERT INTO tasks VALUES (?, ?)", (task_id, job_id))
+
+
+def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+
+
+def _purge(connection: sqlite3.Connection, before: float, after: int) -> tuple[int, int | None]:
+    """Forget what ended before then, among the next rows; how many, and the last of those rows if there may be more."""
+    (last,) = connection.execute(
+        f"SELECT MAX(rowid) FROM (SELECT rowid FROM jobs WHERE rowid > ? ORDER BY rowid LIMIT {_PURGE})",
+        (after,),
+    ).fetchone()
+    if last is None:
+        return 0, None
+    old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ?"
+    chosen = (after, last, before)
+    ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
+    for record in _readable(ended):
+        _disown(connection, record.task_ids)
+    return connection.execute(f"DELETE {old}", chosen).rowcount, last

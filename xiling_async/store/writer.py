@@ -1,7 +1,8 @@
 """One thread that owns one SQLite connection, and commits what arrives together in one transaction.
 
-A durable commit costs an fsync, so everything that waits while one runs shares the next. Each piece of work stands in a
-savepoint of its own: one that fails takes nobody with it. Nobody hears of a result before the commit.
+A durable commit costs an fsync, so everything that waits while one runs shares the next. One piece of work that fails
+takes nobody with it: then the group is done once more, each piece in a transaction of its own (a savepoint would not
+do: a full disk ends the whole transaction). Nobody hears of a result before the commit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from attrs import define
@@ -20,7 +22,7 @@ from attrs import define
 from xiling_async.errors import StoreError
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
+Work = Callable[[sqlite3.Connection], T]  # may be called twice: it changes nothing but the database
 
 GROUP: Final = 512  # pieces of work in one transaction: bounds how long the first of them waits
 
@@ -34,89 +36,117 @@ class _Piece:
 
 
 class Writer:
-    """Runs functions of a connection in its thread. `connect` is called there too, and decides what is refused."""
+    """Runs functions of a connection in its thread. `connected` is entered and left there, and decides what is refused.
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], name: str) -> None:
-        self._connect = connect
+    It belongs to the event loop and to the process that made it.
+    """
+
+    def __init__(self, connected: Callable[[], AbstractContextManager[sqlite3.Connection]], name: str) -> None:
+        self._connected = connected
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        # A daemon: a process that ends without `stop` loses nothing that anybody was told.
+        self._thread = threading.Thread(target=self._live, name=f"xiling {name}", daemon=True)
 
     async def start(self) -> None:
-        """Raises what `connect` raises."""
-        started = self._loop.create_future()
-        self._thread = threading.Thread(target=self._live, args=(started,), name=f"xiling {self._name}", daemon=True)
+        """Raises what `connected` raises; then, and when it is cancelled, nothing is left open."""
         self._thread.start()
-        await started
+        try:
+            await self._started
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
-        """What was handed in is committed first."""
-        self._closed = True
+        """What was handed in is committed first. A cancelled `stop` does the same: who opens the file next must find
+        it free."""
+        if os.getpid() != self._pid:
+            return  # the thread and the file are the parent's
         self._pieces.put(None)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        cancelled: asyncio.CancelledError | None = None
+        while self._thread.is_alive():
+            try:
+                await asyncio.wait({self._ended})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     async def run(self, work: Work[T]) -> T:
-        """The result of `work`, once it is durable. Raises `StoreError`; then nothing of it was written."""
-        if os.getpid() != self._pid:
-            raise StoreError(f"{self._name} was opened before a fork: open a store of its own in each process.")
-        if self._closed:
-            raise StoreError(f"{self._name} is closed.")
+        """The result of `work`, once it is durable; not after `stop`. `StoreError`: nothing of it was written."""
+        self.check_process()
         piece = _Piece(work, self._loop.create_future())
         self._pieces.put(piece)
         result: T = await piece.future
         return result
 
+    def check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(f"{self._name} was opened before a fork: open a store of its own in each process.")
+
     # --- in the thread -------------------------------------------------------------------------------------------
 
-    def _live(self, started: asyncio.Future[None]) -> None:
+    def _live(self) -> None:
         try:
-            connection = self._connect()
-        except BaseException as error:
-            self._tell(_settle, started, None, error)
-            return
-        self._tell(_settle, started, None, None)
-        with contextlib.closing(connection):
-            while group := self._next_group():
-                self._commit(connection, [piece for piece in group if piece is not None])
-                self._tell(_settle_all, [piece for piece in group if piece is not None])
-                if None in group:
+            with contextlib.ExitStack() as stack:
+                try:
+                    connection = stack.enter_context(self._connected())
+                except BaseException as error:
+                    self._tell(_settle, self._started, None, error)
                     return
+                self._tell(_settle, self._started, None, None)
+                self._work(connection)
+        finally:
+            self._tell(_settle, self._ended, None, None)
 
-    def _next_group(self) -> list[_Piece | None]:
-        group = [self._pieces.get()]
-        while group[-1] is not None and len(group) < GROUP:
-            try:
-                group.append(self._pieces.get_nowait())
-            except queue.Empty:
-                break
-        return group
+    def _work(self, connection: sqlite3.Connection) -> None:
+        last = False
+        while not last:
+            group, last = self._next_group()
+            if group:
+                self._commit(connection, group)
+                self._tell(_settle_all, group)
+
+    def _next_group(self) -> tuple[list[_Piece], bool]:
+        """What has been handed in by now, waiting for the first; and whether it is the last."""
+        group: list[_Piece] = []
+        piece = self._pieces.get()
+        while piece is not None:
+            group.append(piece)
+            if len(group) == GROUP or self._pieces.empty():
+                return group, False
+            piece = self._pieces.get()
+        return group, True
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Piece]) -> None:
+        error = self._transact(connection, group)
+        if error is None:
+            return
+        if len(group) > 1:  # one of them, or all: each is told its own truth
+            for piece in group:
+                self._commit(connection, [piece])
+        else:
+            group[0].error = self._failed(error)
+
+    def _transact(self, connection: sqlite3.Connection, group: list[_Piece]) -> Exception | None:
         try:
+            if connection.in_transaction:  # left by a ROLLBACK that failed
+                connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
             for piece in group:
-                self._try(connection, piece)
+                piece.result = piece.work(connection)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            for piece in group:
-                piece.error = self._failed(error)
+            return error
+        return None
 
-    def _try(self, connection: sqlite3.Connection, piece: _Piece) -> None:
-        connection.execute("SAVEPOINT piece")
-        try:
-            piece.result = piece.work(connection)
-        except Exception as error:
-            piece.error = self._failed(error) if isinstance(error, sqlite3.Error) else error
-            connection.execute("ROLLBACK TO piece")
-        connection.execute("RELEASE piece")
-
-    def _failed(self, error: sqlite3.Error) -> StoreError:
+    def _failed(self, error: Exception) -> StoreError:
         failed = StoreError(f"{self._name} could not be written or read: {error}. Nothing of this step was stored.")
         failed.__cause__ = error
         return failed

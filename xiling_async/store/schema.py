@@ -1,0 +1,74 @@
+"""The tables of a SQLite store, how older files become newer ones, and what SQLite is told to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+# One script a version; `user_version` says how many have run. Scripts are only ever added at the end.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE jobs (
+        id TEXT NOT NULL UNIQUE, key TEXT UNIQUE, kind TEXT NOT NULL, request TEXT, asked INTEGER NOT NULL,
+        created_at REAL NOT NULL, changed_at REAL NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL,
+        tasks TEXT NOT NULL, refusal TEXT, due_at REAL, failed_asks INTEGER NOT NULL, version INTEGER NOT NULL
+    );
+    CREATE TABLE tasks (task_id TEXT PRIMARY KEY, job_id TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE kept (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
+    CREATE INDEX jobs_open ON jobs (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
+    """,
+)
+APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database it is
+
+# Read back after they are set: SQLite ignores what it cannot do. EXCLUSIVE before WAL: then WAL needs no shared memory,
+# and every other program is refused (SQLite before 3.51.3 can lose data in WAL mode with several connections).
+# FULL: an fsync a commit. fullfsync: on macOS a plain fsync does not reach the disk.
+_FIRST: Final = ("locking_mode", "exclusive")
+_PRAGMAS: Final = (
+    ("journal_mode", "wal"), ("synchronous", 2), ("fullfsync", 1), ("checkpoint_fullfsync", 1), ("cache_size", -16_000),
+)  # fmt: skip
+
+
+class Unfit(Exception):
+    """This file, or this SQLite, cannot hold a store; the message says why."""
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the file ours and today's. Raises `Unfit` or `sqlite3.Error`; a file that is not ours is not touched."""
+    _set(connection, *_FIRST)
+    _check(connection, len(MIGRATIONS))
+    for pragma in _PRAGMAS:
+        _set(connection, *pragma)
+    migrate(connection, MIGRATIONS)
+    connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not at the first job
+    connection.execute("COMMIT")
+
+
+def _set(connection: sqlite3.Connection, name: str, wanted: str | int) -> None:
+    connection.execute(f"PRAGMA {name} = {wanted}")
+    got = connection.execute(f"PRAGMA {name}").fetchone()
+    if got != (wanted,):
+        raise Unfit(f"SQLite does not do {name}={wanted} here (it says {got})")
+
+
+def _check(connection: sqlite3.Connection, known: int) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if application != APPLICATION and (application or version or tables):
+        raise Unfit("it is the database of another application; give the store a file of its own")
+    if version > known:
+        raise Unfit(
+            f"it was written by a newer xiling_async (its schema is {version}, this one knows {known}); upgrade the "
+            "package. The file was not touched"
+        )
+
+
+def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
+    """Run the scripts that the file has not seen, each in a transaction with its number."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(scripts[version:], version + 1):
+        mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {number}"
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; {mark}; COMMIT;")
