@@ -3,8 +3,9 @@
 | exit code | means |
 | --: | --- |
 | 0 | done |
-| 1 | it failed: one line on stderr says why |
-| 2 | the command was not understood, or the extra `[cli]` is missing |
+| 1 | it failed, or it is uncertain whether it succeeded: one line on stderr says why |
+| 2 | not understood, or the request breaks rules (a line each): nothing was sent; or the extra `[cli]` is missing |
+| 3 | it is still running: only the wait is over |
 | 130 | stopped by Ctrl-C |
 """
 
@@ -17,14 +18,18 @@ from typing import Annotated, Final, ParamSpec
 
 import typer
 
+from xiling_async.cli import report
 from xiling_async.cli.demo import demo
+from xiling_async.cli.jobs import jobs
 from xiling_async.cli.simulate import simulate
+from xiling_async.cli.submit import submit
+from xiling_async.cli.wait import wait
 from xiling_async.errors import XilingError
 
 P = ParamSpec("P")
 
 # A new command is one more function here: its name is the command's, its docstring the help (with an example).
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate)
+COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, wait, jobs)
 
 
 def _one_line(command: Callable[P, None]) -> Callable[P, None]:
@@ -35,7 +40,9 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **options)
         except XilingError as error:
-            _stop(str(error), 1)
+            _stop(report.words_of(error), report.code_of(error))
+        except report.Failures as several:
+            _stop("\nxiling: ".join(map(report.words_of, several.errors)), min(map(report.code_of, several.errors)))
         except OSError as error:
             _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
         except KeyboardInterrupt as interrupt:
@@ -45,7 +52,7 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.echo(f"xiling: {' '.join(message.split())}", err=True)
+    typer.echo(f"xiling: {message}", err=True)
     raise typer.Exit(code)
 
 

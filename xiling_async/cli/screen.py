@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import textwrap
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from rich.text import Text
 from xiling_async.cli import audit
 from xiling_async.cli.audit import Facts
 from xiling_async.cli.plan import Row
+from xiling_async.cli.report import printable
 from xiling_async.clock import SystemClock
 from xiling_async.simulator import Ledger
 from xiling_async.simulator.ledger import TERMINAL
@@ -34,7 +36,7 @@ STYLES: Final = {
 
 
 class _Output(Console):
-    """Standard output. Who reads it may go away (`| head`): the work goes on, in silence."""
+    """Standard output, or stderr. Who reads it may go away (`| head`): the work goes on, in silence."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -43,9 +45,9 @@ class _Output(Console):
         os.close(nowhere)
 
 
-def console() -> Console:
-    """Standard output; rich looks at the terminal, NO_COLOR and TERM."""
-    return _Output(highlight=False)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or stderr; rich looks at the terminal, NO_COLOR and TERM."""
+    return _Output(highlight=False, stderr=stderr)
 
 
 def is_live(out: Console) -> bool:
@@ -61,6 +63,39 @@ def say(out: Console, text: str, style: str = "") -> None:
 def say_to_copy(out: Console, text: str) -> None:
     """One line, however long it is."""
     out.print(Text(text), soft_wrap=True)
+
+
+def write(out: Console, line: str) -> None:
+    """One line for another program: exactly as it is, whatever the terminal."""
+    if out.quiet:
+        return
+    try:
+        out.file.write(f"{line}\n")
+        out.file.flush()
+    except BrokenPipeError:
+        out.on_broken_pipe()
+
+
+class _Complaints(logging.Handler):
+    """What the library logs as an error, a line each."""
+
+    def __init__(self, out: Console) -> None:
+        super().__init__(logging.ERROR)
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self._out, printable(record.getMessage()))
+
+
+@contextmanager
+def complaining(out: Console) -> Iterator[None]:
+    """Show what the library logs as an error: what could not be read or written, and is not raised to anybody."""
+    logger, handler = logging.getLogger("xiling_async"), _Complaints(out)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @asynccontextmanager

@@ -1,0 +1,130 @@
+"""How far our jobs are: a line on stderr for each change, and on a terminal one that counts the time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from xiling_async.cli import screen
+from xiling_async.cli.audit import count
+from xiling_async.cli.report import printable
+from xiling_async.cli.watch import Watch
+from xiling_async.clock import SystemClock
+from xiling_async.models import JobRecord, State, Succeeded
+
+_TOLD: Final = {
+    State.NOT_SENT: "not reached: nothing was sent",
+    State.UNCERTAIN: "uncertain: it was sent, and its answer was lost",
+    State.EXPIRED: "expired",
+    State.UNKNOWN: "unknown: no callback came in time",
+}
+
+
+@asynccontextmanager
+async def shown(out: Console, watch: Watch) -> AsyncIterator[None]:
+    """Show the jobs of this watch while they run, on `out`: never on standard output, which is for the results."""
+    async with AsyncExitStack() as stack:
+        live = None
+        if screen.is_live(out):
+            live = stack.enter_context(Live(console=out, auto_refresh=False, transient=True))
+        teller = _Teller(out, watch)
+        stack.callback(teller.tell)
+        showing = asyncio.create_task(teller.show(live))
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
+
+
+class _Teller:
+    def __init__(self, out: Console, watch: Watch) -> None:
+        self._out = out
+        self._watch = watch
+        self._clock = SystemClock()
+        self._began = self._clock.time()
+        self._before: dict[str, JobRecord] = {}
+        self._spinner = Spinner("dots")
+
+    async def show(self, live: Live | None) -> None:
+        while True:
+            self.tell()
+            if live is not None:
+                live.update(self._status(), refresh=True)
+            with suppress(TimeoutError):
+                async with self._clock.timeout(math.inf if live is None else screen.REPAINT_S):
+                    await self._watch.changed()
+
+    def tell(self) -> None:
+        """A line for each change that is news to people."""
+        for record in self._watch.news():
+            for line in _lines(self._before.get(record.id), record, self._elapsed()):
+                mark = f"{record.id[:8]}  " if len(self._watch.jobs) > 1 else ""
+                screen.say(self._out, printable(mark + line))
+            self._before[record.id] = record
+
+    def _elapsed(self) -> str:
+        return clock_of(self._clock.time() - self._began)
+
+    def _status(self) -> Spinner:
+        jobs = self._watch.jobs.values()
+        states = Counter(record.state.value for record in jobs)
+        told = ", ".join(state if len(jobs) == 1 else f"{number} {state}" for state, number in states.items())
+        done = sum(map(ended, jobs))
+        asked = sum(record.asked for record in jobs)
+        if not jobs:
+            told = "getting ready"
+        tasks = f"  {done}/{count(asked, 'task')}" if jobs else ""
+        failing = max((record.failed_asks for record in jobs if not record.state.is_final), default=0)
+        trouble = f"  (the service did not answer {count(failing, 'question')})" if failing else ""
+        self._spinner.update(text=Text(f"{self._elapsed()}  {told}{tasks}{trouble}", no_wrap=True, overflow="ellipsis"))
+        return self._spinner
+
+
+def ended(record: JobRecord) -> int:
+    """How many tasks have an outcome."""
+    return sum(outcome is not None for outcome in record.outcomes)
+
+
+def clock_of(seconds: float) -> str:
+    """As in 0:07, 12:30, 1:00:05."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
+    """What is new since `before`."""
+    if before is not None and (before.state, before.task_ids, ended(before)) == (now.state, now.task_ids, ended(now)):
+        is_mute = now.failed_asks and not before.failed_asks
+        return ["the service did not tell; it is asked again"] if is_mute else []
+    lines = []
+    if now.task_ids and (before is None or before.task_ids != now.task_ids):
+        lines = [f"accepted: job {now.id}", *(f"  task {task_id}" for task_id in now.task_ids)]
+    told = _state_line(now, elapsed)
+    return [*lines, told] if told else lines
+
+
+def _state_line(now: JobRecord, elapsed: str) -> str:
+    match now.state:
+        case State.SENDING:
+            again = f" (attempt {now.attempt})" if now.attempt > 1 else ""
+            return f"sending: job {now.id}, {count(now.asked, 'task')}{again}"
+        case State.REJECTED if now.refusal is not None and now.refusal.error == "RateLimited":
+            return f"busy: the service asks to wait {now.refusal.retry_after or 0:g} s"
+        case State.ACCEPTED if ended(now):
+            return f"{ended(now)} of {count(now.asked, 'task')} done after {elapsed}"
+        case State.DONE | State.FAILED:
+            good = sum(isinstance(outcome, Succeeded) for outcome in now.outcomes)
+            return f"{now.state.value}: {good} of {count(now.asked, 'task')} succeeded, after {elapsed}"
+        case state:
+            return _TOLD.get(state, "")

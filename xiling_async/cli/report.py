@@ -1,0 +1,118 @@
+"""How a job ended, for who reads it: result URLs or JSON on standard output, the error and its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from attrs import asdict, frozen
+
+from xiling_async.errors import InvalidRequest, WaitTimeout, XilingError
+from xiling_async.failure import error_of
+from xiling_async.models import Failed, JobRecord, Outcome, Request, State, Succeeded
+
+
+class Stopped(XilingError):
+    """Ctrl-C ended the wait; the message says what was bought by then, and how to go on."""
+
+
+class Failures(Exception):
+    """Several jobs did not succeed, each for a reason of its own."""
+
+    def __init__(self, errors: Sequence[XilingError]) -> None:
+        super().__init__(f"{len(errors)} jobs did not succeed")
+        self.errors = errors
+
+
+_CODES: Final[tuple[tuple[type[XilingError], int], ...]] = ((InvalidRequest, 2), (WaitTimeout, 3), (Stopped, 130))
+_CHARGED: Final = {
+    State.SENDING: "maybe", State.UNCERTAIN: "maybe", State.UNKNOWN: "maybe",
+    State.NOT_SENT: "no", State.REJECTED: "no",
+}  # fmt: skip
+
+
+@frozen
+class Ending:
+    """How far a job came, and the error that says why it did not succeed. No record: there was no job."""
+
+    record: JobRecord | None
+    error: XilingError | None = None
+
+
+def code_of(error: Exception) -> int:
+    """The exit code that this error stands for."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+
+
+def words_of(error: Exception) -> str:
+    """The error's own message: one line, but for the rules of a request, which are a line each."""
+    lines = str(error).splitlines() if isinstance(error, InvalidRequest) else [" ".join(str(error).split())]
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """Text of somebody else's: it may not move the cursor of a terminal, nor colour it."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def urls(record: JobRecord) -> list[str]:
+    """The result of each task that succeeded, in task order."""
+    return [outcome.result.video_url for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+
+
+def as_json(ending: Ending) -> str:
+    """One JSON object on one line. All names are always there; `outcomes[i]` is of `task_ids[i]`, null while it is
+    awaited. Times are Unix seconds."""
+    record, error = ending.record, ending.error
+    told: dict[str, Any] = {
+        "job_id": None, "key": None, "kind": None, "state": None, "task_ids": [], "outcomes": [], "request": None,
+        "created_at": None, "changed_at": None,
+    }  # fmt: skip
+    charged: str = "no"
+    if record is not None:
+        told |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
+        told["job_id"] = record.id
+        told["task_ids"] = record.task_ids
+        told["outcomes"] = [_outcome(outcome) for outcome in record.outcomes]
+        told["request"] = None if record.request is None else _request(record.request)
+        charged = _CHARGED.get(record.state, "yes")
+    if error is not None:
+        told["job_id"] = told["job_id"] or error.job_id
+        told["task_ids"] = told["task_ids"] or error.task_ids
+        charged = error.charged
+    told |= {"charged": charged, "error": None, "message": None}
+    if error is not None:
+        told |= {"error": type(error).__name__, "message": str(error)}
+    return json.dumps(told, default=str)  # a local file of the request is a path
+
+
+def remembered(record: JobRecord) -> Ending:
+    """How a job stands, by its record alone."""
+    return Ending(record, error_of(record))
+
+
+def _request(request: Request[Any]) -> dict[str, Any]:
+    """What was asked for, in the wire's own names."""
+    given = asdict(request, recurse=False)
+    extra = given.pop("extra", None)
+    return extra or {name: value for name, value in given.items() if value is not None}
+
+
+def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
+    if outcome is None:
+        return None
+    if isinstance(outcome, Failed):
+        return {"ok": False, "task_id": outcome.task_id, "message": outcome.message}
+    # What a kind that this version does not know has left in a store is a mapping already.
+    result = outcome.result if isinstance(outcome.result, Mapping) else asdict(outcome.result)
+    return {"ok": True, "task_id": outcome.task_id, **result}
+
+
+def raise_errors(endings: Iterable[Ending]) -> None:
+    """Raise what kept these jobs from succeeding."""
+    errors = [ending.error for ending in endings if ending.error is not None]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise Failures(errors)
