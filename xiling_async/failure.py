@@ -10,6 +10,7 @@ from xiling_async.errors import (
     Rejected,
     ResultExpired,
     ServiceError,
+    ServiceUnavailable,
     SubmitUncertain,
     TaskFailed,
     Unauthorized,
@@ -33,6 +34,11 @@ _NEXT: Final[dict[type[ServiceError], str]] = {
     RateLimited: "Submit more slowly (Limits.submits_per_second), or later.",
     ServiceError: "Read the service's message; the same request will most likely be refused again.",
 }
+_NEXT_UPLOAD: Final = _NEXT | {
+    Rejected: "Use another picture.",
+    RateLimited: "Try again later.",
+    ServiceUnavailable: "It was tried several times; try again later.",
+}
 
 
 def refusal(
@@ -49,10 +55,8 @@ def refusal(
     `read`: it is the answer to a status GET, which costs nothing and changes nothing. `api_key`: the service may
     quote it, and must not be quoted with it.
     """
-    code = frame.code if frame else None
-    said = scrub(frame.message, api_key) if frame else ""
+    code, said, words = _no(status, frame, api_key)
     found = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
-    words = f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
     return Refusal(
         error=found.__name__,
         message=f"The service did not tell the status of the task ({words}). The job goes on; ask again later."
@@ -63,6 +67,28 @@ def refusal(
         service_message=said,
         retry_after=retry_after,
     )
+
+
+def upload_error(
+    what: str, status: int, frame: Envelope | None, *, api_key: str, retry_after: float | None = None
+) -> ServiceError:
+    """The service's no to an upload, by HTTP status: its business codes are not documented. An upload costs nothing."""
+    code, said, words = _no(status, frame, api_key)
+    found = ServiceUnavailable if status >= 500 else _BY_STATUS.get(status, ServiceError)
+    return found(
+        f"The upload of {what} failed ({words}). Nothing was bought. {_NEXT_UPLOAD[found]}",
+        status=status,
+        code=code,
+        service_message=said,
+        retry_after=retry_after,
+    )
+
+
+def _no(status: int, frame: Envelope | None, api_key: str) -> tuple[int | None, str, str]:
+    """The business code, the service's own words, and both with the status."""
+    code = frame.code if frame else None
+    said = scrub(frame.message, api_key) if frame else ""
+    return code, said, f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
 
 
 def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:

@@ -22,6 +22,7 @@ from enum import Enum, auto
 from typing import Final
 
 import aiohttp
+from attrs import frozen
 
 
 class Happened(Enum):
@@ -44,17 +45,27 @@ class Step(Enum):
     FAIL = auto()  # tell the caller
 
 
-#                                           create (paid)    status (a read)
+@frozen(kw_only=True)
+class Steps:
+    """A row of the table: what may be done next, by what the request was for."""
+
+    create: Step  # paid
+    status: Step  # a read
+    upload: Step  # free: a second one costs nothing but the bytes
+    download: Step  # goes on where it was cut; redirects are followed by hand, and a dead link is asked for anew
+
+
+AGAIN, WAIT, UNCERTAIN, FAIL = Step.AGAIN, Step.WAIT, Step.UNCERTAIN, Step.FAIL
 STEPS: Final = {
-    Happened.UNREACHABLE:                   (Step.AGAIN,     Step.AGAIN),
-    Happened.CUT:                           (Step.UNCERTAIN, Step.AGAIN),
-    Happened.BAD_BODY:                      (Step.UNCERTAIN, Step.AGAIN),
-    Happened.GARBLED:                       (Step.UNCERTAIN, Step.AGAIN),
-    Happened.REDIRECTED:                    (Step.UNCERTAIN, Step.FAIL),
-    Happened.REFUSED:                       (Step.FAIL,      Step.FAIL),
-    Happened.NOT_API:                       (Step.UNCERTAIN, Step.FAIL),
-    Happened.LIMITED:                       (Step.WAIT,      Step.WAIT),
-    Happened.BROKEN:                        (Step.UNCERTAIN, Step.AGAIN),
+    Happened.UNREACHABLE: Steps(create=AGAIN,     status=AGAIN, upload=AGAIN, download=AGAIN),
+    Happened.CUT:         Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
+    Happened.BAD_BODY:    Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
+    Happened.GARBLED:     Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
+    Happened.REDIRECTED:  Steps(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
+    Happened.REFUSED:     Steps(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
+    Happened.NOT_API:     Steps(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
+    Happened.LIMITED:     Steps(create=WAIT,      status=WAIT,  upload=WAIT,  download=WAIT),
+    Happened.BROKEN:      Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
 }  # fmt: skip
 
 # Read from the top: ClientConnectorError is a ClientOSError, both timeouts are ServerTimeoutError and TimeoutError.
@@ -92,11 +103,19 @@ def of_status(status: int, *, has_api_body: bool) -> Happened:
 
 
 def after_create(happened: Happened) -> Step:
-    return STEPS[happened][0]
+    return STEPS[happened].create
 
 
 def after_status(happened: Happened) -> Step:
-    return STEPS[happened][1]
+    return STEPS[happened].status
+
+
+def after_upload(happened: Happened) -> Step:
+    return STEPS[happened].upload
+
+
+def after_download(happened: Happened) -> Step:
+    return STEPS[happened].download
 
 
 FAILURES: Final = (aiohttp.ClientError, OSError)  # what an exchange can raise; a TimeoutError is an OSError

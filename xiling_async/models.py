@@ -26,6 +26,14 @@ class Progress(StrEnum):
     FAILED = "failed"
 
 
+@frozen
+class Media:
+    """A file that a result has: which field of it is the URL, and the types that are documented for it."""
+
+    field: str
+    types: tuple[str, ...]
+
+
 @frozen(kw_only=True)
 class Kind(Generic[R]):
     """An endpoint family of the service: where it lives, how it speaks, how patient one must be with it.
@@ -36,12 +44,14 @@ class Kind(Generic[R]):
     name: str
     number: int
     request: type[Request[R]]
-    result: type[R]
+    result: type[R]  # it has a `task_id`, and the fields that `media` names
+    media: Mapping[str, Media]  # by the word that `Client.download` has for it; the one that matters first
     path: str
     max_tasks: int
     statuses: Mapping[str, Progress]
     refusals: Mapping[int, type[ServiceError]]  # by business code
     not_found: int  # the business code of an unknown task
+    unreachable: int | None = None  # the business code of an image URL that the service could not fetch
     poll_every_s: float
     longest_s: float
     result_ttl_s: float
@@ -87,8 +97,9 @@ class Request(Generic[R_co]):
 
     def check_sendable(self) -> None:
         """Raises `InvalidRequest` if there are files that have no URL yet."""
+        accepted = "the URL that `client.upload` gives it"
         problems = [
-            Problem(field=name, value=path, rule="is a local file", accepted="the URL that `client.upload` gives it")
+            Problem(field=name, value=str(path), rule="is a local file", accepted=accepted)
             for name, path in self.local_files().items()
         ]
         if problems:
@@ -107,10 +118,11 @@ class Request(Generic[R_co]):
 
 @frozen
 class Succeeded(Generic[R_co]):
-    """A task that ended well."""
+    """A task that ended well. `file`: where `Client(save_to=...)` has kept its result."""
 
     task_id: str
     result: R_co
+    file: str | None = None
 
 
 @frozen

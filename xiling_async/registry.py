@@ -133,6 +133,8 @@ class Registry:
 
         Who is cancelled in between (a `refresh`, a web framework's handler) takes nobody's news with him.
         """
+        if self._closed:
+            raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
         return await asyncio.shield(self._commits.start(self._commit(job_id, event), name=f"xiling commit {job_id}"))
 
     async def _commit(self, job_id: str, event: Event) -> Change:

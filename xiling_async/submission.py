@@ -26,6 +26,7 @@ from xiling_async.pace import Gate
 from xiling_async.registry import Registry, Slot
 from xiling_async.tasks import Shared, Tasks
 from xiling_async.transport import Transport
+from xiling_async.uploads import Uploads
 
 log = logging.getLogger("xiling_async.submission")
 
@@ -51,6 +52,7 @@ class Submission:
         *,
         registry: Registry,
         transport: Transport,
+        uploads: Uploads,
         clock: Clock,
         gate: Gate,
         limits: Limits,
@@ -62,6 +64,7 @@ class Submission:
     ) -> None:
         self._registry = registry
         self._transport = transport
+        self._uploads = uploads
         self._clock = clock
         self._timeouts = timeouts
         self._random = random
@@ -74,6 +77,7 @@ class Submission:
         self._posts = Tasks()
         self._keyed_work = Tasks()
         self._closed = False
+        self._unwritten: dict[str, Accepted | Lost | Refused] = {}
         self._keyed: dict[str, tuple[Request[Any], Shared[Purchase]]] = {}
 
     async def close(self) -> None:
@@ -103,21 +107,27 @@ class Submission:
 
     async def _purchase(self, request: Request[Any], key: str | None) -> Purchase:
         slot = None if key is None else await self._registry.by_key(key)
+        sent: Request[Any] | None = None
         tries = 0
         while True:
             if slot is not None:
                 slot = await self._registry.fresh(slot)
                 _check_same(slot.record, request)
+                await self._write_again(slot)
                 await self._registry.wait(slot, lambda record: record.state is not State.SENDING)
                 if slot.record.state not in _NOT_BOUGHT:
                     return Purchase(slot=slot)
-            slot, finding = await self._one_post(request, key, slot)
+            if sent is None:  # uploads come before the intent: one that fails leaves nothing behind
+                sent = await self._uploads.sendable(request)
+            slot, finding = await self._one_post(request, sent, key, slot)
             if finding is None:
                 continue  # the key was bought, or is being bought, by somebody else
             if finding.complaint is not None and isinstance(finding.event, Accepted):
                 raise finding.complaint
             if slot.record.state not in _NOT_BOUGHT:
                 return Purchase(slot=slot, doubt=finding.complaint)
+            if slot.record.refusal is not None and slot.record.refusal.code == request.kind.unreachable:
+                self._uploads.forget(sent)
             await self._pause_or_raise(slot.record, finding.step, tries)
             tries += 1
 
@@ -131,10 +141,12 @@ class Submission:
         assert error is not None, "a job that was not bought has a reason"
         raise error
 
-    async def _one_post(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, Finding | None]:
+    async def _one_post(
+        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
+    ) -> tuple[Slot, Finding | None]:
         """One exchange in a task of our own: a caller that is cancelled does not lose the ids."""
         await self._turn()
-        post = self._posts.start(self._exchange(request, key, slot), name="xiling POST")
+        post = self._posts.start(self._exchange(request, sent, key, slot), name="xiling POST")
         post.add_done_callback(lambda _: self._permits.release())
         return await asyncio.shield(post)
 
@@ -149,14 +161,16 @@ class Submission:
             if self._closed:
                 raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
 
-    async def _exchange(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, Finding | None]:
+    async def _exchange(
+        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
+    ) -> tuple[Slot, Finding | None]:
         slot, is_ours = await self._intend(request, key, slot)
         if not is_ours:
             return slot, None
         record, kind = slot.record, request.kind
         url = self._callback_url(kind, record.asked, record.id, record.attempt)
         try:
-            answer = await self._transport.post(kind.path, wire.create_body(request, url))
+            answer = await self._transport.post(kind.path, wire.create_body(sent, url))
         except Exception as error:  # whatever it is, the POST may have left by then
             post = self._post(record, kind, is_adoptable=url is not None)
             finding = post.broke(error)
@@ -195,11 +209,19 @@ class Submission:
                 event = post.lost("The service answered with task ids that belong to another job.")
                 await self._registry.apply(slot.record.id, event)
         except StoreError as error:
+            self._unwritten[slot.record.id] = event
             raise _unwritten(slot.record, event, error) from error
         if slot.record.state is State.UNCERTAIN:
             log.warning("job %s attempt %d: fate unknown, not sent again", slot.record.id, slot.record.attempt)
         elif isinstance(event, Accepted):
             self._budget.succeeded()
+
+    async def _write_again(self, slot: Slot) -> None:
+        """What the store could not write when it was known: without it nobody would ever hear of this job again."""
+        event = self._unwritten.get(slot.record.id)
+        if event is not None:
+            await self._registry.apply(slot.record.id, event)
+            self._unwritten.pop(slot.record.id, None)
 
 
 def _check_same(record: JobRecord, request: Request[Any]) -> None:

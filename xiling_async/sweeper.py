@@ -20,7 +20,7 @@ from xiling_async.failure import error_from, refusal
 from xiling_async.fate import Happened, Step
 from xiling_async.kinds import BY_NAME
 from xiling_async.lifecycle import Asked, GaveUp, Heard, Verdict
-from xiling_async.models import JobRecord, Kind, Limits, Polling, Progress, State
+from xiling_async.models import JobRecord, Kind, Limits, Outcome, Polling, Progress, State
 from xiling_async.pace import Gate, Rate
 from xiling_async.redact import scrub
 from xiling_async.registry import Registry, Slot
@@ -112,6 +112,14 @@ class Sweeper:
             failed = told.error or failed
         if failed is not None:
             raise failed
+
+    async def outcome(self, kind: Kind[Any], task_id: str) -> Outcome | None:
+        """What the service says of a task now: for new links to a result that is settled already, so nothing is
+        written down. None: it does not know the task, or works on it. Raises what went wrong."""
+        told = await self._get(kind, task_id)
+        if told.error is not None and not told.missing:
+            raise told.error
+        return None if told.report is None else told.report.outcome
 
     def _every_s(self, kind: Kind[Any]) -> float:
         return kind.poll_every_s if self._polling.every is None else self._polling.every
@@ -214,14 +222,7 @@ class Sweeper:
 
     async def _ask_one(self, record: JobRecord, task_id: str) -> _Told:
         """One status GET, settled the way a callback is."""
-        kind = BY_NAME[record.kind]
-        await self._turn()
-        try:
-            answer = await self._transport.get(kind.status_path(task_id))
-        except fate.FAILURES as error:
-            why = scrub(f"{type(error).__name__}: {error}", self._api_key)
-            return _Told(error=NotSent(f"The service could not be asked about {task_id} ({why}). Ask again later."))
-        told = self._read(kind, task_id, answer)
+        told = await self._get(BY_NAME[record.kind], task_id)
         if told.report is not None:
             heard = Heard(
                 attempt=record.attempt,
@@ -232,6 +233,15 @@ class Sweeper:
             )
             await self._registry.apply(record.id, heard)
         return told
+
+    async def _get(self, kind: Kind[Any], task_id: str) -> _Told:
+        await self._turn()
+        try:
+            answer = await self._transport.get(kind.status_path(task_id))
+        except fate.FAILURES as error:
+            why = scrub(f"{type(error).__name__}: {error}", self._api_key)
+            return _Told(error=NotSent(f"The service could not be asked about {task_id} ({why}). Ask again later."))
+        return self._read(kind, task_id, answer)
 
     def _read(self, kind: Kind[Any], task_id: str, answer: Answer) -> _Told:
         frame = wire.envelope(answer.body)

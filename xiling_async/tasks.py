@@ -55,6 +55,11 @@ class Shared(Generic[T]):
         self._callers = 0
         self.abandoned = False
 
+    @property
+    def is_over(self) -> bool:
+        """It has ended, or is being ended: who comes now must begin anew."""
+        return self.abandoned or self._task.done()
+
     async def join(self) -> T:
         self._callers += 1
         try:

@@ -16,7 +16,7 @@ from cattrs import BaseValidationError, Converter, transform_error
 
 from xiling_async.errors import ProtocolError
 from xiling_async.kinds import KINDS
-from xiling_async.models import JSON, Failed, Kind, Outcome, Progress, Request, Succeeded
+from xiling_async.models import JSON, Failed, Kind, Outcome, Progress, Request, Succeeded, is_http_url
 from xiling_async.redact import sample, scrub
 
 T = TypeVar("T")
@@ -68,6 +68,15 @@ def create_body(request: Request[Any], callback_url: str | None) -> bytes:
     return _encoder.encode(body).encode()
 
 
+def file_part(file_name: str, content_type: str, boundary: str) -> tuple[bytes, bytes]:
+    """What stands before and after a file in the multipart body of an upload (RFC 7578), its one part named `file`."""
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
+        f"Content-Type: {content_type}\r\n\r\n"
+    )
+    return head.encode("ascii"), f"\r\n--{boundary}--\r\n".encode("ascii")
+
+
 # --- in ----------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +117,8 @@ def parse(body: bytes) -> JSON:
         if body.count(b"[") + body.count(b"{") > NESTING:
             _check_depth(found)
         if b"\\ud" in body or b"\\uD" in body:
-            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text: no store could keep it
+            # Half a surrogate pair (an emoji cut in two) is no text, and no store could keep it; the rest is worth it.
+            found = _decoder.decode(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode())
     except (ValueError, RecursionError) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
         raise Malformed("$", f"no JSON ({type(why).__name__})") from None
     return found
@@ -159,16 +169,49 @@ _NAMES: Final = {
 }
 
 
-def envelope(body: bytes) -> Envelope | None:
-    """The frame of an answer, or None if the body is not the API's at all (a gateway's page, an empty body)."""
+def _framed(body: bytes) -> dict[str, JSON] | None:
     try:
         found = parse(body)
     except Malformed:
         return None
-    if not isinstance(found, dict) or type(found.get("code")) is not int:
+    return found if isinstance(found, dict) and type(found.get("code")) is int else None
+
+
+def envelope(body: bytes) -> Envelope | None:
+    """The frame of an answer, or None if the body is not the API's at all (a gateway's page, an empty body)."""
+    found = _framed(body)
+    if found is None:
         return None
     message = found.get("msg")
     return Envelope(code=found["code"], message=message if isinstance(message, str) else "", data=found.get("data"))
+
+
+def upload_envelope(body: bytes) -> Envelope | None:
+    """The frame of the answer to an upload (service.md, "envelope B"; a refusal may come in envelope A), or None if it
+    is not the API's; `data` is all of it."""
+    found = _framed(body)
+    if found is None:
+        return None
+    told = found.get("message")
+    message = told.get("global") if isinstance(told, dict) else found.get("msg")
+    return Envelope(code=found["code"], message=message if isinstance(message, str) else "", data=found)
+
+
+def uploaded_url(frame: Envelope | None) -> str:
+    """Where the uploaded file is, letter by letter. Raises `Malformed`."""
+    if frame is None:
+        raise Malformed("$", "not an answer of the API")
+    if frame.code != 0:
+        raise Malformed("$.code", "not 0")
+    if frame.data.get("success") is not True:
+        raise Malformed("$.success", "not true")
+    result = frame.data.get("result")
+    if not isinstance(result, dict):
+        raise Malformed("$.result", f"expected an object, not {type(result).__name__}")
+    url = result.get("url")
+    if not isinstance(url, str) or not is_http_url(url):
+        raise Malformed("$.result.url", "no http(s) URL")
+    return url
 
 
 def _task_id(value: object, path: str) -> str:

@@ -6,15 +6,17 @@ its published skill `baidu-xiling/keevx-image-to-video` 1.0.0. Nothing here was 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Final, Self
 
 from attrs import field, fields_dict, frozen
 from yarl import URL
 
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models import JSON, Kind, Progress, Request
+from xiling_async.models import JSON, Kind, Media, Progress, Request, is_http_url
 from xiling_async.redact import shown
 
 PROMPT_CHARACTERS: Final = 1000
@@ -89,15 +91,16 @@ class ImageToVideo(Request[Video]):
     | KL | 1-7 `reference_images` | 720p, 1080p | 5, 10 | no |
     | S | `image_url` | 720p | 6, 8, 12 | no |
 
-    `prompt`: at most 1000 characters. Images: JPG, PNG or WebP of at most 20 MB each. `aspect_ratio`: 16:9 or 9:16.
+    `prompt`: at most 1000 characters. Images: JPG, PNG or WebP of at most 20 MB each, as URLs, or as `pathlib.Path`s
+    of local files, which are checked and uploaded when the request is submitted. `aspect_ratio`: 16:9 or 9:16.
     Raises `InvalidRequest`, which names every broken rule at once. Source: the vendor's page, see the module.
     """
 
     model: str
     prompt: str
-    image_url: str | None = field(default=None, converter=_text, repr=shown)
-    end_image_url: str | None = field(default=None, converter=_text, repr=shown)
-    reference_images: Sequence[str] | None = field(default=None, converter=_texts, repr=shown)
+    image_url: str | Path | None = field(default=None, converter=_text, repr=shown)
+    end_image_url: str | Path | None = field(default=None, converter=_text, repr=shown)
+    reference_images: Sequence[str | Path] | None = field(default=None, converter=_texts, repr=shown)
     aspect_ratio: str
     aspect_resolution: str
     duration: int
@@ -132,11 +135,13 @@ class ImageToVideo(Request[Video]):
 
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
-            return dict(self.extra)
+            return copy.deepcopy(dict(self.extra))
+        self.check_sendable()
+        given = {name: getattr(self, name) for name in fields_dict(type(self)) if name != "extra"}
         fields = {
-            name: getattr(self, name)
-            for name in fields_dict(type(self))
-            if name != "extra" and getattr(self, name) is not None
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in given.items()
+            if value is not None
         }
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
             del fields["generate_audio"]
@@ -147,6 +152,10 @@ def _unsendable(wire_fields: Mapping[str, JSON]) -> Iterator[Problem]:
     for name, value in wire_fields.items():
         if name == "callback_url":
             yield Problem(field=name, value=value, rule="belongs to the receiver", accepted="leave it out")
+        if isinstance(value, Path):
+            accepted = "the URL that `client.upload` gives it"
+            yield Problem(field=name, value=str(value), rule="is a local file", accepted=accepted)
+            continue
         try:
             json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as why:
@@ -159,14 +168,10 @@ def _one_of(name: str, value: object, allowed: Sequence[object], rule: str = "is
         yield Problem(field=name, value=value, rule=rule, accepted=" or ".join(map(repr, allowed)))
 
 
-def _url(name: str, value: object) -> Iterator[Problem]:
-    try:
-        fine = isinstance(value, str) and (url := URL(value)).scheme in ("http", "https") and bool(url.host)
-        fine = fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
-    except ValueError:
-        fine = False
-    if not fine:
-        yield Problem(field=name, value=value, rule="is no URL", accepted="an http(s) URL as text")
+def _image(name: str, value: object) -> Iterator[Problem]:
+    if not (isinstance(value, Path) or is_http_url(value)):  # what a file holds is seen when it is submitted
+        accepted = "an http(s) URL as text, or a pathlib.Path"
+        yield Problem(field=name, value=value, rule="is no URL", accepted=accepted)
 
 
 def _prompt(prompt: object) -> Iterator[Problem]:
@@ -188,13 +193,13 @@ def _problems(request: ImageToVideo) -> Iterator[Problem]:
     yield from _one_of("generate_count", request.generate_count, GENERATE_COUNT)
     for name in ("image_url", "end_image_url"):
         if getattr(request, name) is not None:
-            yield from _url(name, getattr(request, name))
+            yield from _image(name, getattr(request, name))
     references: object = request.reference_images
     if references is not None and not isinstance(references, tuple):
-        yield Problem(field="reference_images", value=references, rule="is no list", accepted="a list of URLs")
+        yield Problem(field="reference_images", value=references, rule="is no list", accepted="a list of URLs or paths")
         references = None
     for number, value in enumerate(references or ()):
-        yield from _url(f"reference_images[{number}]", value)
+        yield from _image(f"reference_images[{number}]", value)
     mode = _mode(request, has_references=bool(references))
     if mode is None:
         yield from _one_of("aspect_resolution", request.aspect_resolution, RESOLUTIONS)
@@ -216,7 +221,7 @@ def _row(request: ImageToVideo, mode: Mode, references: int) -> Iterator[Problem
     for name in ("image_url", "end_image_url"):
         value, rule = getattr(request, name), getattr(mode, name)
         if value is None and rule == NEEDED:
-            accepted = "an http(s) URL" + (", or reference_images instead" if mode.model == "V" else "")
+            accepted = "an http(s) URL or a Path" + (", or reference_images instead" if mode.model == "V" else "")
             yield Problem(field=name, value=value, rule=f"is required by {where}", accepted=accepted)
         elif value is not None and rule == NEVER:
             yield Problem(field=name, value=value, rule=f"is not used by {where}", accepted="leave it out")
@@ -237,6 +242,7 @@ ImageToVideo.kind = Kind(
     number=1,
     request=ImageToVideo,
     result=Video,
+    media={"video": Media("video_url", ("mp4",)), "thumbnail": Media("thumbnail_url", ("webp",))},
     path="image_to_video",
     max_tasks=GENERATE_COUNT[-1],
     statuses={
@@ -247,6 +253,7 @@ ImageToVideo.kind = Kind(
     },
     refusals=dict.fromkeys((100001, 100003, 100004, 100005, 100006, 100007), Rejected) | {100002: Unauthorized},
     not_found=100003,
+    unreachable=100006,
     poll_every_s=30,  # the vendor's skill: every 30 s, up to 20 minutes
     longest_s=3 * 20 * 60,  # three times the vendor's limit: a poll that gives up does not mean that the task failed
     result_ttl_s=7 * 24 * 3600,

@@ -54,7 +54,7 @@ class SQLiteStore:
     def __init__(
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
     ) -> None:
-        self._path = Path(path).absolute()
+        self._path = Path(path)  # looked up when it is opened, in the writer's thread
         self._connect = connect
         self._writer: Writer | None = None
 
