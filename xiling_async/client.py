@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
@@ -13,6 +15,7 @@ from yarl import URL
 
 from xiling_async import settings
 from xiling_async.clock import Clock, SystemClock
+from xiling_async.downloads import MAX_BYTES, Wish
 from xiling_async.engine import Engine, Settings
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
 from xiling_async.failure import error_of
@@ -102,9 +105,13 @@ class Client:
     async def submit(self, request: Request[R], *, key: str | None = None) -> Job[R]:
         """Buy one job. The same `key` is the same job for ever: one paid POST, also after a restart.
 
-        Raises `InvalidRequest` (nothing was sent), `NotSent`, `Unauthorized`, `Rejected`, `RateLimited` (nothing was
-        bought), `SubmitUncertain` (see `on_uncertain`), `ProtocolError` (bought, but not as asked), `StoreError`,
-        `ClientClosed`. A cancelled `submit` either sent nothing or the job is in the store.
+        Local files of the request are all checked before anything is sent, and uploaded before anything is bought,
+        each content once per client; an upload that fails means that nothing was bought.
+
+        Raises `InvalidRequest` (nothing was sent), `NotSent`, `Unauthorized`, `Rejected`, `RateLimited`,
+        `ServiceUnavailable` (an upload got 5xx; nothing was bought), `SubmitUncertain` (see `on_uncertain`),
+        `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
+        nothing or the job is in the store.
         """
         self._check_open()
         if not isinstance(request, Request):
@@ -116,6 +123,73 @@ class Client:
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
             raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
         return job
+
+    async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
+        """The URL of this picture at the service: JPG, PNG or WebP by its bytes, at most 20 MB. `submit` does this by
+        itself for `pathlib.Path`s. The same content is uploaded once; how long the service keeps it is not documented.
+
+        It may take `Timeouts.connect + answer`, and a second for each 64 KiB; it costs nothing, and is repeated when
+        it fails. Raises `InvalidRequest`, `NotSent`, `ServiceError`, `ProtocolError`, `ClientClosed`.
+        """
+        self._check_open()
+        return await self._engine.uploads.upload(source)
+
+    @overload
+    async def download(
+        self,
+        result: object,
+        to: str | os.PathLike[str],
+        *,
+        what: Literal["video", "thumbnail"] = "video",
+        allow_private: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Path: ...
+
+    @overload
+    async def download(
+        self,
+        result: object,
+        to: str | os.PathLike[str],
+        *,
+        what: Literal["both"],
+        allow_private: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> tuple[Path, Path]: ...
+
+    async def download(
+        self,
+        result: object,
+        to: str | os.PathLike[str],
+        *,
+        what: Literal["video", "thumbnail", "both"] = "video",
+        allow_private: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Path | tuple[Path, ...]:
+        """Fetch the file of a result (`Video`): whole and checked, or not there at all.
+
+        `to`: a file; or a folder (one that exists, or any path that ends in a separator), where the file is called
+        `<task_id>.<type>` by its bytes. `what="both"`: video and thumbnail; beside a file that you name the thumbnail
+        is called alike. What is cut is resumed, also by a later call, from the `.part` beside the target.
+        `allow_private`: also from this machine and private networks, there also by plain http (the simulator).
+        `progress`: called with the bytes that are on the disk, and their total or None. `max_bytes`: the cap.
+
+        Raises `DownloadError` (also for a file that exists, unless `overwrite`), `ResultExpired` when the link is dead
+        and the service has no other, `IntegrityError` when length or hash are not as announced, `InvalidRequest`,
+        `ClientClosed`.
+        """
+        self._check_open()
+        wish = Wish(
+            result=result, to=to, what=what, allow_private=allow_private, overwrite=overwrite, progress=progress,
+            max_bytes=max_bytes,
+        )  # fmt: skip
+        paths = await self._engine.downloads.download(wish)
+        return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
         """Submit, wait, and give the one result. `timeout`: seconds of waiting (None: `Timeouts.wait`).

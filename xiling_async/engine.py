@@ -14,6 +14,7 @@ from yarl import URL
 
 from xiling_async.capability import SECRET_BYTES
 from xiling_async.clock import Clock
+from xiling_async.downloads import Downloads
 from xiling_async.intake import Intake
 from xiling_async.job import Desk
 from xiling_async.models import Kind, Limits, Polling, Timeouts
@@ -23,7 +24,8 @@ from xiling_async.registry import Registry
 from xiling_async.store.base import Store
 from xiling_async.submission import Submission
 from xiling_async.sweeper import Sweeper
-from xiling_async.transport import Transport
+from xiling_async.transport import MediaTransport, Transport
+from xiling_async.uploads import Uploads
 
 TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
 
@@ -71,9 +73,17 @@ class Engine:
             has_receiver=given.receiver is not None,
             api_key=given.api_key,
         )
+        self.uploads = Uploads(
+            transport=self._transport,
+            clock=given.clock,
+            gate=self._gate,
+            random=random.random,
+            api_key=given.api_key,
+        )
         self.submission = Submission(
             registry=self.registry,
             transport=self._transport,
+            uploads=self.uploads,
             clock=given.clock,
             gate=self._gate,
             limits=given.limits,
@@ -83,6 +93,15 @@ class Engine:
             first_due=self.sweeper.first_due,
             api_key=given.api_key,
         )
+        self.downloads = Downloads(
+            transport=MediaTransport(timeouts=given.timeouts, clock=given.clock),
+            clock=given.clock,
+            limits=given.limits,
+            timeouts=given.timeouts,
+            random=random.random,
+            outcome=self.sweeper.outcome,
+            ended_at=self._ended_at,
+        )
         self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
         self._undo = AsyncExitStack()
 
@@ -90,8 +109,8 @@ class Engine:
         """Start everything, or leave nothing running."""
         given = self._given
         async with AsyncExitStack() as undo:
+            await given.store.open()  # a store that refuses, since another client has it, is not ours to close
             undo.push_async_callback(given.store.close)
-            await given.store.open()
             undo.push_async_callback(self._transport.close)
             self._transport.open()
             undo.push_async_callback(self.registry.close)
@@ -104,6 +123,8 @@ class Engine:
             undo.push_async_callback(self.sweeper.close)
             self.sweeper.start()
             undo.push_async_callback(self.submission.close)
+            undo.push_async_callback(self.uploads.close)
+            undo.push_async_callback(self.downloads.close)
             self._undo = undo.pop_all()
 
     async def close(self) -> None:
@@ -121,6 +142,11 @@ class Engine:
             attempt=attempt,
             expires_at=self._given.clock.time() + TOKEN_LIFE_S,
         )
+
+    async def _ended_at(self, task_id: str) -> float | None:
+        """When the result of this task was known, as far as the store knows."""
+        record = await self._given.store.by_task(task_id)
+        return record.changed_at if record is not None and record.state.is_final else None
 
     async def _start(self, receiver: WebhookReceiver) -> None:
         intake = Intake(

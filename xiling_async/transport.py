@@ -1,8 +1,10 @@
-"""The HTTP session to the API: it carries the key to that origin and nowhere else; repeats nothing, follows nothing."""
+"""The HTTP sessions: the API's, which alone carries the key, and those for media; they repeat and follow nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
@@ -11,11 +13,16 @@ from yarl import URL
 
 from xiling_async.clock import Clock
 from xiling_async.errors import ClientClosed
+from xiling_async.guard import is_public, public_socket
 from xiling_async.models import Timeouts
 
 ANSWER_BYTES: Final = 1024 * 1024  # answers are a few hundred bytes; a larger one is none of the API's
 # An idle connection is given up before a server or a balancer does: a stale one costs an uncertain submit.
 KEEP_ALIVE_S: Final = 3.0
+SLOWEST_UPLOAD: Final = 64 * 1024  # bytes a second, half a megabit: a slower one is taken for stuck
+
+
+MEDIA_BUFFER_BYTES: Final = 512 * 1024  # of a connection: as much as the system gives at once is taken at once
 
 
 class AnswerTooLarge(aiohttp.ClientPayloadError):
@@ -73,12 +80,25 @@ class Transport:
     async def get(self, path: str) -> Answer:
         return await self._exchange("GET", path, None, self._headers)
 
-    async def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+    async def upload(self, path: str, body: AsyncIterable[bytes], *, size_bytes: int, content_type: str) -> Answer:
+        """Stream a body of known length. It may take `Timeouts.connect + answer`, and a second for each 64 KiB."""
+        headers = {**self._headers, "Content-Type": content_type, "Content-Length": str(size_bytes)}
+        return await self._exchange("POST", path, body, headers, allowance_s=size_bytes / SLOWEST_UPLOAD)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes] | None,
+        headers: Mapping[str, str],
+        *,
+        allowance_s: float = 0.0,
+    ) -> Answer:
         if self._session is None:
             raise ClientClosed("The client is closed: nothing was sent. Open a new one with the same store.")
         url = URL(f"{self._base}/{path}", encoded=True)
         async with (
-            self._clock.timeout(self._timeouts.connect + self._timeouts.answer),
+            self._clock.timeout(self._timeouts.connect + self._timeouts.answer + allowance_s),
             self._session.request(
                 method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False,
                 raise_for_status=False,
@@ -101,3 +121,59 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
             raise AnswerTooLarge(f"more than {ANSWER_BYTES} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+class MediaTransport:
+    """Gets files from anywhere, with no key, no cookie, no proxy and no `.netrc`; as they come, never unpacked.
+
+    Two sessions that share nothing: one cannot connect to an address that is not public, the other can.
+    `tls`: whom to trust, for tests; `is_public`: which addresses are.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+        is_public: Callable[[str], bool] = is_public,
+    ) -> None:
+        self._timeouts = timeouts
+        self._clock = clock
+        self._tls = tls
+        self._is_public = is_public
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # made when they are needed
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+
+    async def close(self) -> None:
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
+
+    @asynccontextmanager
+    async def get(
+        self, url: URL, headers: Mapping[str, str], *, allow_private: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, its body unread. Exceptions of aiohttp pass through, as in `Transport`."""
+        session = self._sessions.get(allow_private)
+        if session is None:
+            session = self._sessions[allow_private] = self._session(allow_private=allow_private)
+        async with self._clock.timeout(self._timeouts.connect + self._timeouts.stall):
+            response = await session.get(
+                url, headers=headers, timeout=self._timeout, allow_redirects=False, raise_for_status=False
+            )
+        async with response:
+            yield response
+
+    def _session(self, *, allow_private: bool) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ssl=True if self._tls is None else self._tls,
+            socket_factory=None if allow_private else public_socket(self._is_public),
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            read_bufsize=MEDIA_BUFFER_BYTES,
+        )
