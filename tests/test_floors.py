@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("failure", "intake", "receiver", "store.sqlite", "store.postgres"),
     ("finding", "job", "sweeper", "store", "uploads", "media"),
     ("submission", "fanout"),
+    ("keeper",),
     ("engine",),
     ("client",),
     ("", "pytest_plugin", "cli.plan", "cli.report", "cli.watch"),  # "": xiling_async/__init__.py, the face

@@ -38,7 +38,9 @@ class Client:
     `aiohttp.ClientSession` for the API, left open at exit. `headers`: sent with every request to the API.
     `on_uncertain`: what `submit` does when nobody knows whether the POST bought something: "wait" (the job is
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
-    `clock`: for tests (`ManualClock`).
+    `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
+    remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from
+    this machine and private networks (the simulator). `clock`: for tests (`ManualClock`).
 
     Raises `ConfigurationError`. Use it with `async with`, in one event loop.
     """
@@ -56,6 +58,8 @@ class Client:
         polling: Polling = Polling(),  # noqa: B008
         headers: Mapping[str, str] | None = None,
         on_uncertain: Literal["wait", "raise"] = "wait",
+        save_to: str | os.PathLike[str] | None = None,
+        allow_private: bool = False,
         clock: Clock | None = None,
     ) -> None:
         if on_uncertain not in ("wait", "raise"):
@@ -74,6 +78,8 @@ class Client:
             timeouts=timeouts,
             polling=polling,
             headers=settings.extra_headers(headers),
+            save_to=None if save_to is None else Path(save_to),
+            allow_private=allow_private,
             clock=SystemClock() if clock is None else clock,
         )
         self._engine = Engine(self._settings)

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from xiling_async.backoff import RetryBudget
 from xiling_async.clock import Clock
-from xiling_async.errors import ClientClosed, DownloadError, InvalidRequest, StoreError, XilingError
+from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest, StoreError, XilingError
 from xiling_async.fetch import Fetch, Means, Order, Progress
 from xiling_async.kinds import KINDS
 from xiling_async.models import Kind, Limits, Outcome, Succeeded, Timeouts
@@ -115,6 +115,14 @@ class Downloads:
         with self._in_words(wish, task_id):
             target, *_ = await self._disk.do(partial(targets_of, wish.to, task_id, wanted))
             return await self._disk.do(target.in_the_way)
+
+    async def make_folder(self, folder: Path) -> None:
+        """Raises `ConfigurationError` when there cannot be such a folder."""
+        try:
+            await self._disk.do(partial(folder.mkdir, parents=True, exist_ok=True))
+        except DiskTrouble as trouble:
+            words = f"Results cannot be kept in {shown(str(folder))}: {_words(trouble.error)}. Nothing was sent."
+            raise ConfigurationError(words) from trouble.error
 
     async def _download(self, wish: Wish) -> tuple[Path, ...]:
         kind, task_id, wanted = _wanted(wish)

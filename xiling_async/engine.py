@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -17,7 +18,8 @@ from xiling_async.clock import Clock
 from xiling_async.downloads import Downloads
 from xiling_async.intake import Intake
 from xiling_async.job import Desk
-from xiling_async.models import Kind, Limits, Polling, Timeouts
+from xiling_async.keeper import Keeper
+from xiling_async.models import JobRecord, Kind, Limits, Polling, Timeouts
 from xiling_async.pace import Gate
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.registry import Registry
@@ -43,6 +45,8 @@ class Settings:
     timeouts: Timeouts
     polling: Polling
     headers: Mapping[str, str] = field(repr=False)
+    save_to: Path | None
+    allow_private: bool
     clock: Clock
 
 
@@ -60,7 +64,7 @@ class Engine:
             session=given.session,
         )
         self._gate = Gate(given.clock)
-        self.registry = Registry(given.store, on_change=lambda record: self.sweeper.changed(record))
+        self.registry = Registry(given.store, on_change=self._changed)
         self.sweeper = Sweeper(
             store=given.store,
             registry=self.registry,
@@ -102,6 +106,7 @@ class Engine:
             outcome=self.sweeper.outcome,
             ended_at=self._ended_at,
         )
+        self._keeper = None if given.save_to is None else self._keeper_of(given.save_to)
         self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
         self._undo = AsyncExitStack()
 
@@ -125,7 +130,26 @@ class Engine:
             undo.push_async_callback(self.submission.close)
             undo.push_async_callback(self.uploads.close)
             undo.push_async_callback(self.downloads.close)
+            if self._keeper is not None:
+                undo.push_async_callback(self._keeper.close)
+                await self._keeper.start()
             self._undo = undo.pop_all()
+
+    def _keeper_of(self, folder: Path) -> Keeper:
+        given = self._given
+        return Keeper(
+            folder,
+            allow_private=given.allow_private,
+            store=given.store,
+            registry=self.registry,
+            downloads=self.downloads,
+            clock=given.clock,
+        )
+
+    def _changed(self, record: JobRecord) -> None:
+        self.sweeper.changed(record)
+        if self._keeper is not None:
+            self._keeper.changed(record)
 
     async def close(self) -> None:
         """Stop everything, the last started first: no new submits, then no receiver, then no store."""
