@@ -9,9 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from support import pumped
 
-from xiling_async.clock import ManualClock
+from xiling_async import Polling, simulator
 from xiling_async.simulator import Simulator
 
 README = Path(__file__).parent.parent / "README.md"
@@ -47,10 +46,13 @@ async def test_its_python_runs(
     port = _free_port()
     text = BLOCKS[number].replace("https://media.example.com/xiling", f"http://127.0.0.1:{port}/xiling")
     text = text.replace("port=8080", f"port={port}").replace('"jobs.db"', repr(str(tmp_path / "jobs.db")))
-    clock = ManualClock()  # without a receiver the client asks every 30 s: those pass at once
-    text = text.replace("Client() as client", "Client(clock=clock) as client")
+    # Without a receiver the client asks every 30 s; here every 10 ms, and media may come from this machine.
+    text = text.replace("Client() as client", "Client(polling=Polling(every=0.01)) as client")
+    picture = Path(simulator.__file__).with_name("media") / "landscape.webp"
+    text = text.replace('"boat.jpg"', repr(str(picture)))
+    text = text.replace('"boat.mp4"', f"{str(tmp_path / 'boat.mp4')!r}, allow_private=True")
     code = compile(text, f"README.md, Python block {number + 1}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    running = eval(code, {"clock": clock})
+    running = eval(code, {"Polling": Polling})
     if inspect.iscoroutine(running):
-        await (pumped(clock, running) if "clock=clock" in text else running)
+        await running
     assert capsys.readouterr().out, "a block shows what it did"
