@@ -266,7 +266,8 @@ async def test_the_example_of_the_help_works(sim: Simulator) -> None:
     example = (submit.__doc__ or "").partition("Example:")[2].replace("\\\n", " ")
     words = shlex.split(example)[1:]
     ran = await xiling(sim, *words, *QUICK)
-    assert (ran.code, len(ran.urls)) == (0, 1)
+    assert (ran.code, ran.out) == (0, f"clips/{sim.ledger.task_ids[0]}.mp4\n")
+    assert Path(ran.out.rstrip()).stat().st_size
 
 
 # --- callbacks -------------------------------------------------------------------------------------------------------

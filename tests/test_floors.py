@@ -19,7 +19,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("errors", "pace", "pictures", "threads", "announced"),
     ("models", "settings", "parts", "store.writer"),
-    ("kinds.image_to_video", "kinds.image_generate", "kinds.video_translate", "lifecycle", "transport", "spool", "targets"),
+    (
+        "kinds.image_to_video", "kinds.image_generate", "kinds.video_translate", "lifecycle", "transport", "spool",
+        "targets",
+    ),
     ("kinds", "store.base", "fetch"),
     ("wire", "store.rows", "store.memory", "registry", "downloads"),
     ("failure", "intake", "receiver", "store.sqlite", "store.postgres"),
@@ -31,9 +34,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("", "pytest_plugin", "cli.plan", "cli.report", "cli.watch"),  # "": xiling_async/__init__.py, the face
     ("cli.audit",),
     ("cli.screen",),
-    ("cli.progress",),
+    ("cli.progress", "cli.saving"),
     ("cli.session",),
-    ("cli.demo", "cli.simulate", "cli.submit", "cli.batch", "cli.jobs", "cli.receive", "cli.wait"),
+    ("cli.demo", "cli.simulate", "cli.submit", "cli.batch", "cli.download", "cli.jobs", "cli.receive", "cli.wait"),
     ("cli.app",),
     ("cli",),
     ("cli.__main__",),
@@ -44,7 +47,7 @@ WITNESS = "simulator"
 
 # Who may use what: a call or an import whose name begins with the word on the left.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "aiohttp.ClientSession()": ("transport", "media", "simulator*", "cli.demo"),
+    "aiohttp.ClientSession()": ("transport", "media", "simulator*"),
     "aiohttp.web": ("receiver", "simulator*"),
     "cattrs": ("wire", "store.rows"),
     "time": ("clock", "simulator*"),

@@ -20,6 +20,7 @@ import typer
 
 from xiling_async.cli import report
 from xiling_async.cli.demo import demo
+from xiling_async.cli.download import download
 from xiling_async.cli.jobs import jobs
 from xiling_async.cli.simulate import simulate
 from xiling_async.cli.submit import submit
@@ -29,7 +30,7 @@ from xiling_async.errors import XilingError
 P = ParamSpec("P")
 
 # A new command is one more function here: its name is the command's, its docstring the help (with an example).
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, wait, jobs)
+COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, wait, download, jobs)
 
 
 def _one_line(command: Callable[P, None]) -> Callable[P, None]:

@@ -96,6 +96,18 @@ def complaints(found: Sequence[Facts], ledger: Ledger) -> list[str]:
     return lines + problems
 
 
+def pictured(found: Sequence[Facts], ledger: Ledger) -> int:
+    """How many jobs were bought with a picture that was uploaded."""
+    stored = {upload.url for upload in ledger.uploads if upload.url is not None}
+    return sum(any(post.paid and stored & _pictures(post) for post in one.posts) for one in found)
+
+
+def _pictures(post: PostRecord) -> set[object]:
+    body = post.body or {}
+    several = body.get("reference_images")
+    return {body.get("image_url"), *(several if isinstance(several, list) else ())}
+
+
 def by_trouble(found: Sequence[Facts], ledger: Ledger) -> list[tuple[str, int, str]]:
     """For each trouble: its label, how many jobs the ledger saw it in, and what became of them."""
     lines = []

@@ -9,27 +9,29 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Final
 
-import aiohttp
 import typer
-from attrs import Factory, frozen
+from attrs import frozen
 from rich.console import Console
 
 from xiling_async.cli import audit, screen
 from xiling_async.cli.plan import NONE, Row, plan
 from xiling_async.client import Client
-from xiling_async.errors import XilingError
+from xiling_async.errors import InvalidRequest, XilingError
 from xiling_async.job import Job
 from xiling_async.kinds.image_to_video import Video
 from xiling_async.models import Succeeded, Timeouts
+from xiling_async.pictures import ACCEPTED, Unfit, inspected
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.simulator import Ledger, Simulator
 
-DOWNLOADS: Final = 8  # at once, as in `Limits`
 IN_FLIGHT_PART: Final = 3  # a third of the jobs at once: about 10 s, however many they are
 WAIT_S: Final = 60.0  # longer than any job of the plan, also at the slowest speed
 
 
 def demo(
+    photo: Annotated[
+        Path | None, typer.Argument(metavar="PHOTO", help="A picture of yours, for every job; it is uploaded once.")
+    ] = None,
     *,
     jobs: Annotated[int, typer.Option(min=1, max=500, help="How many jobs.")] = 36,
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the videos.")] = Path("xiling-demo"),
@@ -43,10 +45,12 @@ def demo(
     was paid for twice.
 
     \b
-    Example:
+    Example (with a picture: xiling demo photo.jpg):
       xiling demo --jobs 12 --out videos
     """
-    rows = [Row(take) for take in plan(jobs, seed=seed, speed=speed)]
+    if photo is not None:
+        _check(photo)
+    rows = [Row(take) for take in plan(jobs, seed=seed, speed=speed, photo=photo)]
     console = screen.console()
     out.mkdir(parents=True, exist_ok=True)
     troubled = sum(row.take.trouble is not NONE for row in rows)
@@ -62,6 +66,14 @@ def demo(
     if complaints:
         raise XilingError("the demo failed: " + "; ".join(complaints))
     screen.say(console, audit.DELIVERED, "bold green")
+
+
+def _check(photo: Path) -> None:
+    """A picture that nobody would take is refused before anything begins."""
+    try:
+        inspected(photo)
+    except Unfit as why:
+        raise InvalidRequest(f"{photo} {why}; accepted: {ACCEPTED}") from None
 
 
 async def play(rows: Sequence[Row], *, folder: Path, seed: int, console: Console, wait_s: float = WAIT_S) -> Ledger:
@@ -94,7 +106,6 @@ class _Stage:
     client: Client
     folder: Path
     over: Callable[[Row], None]
-    downloads: asyncio.Semaphore = Factory(lambda: asyncio.Semaphore(DOWNLOADS))
 
     async def play_all(self, rows: Sequence[Row]) -> None:
         """Every row, a part of them at a time."""
@@ -134,13 +145,10 @@ class _Stage:
         await asyncio.gather(*(self._save(row, video) for video in videos))
 
     async def _save(self, row: Row, video: Video) -> None:
-        """Fetch one video. Its host is not the API's: no key goes there."""
-        path = self.folder / f"{video.task_id}.mp4"
+        """Keep one video. The simulator's files are on this machine; another run may have left one of this name."""
         try:
-            async with self.downloads, aiohttp.request("GET", video.video_url, raise_for_status=True) as response:
-                content = await response.read()
-            await asyncio.to_thread(path.write_bytes, content)
-        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            row.problem = f"{path.name} could not be had: {type(error).__name__}"
+            await self.client.download(video, self.folder, allow_private=True, overwrite=True)
+        except XilingError as error:
+            row.problem = str(error)
         else:
             row.saved.append(video.task_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Final
 
 from attrs import Factory, define, field, frozen
@@ -90,8 +91,8 @@ class Row:
         return "sending" if self.job is None else self.job.state.value
 
 
-def plan(jobs: int, *, seed: int, speed: float) -> list[Take]:
-    """So many jobs, two of three with a trouble. `speed`: 2 is twice as fast."""
+def plan(jobs: int, *, seed: int, speed: float, photo: Path | None = None) -> list[Take]:
+    """So many jobs, two of three with a trouble. `speed`: 2 is twice as fast. `photo`: what all pictures are to be."""
     dice = random.Random(seed)  # noqa: S311 - a plan that can be repeated, no secret
     troubled = round(jobs * 2 / 3)
     troubles = [*islice(cycle(TROUBLES), troubled), *[NONE] * (jobs - troubled)]
@@ -101,21 +102,23 @@ def plan(jobs: int, *, seed: int, speed: float) -> list[Take]:
     # A script is for the next create that arrives, so those jobs are sent before any other, one by one.
     troubles.sort(key=lambda trouble: not trouble.script)
     return [
-        _take(number, mode, trouble, dice, speed)
+        _take(number, mode, trouble, dice, speed, photo)
         for number, (mode, trouble) in enumerate(zip(modes, troubles, strict=True), start=1)
     ]
 
 
-def _take(number: int, mode: Mode, trouble: Trouble, dice: random.Random, speed: float) -> Take:
+def _take(number: int, mode: Mode, trouble: Trouble, dice: random.Random, speed: float, photo: Path | None) -> Take:
     title = f"{dice.choice(SCENES)} #{number}"
     # Retry-After is in whole seconds.
     wanted = trouble.directive.format(pause_s=round(RETRY_AFTER_S / speed))
     latency_s = dice.uniform(*LATENCY_S) / speed
-    pictures = [f"https://example.com/{number}-{picture}.jpg" for picture in range(dice.choice(mode.reference_images))]
+    pictures = [
+        photo or f"https://example.com/{number}-{picture}.jpg" for picture in range(dice.choice(mode.reference_images))
+    ]
     request = ImageToVideo(
         model=mode.model,
         prompt=f"{title} [sim:latency={latency_s:.3f}] {wanted}".rstrip(),
-        image_url=f"https://example.com/{number}.jpg" if mode.image_url == NEEDED else None,
+        image_url=(photo or f"https://example.com/{number}.jpg") if mode.image_url == NEEDED else None,
         reference_images=pictures or None,
         aspect_ratio=dice.choice(ASPECT_RATIOS),
         aspect_resolution=dice.choice(mode.aspect_resolution),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
@@ -30,13 +30,18 @@ _TOLD: Final = {
 
 
 @asynccontextmanager
-async def shown(out: Console, watch: Watch) -> AsyncIterator[None]:
-    """Show the jobs of this watch while they run, on `out`: never on standard output, which is for the results."""
+async def shown(
+    out: Console, watch: Watch, below: Callable[[], RenderableType | None] | None = None
+) -> AsyncIterator[None]:
+    """Show the jobs of this watch while they run, on `out`: never on standard output, which is for the results.
+
+    `below`: what else is to be seen on a terminal now.
+    """
     async with AsyncExitStack() as stack:
         live = None
         if screen.is_live(out):
             live = stack.enter_context(Live(console=out, auto_refresh=False, transient=True))
-        teller = _Teller(out, watch)
+        teller = _Teller(out, watch, below)
         stack.callback(teller.tell)
         showing = asyncio.create_task(teller.show(live))
         try:
@@ -47,8 +52,9 @@ async def shown(out: Console, watch: Watch) -> AsyncIterator[None]:
 
 
 class _Teller:
-    def __init__(self, out: Console, watch: Watch) -> None:
+    def __init__(self, out: Console, watch: Watch, below: Callable[[], RenderableType | None] | None = None) -> None:
         self._out = out
+        self._below = below
         self._watch = watch
         self._clock = SystemClock()
         self._began = self._clock.time()
@@ -59,7 +65,7 @@ class _Teller:
         while True:
             self.tell()
             if live is not None:
-                live.update(self._status(), refresh=True)
+                live.update(self._all(), refresh=True)
             with suppress(TimeoutError):
                 async with self._clock.timeout(math.inf if live is None else screen.REPAINT_S):
                     await self._watch.changed()
@@ -74,6 +80,12 @@ class _Teller:
 
     def _elapsed(self) -> str:
         return clock_of(self._clock.time() - self._began)
+
+    def _all(self) -> RenderableType:
+        below = None if self._below is None else self._below()
+        if below is None:
+            return self._status()
+        return Group(self._status(), below) if self._watch.jobs else below
 
     def _status(self) -> Spinner:
         jobs = self._watch.jobs.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import asdict, frozen
@@ -34,10 +35,14 @@ _CHARGED: Final = {
 
 @frozen
 class Ending:
-    """How far a job came, and the error that says why it did not succeed. No record: there was no job."""
+    """How far a job came, and the error that says why it did not succeed. No record: there was no job.
+
+    `unsaved`: why a result that there is has no file.
+    """
 
     record: JobRecord | None
     error: XilingError | None = None
+    unsaved: XilingError | None = None
 
 
 def code_of(error: Exception) -> int:
@@ -61,10 +66,15 @@ def urls(record: JobRecord) -> list[str]:
     return [outcome.result.video_url for outcome in record.outcomes if isinstance(outcome, Succeeded)]
 
 
-def as_json(ending: Ending) -> str:
+def paths(record: JobRecord, files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """The files that the results have, in task order."""
+    return [str(path) for task_id in record.task_ids for path in files.get(task_id, ())]
+
+
+def as_json(ending: Ending, files: Mapping[str, Sequence[Path]] | None = None) -> str:
     """One JSON object on one line. All names are always there; `outcomes[i]` is of `task_ids[i]`, null while it is
-    awaited. Times are Unix seconds."""
-    record, error = ending.record, ending.error
+    awaited. Where files are wanted, each outcome has a `file`, null where there is none. Times are Unix seconds."""
+    record, error = ending.record, ending.error or ending.unsaved
     told: dict[str, Any] = {
         "job_id": None, "key": None, "kind": None, "state": None, "task_ids": [], "outcomes": [], "request": None,
         "created_at": None, "changed_at": None,
@@ -74,7 +84,7 @@ def as_json(ending: Ending) -> str:
         told |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
         told["job_id"] = record.id
         told["task_ids"] = record.task_ids
-        told["outcomes"] = [_outcome(outcome) for outcome in record.outcomes]
+        told["outcomes"] = [_outcome(outcome, files) for outcome in record.outcomes]
         told["request"] = None if record.request is None else _request(record.request)
         charged = _CHARGED.get(record.state, "yes")
     if error is not None:
@@ -99,19 +109,22 @@ def _request(request: Request[Any]) -> dict[str, Any]:
     return extra or {name: value for name, value in given.items() if value is not None}
 
 
-def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
+def _outcome(outcome: Outcome | None, files: Mapping[str, Sequence[Path]] | None) -> dict[str, Any] | None:
     if outcome is None:
         return None
+    told: dict[str, Any] = {"ok": not isinstance(outcome, Failed), "task_id": outcome.task_id}
+    if files is not None:
+        told["file"] = next(map(str, files.get(outcome.task_id, ())), None)
     if isinstance(outcome, Failed):
-        return {"ok": False, "task_id": outcome.task_id, "message": outcome.message}
+        return {**told, "message": outcome.message}
     # What a kind that this version does not know has left in a store is a mapping already.
     result = outcome.result if isinstance(outcome.result, Mapping) else asdict(outcome.result)
-    return {"ok": True, "task_id": outcome.task_id, **result}
+    return {**told, **result}
 
 
 def raise_errors(endings: Iterable[Ending]) -> None:
     """Raise what kept these jobs from succeeding."""
-    errors = [ending.error for ending in endings if ending.error is not None]
+    errors = [error for ending in endings for error in (ending.error, ending.unsaved) if error is not None]
     if len(errors) == 1:
         raise errors[0]
     if errors:

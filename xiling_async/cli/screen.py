@@ -201,6 +201,9 @@ def summary(out: Console, found: Sequence[Facts], ledger: Ledger, folder: Path) 
         f"{counts['gets']} status GETs",
         "bold",
     )
+    if ledger.uploads:
+        jobs = audit.count(audit.pictured(found, ledger), "job")
+        say(out, f"{audit.count(len(ledger.uploads), 'upload')} for {jobs}", "bold")
     say(out, "")
     _troubles(out, audit.by_trouble(found, ledger))
     say(out, "")

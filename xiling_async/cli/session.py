@@ -1,28 +1,31 @@
-"""What `submit` and `wait` share: options, a client that is watched, Ctrl-C, and a job awaited to its ending."""
+"""What `submit`, `wait` and `download` share: options, a watched client, Ctrl-C, a job awaited to its ending."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from rich.console import Console
 
+from xiling_async import settings
 from xiling_async.cli import progress, screen
-from xiling_async.cli.report import Ending, Stopped, as_json, raise_errors, urls, words_of
+from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, words_of
+from xiling_async.cli.saving import Shelf, unsaved
 from xiling_async.cli.watch import Watch, watched
 from xiling_async.client import Client
 from xiling_async.clock import SystemClock
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
 from xiling_async.failure import error_of
 from xiling_async.job import Job
-from xiling_async.models import JobRecord, Polling, State, Timeouts
+from xiling_async.models import JobRecord, Polling, State, Succeeded, Timeouts
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.store import Store
 
@@ -48,6 +51,13 @@ PollOption = Annotated[
     float | None,
     typer.Option(min=0.1, metavar="SECONDS", help="Between two questions to the service; else 30, less often later."),
 ]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False, writable=True, metavar="FOLDER",
+        help="Download each video into this folder, made when missing; stdout gets its path instead of the URL.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a job on stdout, also when it fails.")]
 
 WAIT_S: Final = Timeouts().wait
@@ -61,7 +71,7 @@ NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 @frozen(kw_only=True)
 class Session:
-    """The options that both commands have."""
+    """The options that these commands have. `folder`: results are saved there; `what`, `overwrite`: as of `Shelf`."""
 
     store: Path | None  # the file of `jobs`; None: they are kept in memory
     base_url: str | None
@@ -69,9 +79,13 @@ class Session:
     port: int | None
     timeout: float
     poll_every: float | None
+    folder: Path | None = None
+    what: str | None = None
+    overwrite: bool = False
     watch: Watch = field(factory=Watch)
     jobs: Store = field(init=False, repr=False)
     out: Console = field(factory=lambda: screen.console(stderr=True))
+    shelf: Shelf | None = field(init=False, repr=False)
 
     @property
     def takes_callbacks(self) -> bool:
@@ -80,6 +94,17 @@ class Session:
     @jobs.default
     def _watched_store(self) -> Store:
         return watched(self.store, self.watch)
+
+    @shelf.default
+    def _shelf_of_folder(self) -> Shelf | None:
+        if self.folder is None:
+            return None
+        return Shelf(self.folder, self.out, what=self.what, overwrite=self.overwrite)
+
+    @property
+    def files(self) -> Mapping[str, Sequence[Path]] | None:
+        """What was saved, by task; None where nothing shall be."""
+        return None if self.shelf is None else self.shelf.files
 
     def check(self) -> None:
         """Raises a usage error for options that need another."""
@@ -98,8 +123,11 @@ class Session:
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
         )
+        if self.shelf is not None:
+            await self.shelf.make()
+        below = None if self.shelf is None else self.shelf.bars
         with screen.complaining(self.out):
-            async with progress.shown(self.out, self.watch), client:
+            async with progress.shown(self.out, self.watch, below), client:
                 yield client
 
     def _receiver(self) -> WebhookReceiver | None:
@@ -189,6 +217,21 @@ class Session:
             task_ids=over.task_ids,
         )
 
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    async def saved(self, client: Client, ending: Ending) -> Ending:
+        """The same ending, with every good result of a job that is over in the folder, where there is one."""
+        record = ending.record
+        if self.shelf is None or record is None or not (record.state.is_final or self.what):
+            return ending
+        results = [outcome.result for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+        # The simulator's files are on this machine too; those of the real service never are.
+        allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
+        errors = await self.shelf.save(client, results, allow_private=allow_private)
+        if not errors:
+            return ending
+        return evolve(ending, unsaved=unsaved(errors, len(results), partial(self.command, "download")))
+
     # --- what to do next -----------------------------------------------------------------------------------------
 
     def stopped(self) -> Stopped:
@@ -206,8 +249,6 @@ class Session:
     def _way_back(self, *records: JobRecord) -> str:
         """How these jobs are awaited again."""
         names = [record.key or record.id for record in records]
-        options = [] if self.store is None else ["--store", str(self.store)]
-        options += [] if self.base_url is None else ["--base-url", self.base_url]
         if self.store is None:
             names = [task_id for record in records for task_id in record.task_ids]
         if not names or not (self.takes_callbacks or all(record.task_ids for record in records)):
@@ -215,17 +256,34 @@ class Session:
         same = (
             "The same command goes on waiting, and buys nothing; so does" if _has_key(records) else "Go on waiting with"
         )
-        return f"{same}: {shlex.join(['xiling', 'wait', *options, *_safe(names)])}"
+        return f"{same}: {self.command('wait', names)}"
+
+    def command(self, name: str, words: Sequence[str]) -> str:
+        """A command line with the same options."""
+        options = [] if self.store is None else ["--store", str(self.store)]
+        options += [] if self.base_url is None else ["--base-url", self.base_url]
+        options += [] if self.folder is None else ["--out", str(self.folder)]
+        options += ["--what", self.what] if self.what not in (None, "video") and name == "download" else []
+        return shlex.join(["xiling", name, *options, *_safe(words)])
 
 
-def deliver(endings: Sequence[Ending], *, machine: bool, ids_only: bool = False) -> None:
-    """Results on standard output; then raise what kept jobs from succeeding."""
+def deliver(
+    endings: Sequence[Ending],
+    *,
+    machine: bool = False,
+    ids_only: bool = False,
+    files: Mapping[str, Sequence[Path]] | None = None,
+) -> None:
+    """Results on standard output; then raise what kept jobs from succeeding. `files`: their paths are the results."""
     out = screen.console()
     for ending in endings:
         if machine:
-            screen.write(out, as_json(ending))
+            screen.write(out, as_json(ending, files))
         elif ending.record is not None and ids_only and ending.error is None:
             screen.write(out, " ".join([ending.record.id, *ending.record.task_ids]))
+        elif ending.record is not None and files is not None:
+            for path in paths(ending.record, files):
+                screen.write(out, path)
         elif ending.record is not None and ending.record.state.is_final:
             for url in urls(ending.record):
                 screen.write(out, url)

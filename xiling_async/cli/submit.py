@@ -49,6 +49,7 @@ def submit(
     store: session.StoreOption = None,
     key: _Key = None,
     no_wait: _NoWait = False,
+    out: session.OutOption = None,
     public_url: session.PublicUrlOption = None,
     port: session.PortOption = None,
     timeout: session.TimeoutOption = session.WAIT_S,
@@ -56,30 +57,32 @@ def submit(
     base_url: session.BaseUrlOption = None,
     as_json: session.JsonOption = False,
 ) -> None:
-    """Buy one job, wait for it, print the URL of each video.
+    """Buy one job, wait for it, print the URL of each video; or download it.
 
     An IMAGE is a URL, or a local file that is uploaded first.
     The API key is read from XILING_API_KEY or KEEVX_API_KEY. stdout gets the URLs (they are signed, and live 7 days)
-    and nothing else, so it can be piped; progress goes to stderr. With --store and --key the command can be repeated
-    after anything: Ctrl-C, a crash, a lost answer. It goes on waiting, and buys nothing twice.
+    or, with --out, the paths of the files, and nothing else, so it can be piped; progress goes to stderr. With --store
+    and --key the command can be repeated after anything: Ctrl-C, a crash, a lost answer. It goes on, and buys nothing
+    twice. `xiling download` repeats a download that failed.
 
     --json gives job_id, key, state, task_ids, outcomes (of each task: all that is known of the video, raw is the
-    service's own JSON), charged (no, maybe, yes), error (its type, or null), message, request and times.
+    service's own JSON; file with --out), charged (no, maybe, yes), error (its type, or null), message, request and
+    times.
 
-    Exit codes: 0 every task succeeded; 1 it failed or was refused, or it is uncertain whether it was bought; 2 the
-    options or the request are wrong, nothing was sent; 3 still running after --timeout; 130 Ctrl-C.
+    Exit codes: 0 every task succeeded, and is saved with --out; 1 it failed or was refused, or it is uncertain whether
+    it was bought; 2 the options or the request are wrong, nothing was sent; 3 still running after --timeout; 130
+    Ctrl-C.
 
     \b
     Example:
       xiling submit "waves at dawn" --image https://example.com/sea.jpg \\
-        --store jobs.db --key order-42
+        --store jobs.db --key order-42 --out clips
     """
-    if store is None and (key is not None or no_wait):
-        option = "--no-wait" if key is None else "--key"
-        raise typer.BadParameter("needs --store: without it the job is forgotten with this process", param_hint=option)
+    _check(store, key, out, no_wait=no_wait)
     of = Session(
-        store=store, base_url=base_url, public_url=public_url, port=port, timeout=timeout, poll_every=poll_every
-    )
+        store=store, base_url=base_url, public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
+        folder=out,
+    )  # fmt: skip
     of.check()
     try:
         request = request_of(
@@ -90,7 +93,16 @@ def submit(
         endings = [Ending(None, error)]
     else:
         endings = of.run(bought(of, request, key, wait=not no_wait))
-    session.deliver(endings, machine=as_json, ids_only=no_wait)
+    session.deliver(endings, machine=as_json, ids_only=no_wait, files=of.files)
+
+
+def _check(store: Path | None, key: str | None, out: Path | None, *, no_wait: bool) -> None:
+    """Raises a usage error for options that could not keep their promise."""
+    if store is None and (key is not None or no_wait):
+        option = "--no-wait" if key is None else "--key"
+        raise typer.BadParameter("needs --store: without it the job is forgotten with this process", param_hint=option)
+    if no_wait and out is not None:
+        raise typer.BadParameter("there is nothing to save with --no-wait", param_hint="--out")
 
 
 def request_of(
@@ -148,4 +160,4 @@ async def bought(of: Session, request: ImageToVideo, key: str | None, *, wait: b
             doubt = session.in_doubt(record, job) if record.state is State.UNCERTAIN else None
             return [Ending(record, complaint or doubt)]
         ending = await of.ending_of(job, ask_now=is_bought)
-        return [Ending(ending.record, ending.error or complaint)]
+        return [await of.saved(client, Ending(ending.record, ending.error or complaint))]

@@ -22,28 +22,30 @@ def wait(
     port: session.PortOption = None,
     timeout: session.TimeoutOption = session.WAIT_S,
     poll_every: session.PollOption = None,
+    out: session.OutOption = None,
     base_url: session.BaseUrlOption = None,
     as_json: session.JsonOption = False,
 ) -> None:
     """Wait for jobs that were bought before.
 
-    It prints the URL of each video, and buys nothing. Output and exit codes are those of `xiling submit`; where jobs
-    end differently, the exit code is the lowest that is not 0.
+    It prints the URL of each video, or with --out the path of its file, and buys nothing. Output and exit codes are
+    those of `xiling submit`; where jobs end differently, the exit code is the lowest that is not 0.
 
     \b
     Examples:
       xiling wait i2v-0123456789abcdef0123456789abcdef
-      xiling wait order-42 --store jobs.db
+      xiling wait order-42 --store jobs.db --out clips
     """
     of = Session(
-        store=store, base_url=base_url, public_url=public_url, port=port, timeout=timeout, poll_every=poll_every
-    )
+        store=store, base_url=base_url, public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
+        folder=out,
+    )  # fmt: skip
     of.check()
     if store is not None and not store.exists():
         endings = [Ending(None, StoreError(f"{store} does not exist: no store to look into."))]
     else:
         endings = of.run(awaited(of, list(dict.fromkeys(names))))
-    session.deliver(endings, machine=as_json)
+    session.deliver(endings, machine=as_json, files=of.files)
 
 
 async def awaited(of: Session, names: list[str]) -> list[Ending]:
@@ -63,4 +65,4 @@ async def _one(of: Session, client: Client, name: str) -> Ending:
     ending = await of.ending_of(job, ask_now=True)
     if ending.error is not None and not ending.error.task_ids:
         ending.error.task_ids = job.task_ids
-    return ending
+    return await of.saved(client, ending)
