@@ -127,7 +127,10 @@ async def measure(base_url: str, jobs: int, rounds: int) -> None:
     show(
         f"submit → callback → await, {jobs} jobs, {CALLERS} callers, loopback",
         ("side", "jobs a second", "ratio"),
-        [("raw aiohttp", f"{raw_best:,.0f}", "1.00"), ("xiling_async", f"{ours_best:,.0f}", f"{ours_best / raw_best:.2f}")],
+        [
+            ("raw aiohttp", f"{raw_best:,.0f}", "1.00"),
+            ("xiling_async", f"{ours_best:,.0f}", f"{ours_best / raw_best:.2f}"),
+        ],
     )
     show(
         f"callback's body read → waiter resumed, at full load ({CALLERS} at once)",

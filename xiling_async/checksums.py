@@ -19,7 +19,7 @@ Extend = Callable[[int, bytes], int]
 
 
 class Digest(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
     def digest(self) -> bytes: ...
 
@@ -65,8 +65,8 @@ class Crc32c:
         self._extend = extend or _best_extend()
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
-        self._value = self._extend(self._value, data)
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._value = self._extend(self._value, bytes(data))
 
     def digest(self) -> bytes:
         return self._value.to_bytes(4, "big")

@@ -18,7 +18,8 @@ from attrs import frozen
 from xiling_async.backoff import RetryBudget
 from xiling_async.clock import Clock
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest, StoreError, XilingError
-from xiling_async.fetch import Fetch, Means, Order, Progress
+from xiling_async.exchange import Means, Order, Progress
+from xiling_async.fetch import Fetch
 from xiling_async.kinds import KINDS
 from xiling_async.models import Kind, Limits, Outcome, Succeeded, Timeouts
 from xiling_async.pace import Gate
@@ -71,7 +72,7 @@ class Downloads:
         self._outcome = outcome
         self._ended_at = ended_at
         self._gate = Gate(clock)
-        self._disk = Disk(limits.downloads, clock)
+        self._disk = Disk(limits.downloads + 1, clock)  # one for those that only look where to
         self._means = Means(
             transport=transport,
             disk=self._disk,

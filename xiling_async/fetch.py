@@ -1,104 +1,16 @@
-"""One file brought whole into its part: asked for, resumed where it was cut, checked against what was announced.
-
-What an exchange came to is a value, never an exception: an exception of aiohttp may hold the URL, and with it the
-signature. Every sentence names the task and the host, and nothing more of the URL.
-"""
+"""One file brought whole into its part: resumed where it was cut, checked against what was announced."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
-from attrs import field, frozen
-from yarl import URL
-
-from xiling_async import announced, backoff, fate, guard
-from xiling_async.announced import Contradiction
-from xiling_async.clock import Clock
-from xiling_async.errors import DownloadError, IntegrityError, ResultExpired
-from xiling_async.fate import Happened, Step
-from xiling_async.models import Timeouts
-from xiling_async.pace import Gate
+from xiling_async import backoff
+from xiling_async.errors import IntegrityError, ResultExpired
+from xiling_async.exchange import Exchange, Failed, Gone, Means, Order, Setback, Spoiled
 from xiling_async.parts import Part
-from xiling_async.redact import shown
-from xiling_async.spool import Disk, Spool
-from xiling_async.transport import MediaTransport
 
 TRIES: Final = 5  # in a row that brought nothing new
 RATE_LIMIT_WAITS: Final = 8  # in a row, at 30 s about 4 minutes
-REDIRECTS: Final = 3
-MOVED: Final = frozenset({301, 302, 303, 307, 308})
-# Those of the issue of a dead link; Google's storage answers an expired signature with 400, others with 401.
-GONE: Final = frozenset({400, 401, 403, 404, 410})
-REQUEST_TIMEOUT: Final = 408
-
-Progress = Callable[[int, int | None], object]
-
-
-@frozen(kw_only=True)
-class Order:
-    """What is wanted. `fresh`: asks the service for a new link, once; `lives_until`: words on when links end."""
-
-    task_id: str
-    what: str
-    url: str | None = field(repr=False)
-    allow_private: bool
-    max_bytes: int
-    progress: Progress | None
-    fresh: Callable[[], Awaitable[str | None]]
-    lives_until: Callable[[], Awaitable[str]]
-
-    @property
-    def words(self) -> str:
-        return f"The {self.what} of task {shown(self.task_id)}"
-
-
-@frozen(kw_only=True)
-class Means:
-    """What all fetches of a client share."""
-
-    transport: MediaTransport
-    disk: Disk
-    clock: Clock
-    timeouts: Timeouts
-    gate: Gate  # closed by a 429 of a media host; the API has its own
-    budget: backoff.RetryBudget
-    random: Callable[[], float]
-
-
-@frozen
-class Setback:
-    """It may work at the next try; None: as soon as back-off lets it."""
-
-    why: str
-    pause_s: float | None = None
-    limited: bool = False
-
-
-@frozen
-class Gone:
-    """The link is dead."""
-
-    why: str
-
-
-@frozen
-class Spoiled:
-    """What came cannot be the announced file."""
-
-    why: str
-
-
-@frozen
-class Failed:
-    """It cannot work."""
-
-    error: Exception
-
-
-Ending = Setback | Gone | Spoiled | Failed | None  # None: the answer came to its end
 
 
 class Fetch:
@@ -108,9 +20,9 @@ class Fetch:
         self._order = order
         self._part = part
         self._means = means
+        self._exchange = Exchange(order, part, means)
         self._link = order.url
         self._asked_for_link = False
-        self._host = ""
         self._best = 0  # bytes: what goes beyond them is progress
         self._tries = 0
         self._waits = 0
@@ -120,12 +32,12 @@ class Fetch:
         """Until the part holds the whole file. Raises `DownloadError`, `DiskTrouble`, and what `progress` raises."""
         total = self._part.announced.total
         if total is not None and total > self._order.max_bytes:
-            raise self._too_large(total)
+            raise self._exchange.too_large(total)
         if await self._is_whole_already():
             return
         self._best = self._part.size
         while True:
-            ending = await self._attempt()
+            ending = await self._exchange.attempt(self._link)
             if self._part.size > self._best:
                 self._best, self._tries, self._waits = self._part.size, 0, 0
             if ending is None:
@@ -145,7 +57,7 @@ class Fetch:
             await self._catch_up()
             return False
         if await self._fault() is None:
-            self._tell()
+            self._exchange.tell()
             return True
         await self._means.disk.do(part.clear)
         return False
@@ -169,7 +81,9 @@ class Fetch:
             case Setback(limited=True):
                 self._waits += 1
                 if self._waits > RATE_LIMIT_WAITS:
-                    raise self._error(f"could not be had: {ending.why}, again and again.", retry_after=ending.pause_s)
+                    raise self._exchange.error(
+                        f"could not be had: {ending.why}, again and again.", retry_after=ending.pause_s
+                    )
                 self._means.gate.close_for(backoff.RATE_LIMIT_S if ending.pause_s is None else ending.pause_s)
             case Setback():
                 await self._pause(ending)
@@ -179,16 +93,18 @@ class Fetch:
         moved_on = self._tries == 1 and self._best  # whatever brings us forward is not limited
         if self._tries > TRIES or not (moved_on or self._means.budget.take()):
             kept = " What came is kept: a later download goes on from there." if self._part.size else ""
-            raise self._error(f"could not be had: {setback.why}; {self._tries} tries in a row brought nothing.{kept}")
+            raise self._exchange.error(
+                f"could not be had: {setback.why}; {self._tries} tries in a row brought nothing.{kept}"
+            )
         pause_s = backoff.full_jitter(self._tries - 1, self._means.random)
         await self._means.gate.pause(max(pause_s, setback.pause_s or 0.0))
 
     async def _once_more_from_the_start(self, why: str) -> None:
         if self._spoiled:
             await self._means.disk.do(self._part.discard)
+            whose = f"{self._order.words} from {self._exchange.host}"
             raise IntegrityError(
-                f"{self._order.words} from {self._host} is not what was announced, twice: {why}. Nothing was kept.",
-                task_ids=(self._order.task_id,),
+                f"{whose} is not what was announced, twice: {why}. Nothing was kept.", task_ids=(self._order.task_id,)
             )
         self._spoiled = True
         self._best = 0
@@ -209,145 +125,3 @@ class Fetch:
             f"{await self._order.lives_until()}",
             task_ids=(self._order.task_id,),
         )
-
-    def _error(self, words: str, **known: Any) -> DownloadError:
-        where = f" from {self._host}" if self._host else ""
-        return DownloadError(f"{self._order.words}{where} {words}", task_ids=(self._order.task_id,), **known)
-
-    # --- one exchange --------------------------------------------------------------------------------------------
-
-    async def _attempt(self) -> Ending:
-        if self._link is None:
-            return Gone("no link was given")
-        await self._means.gate.passed()
-        found: URL | Ending = self._parsed(self._link)
-        for _ in range(REDIRECTS + 1):
-            if not isinstance(found, URL):
-                return found
-            found = await self._ask(found)
-        return found if not isinstance(found, URL) else Failed(self._error(f"redirects more than {REDIRECTS} times."))
-
-    def _parsed(self, link: str, base: URL | None = None) -> URL | Failed:
-        try:
-            url = guard.media_url(link if base is None else str(base.join(URL(link, encoded=True))))
-            self._host = url.host or ""
-            objection = guard.objection(url, allow_private=self._order.allow_private)
-        except ValueError:
-            objection = "it is no URL"
-        if objection is None:
-            return url
-        self._host = "" if base is None else self._host
-        whose = "its link" if base is None else "it was redirected to a link that"
-        return Failed(self._error(f"is not fetched: {whose} is refused, {objection}."))
-
-    async def _ask(self, url: URL) -> URL | Ending:
-        """One request: where it redirects to, or what it came to."""
-        part, start = self._part, None
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-        if part.size and part.announced.is_resumable:
-            # Of a whole file the last byte is asked for once more: the answer says whether it is still the same file.
-            start = part.size if part.announced.total is None else min(part.size, part.announced.total - 1)
-            headers["Range"] = f"bytes={start}-"
-            if part.announced.validator is not None:
-                headers["If-Range"] = part.announced.validator
-        try:
-            async with self._means.transport.get(url, headers, allow_private=self._order.allow_private) as response:
-                location = response.headers.get("Location")
-                if response.status not in MOVED or location is None:
-                    return await self._take(response, start)
-        except fate.FAILURES as error:
-            return self._broke(error)
-        return self._parsed(location, url)
-
-    def _broke(self, error: BaseException) -> Ending:
-        if isinstance(getattr(error, "os_error", None), guard.NotPublic):
-            return Failed(self._error("is not fetched: that host has an address that is not public."))
-        happened = fate.of_exception(error)
-        why = "nothing came for too long" if isinstance(error, TimeoutError) else type(error).__name__
-        if isinstance(error, aiohttp.InvalidURL) or happened is None or fate.after_download(happened) is not Step.AGAIN:
-            return Failed(self._error(f"cannot be asked for ({why})."))
-        if happened is Happened.GARBLED and not self._part.size:  # as when more is sent than was announced
-            return Spoiled("what came is no HTTP, or goes on behind its announced end")
-        return Setback(why)
-
-    async def _take(self, response: aiohttp.ClientResponse, start: int | None) -> Ending:
-        """The answer by its status and headers, then its body."""
-        headers, status = response.headers, response.status
-        if status == 416 and start is not None:
-            return await self._unsatisfied(announced.unsatisfied_total(headers))
-        if status not in (200, 206):
-            return self._no_file(status, headers)
-        if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-            return Failed(self._error("is packed (Content-Encoding), although that was not asked for."))
-        part, skip = self._part, 0
-        try:
-            if status == 200:
-                said = announced.of_whole(headers)
-                begin = partial(part.begin, said)
-            else:
-                later = announced.of_rest(headers, -1 if start is None else start)
-                if not part.announced.fits(later):
-                    raise Contradiction("the rest of another file")
-                if None not in (part.announced.total, later.total) and part.announced.total != later.total:
-                    return Spoiled(f"{part.announced.total} bytes were announced, then {later.total}")
-                said = part.announced.with_more(later)
-                begin, skip = partial(part.go_on, said), part.size - (start or 0)
-        except Contradiction as why:
-            if status == 200:
-                return Spoiled(str(why))
-            await self._means.disk.do(part.clear)
-            return Setback(f"{why} came when the rest was asked for")
-        if said.total is not None and said.total > self._order.max_bytes:
-            return Failed(self._too_large(said.total))
-        return await self._pour(response, begin, skip)
-
-    async def _unsatisfied(self, total: int | None) -> Ending:
-        before = self._part.announced.total
-        if None not in (total, before) and total != before:
-            return Spoiled(f"{before} bytes were announced, then {total}")
-        await self._means.disk.do(self._part.clear)
-        return Setback("there is nothing where the rest should be")
-
-    def _no_file(self, status: int, headers: Mapping[str, str]) -> Ending:
-        pause_s = backoff.retry_after(headers.get("Retry-After"), self._means.clock.time())
-        why = f"{self._host} answered HTTP {status}"
-        if status in GONE:
-            return Gone(why)
-        if status == 429:
-            return Setback(why, pause_s, limited=True)
-        if status >= 500 or status == REQUEST_TIMEOUT:
-            return Setback(why, pause_s)
-        return Failed(self._error(f"could not be had: {why}."))
-
-    async def _pour(self, response: aiohttp.ClientResponse, begin: Callable[[], None], skip: int) -> Ending:
-        """The body into the part. Whatever ends it, what has come is written before this returns."""
-        ending: Ending = None
-        body, room = response.content, self._order.max_bytes - (0 if response.status == 200 else self._part.size)
-        spool = Spool(self._means.disk, first=begin, write=self._part.write, written=self._tell)
-        try:
-            while spool.failure is None:
-                async with self._means.clock.timeout(self._means.timeouts.stall):
-                    data = await body.readany()
-                if not data:
-                    break
-                data, skip = data[skip:], max(0, skip - len(data))
-                room -= len(data)
-                if room < 0:
-                    ending = Failed(self._too_large(None))
-                    break
-                await spool.put(data)
-        except fate.FAILURES as error:
-            ending = self._broke(error)
-        finally:
-            await spool.drain()
-        if isinstance(ending, Failed):
-            await self._means.disk.do(self._part.discard)
-        return ending if spool.failure is None else Failed(spool.failure)
-
-    def _too_large(self, total: int | None) -> DownloadError:
-        size = "more" if total is None else f"{total} bytes"
-        return self._error(f"is {size}, above the cap of {self._order.max_bytes} bytes (max_bytes).")
-
-    def _tell(self) -> None:
-        if self._order.progress is not None:
-            self._order.progress(self._part.size, self._part.announced.total)

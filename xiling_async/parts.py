@@ -110,7 +110,7 @@ class Part:
             self._expect(announced)
             self._write_sidecar()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append; on an error the part is as it was before."""
         rest = memoryview(data)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
