@@ -21,6 +21,7 @@ from xiling_async import (
     ServiceUnavailable,
     StoreError,
     SubmitUncertain,
+    Succeeded,
     Timeouts,
     WebhookReceiver,
 )
@@ -287,6 +288,26 @@ async def test_a_task_that_never_ends_expires_with_its_results() -> None:
         assert len(sim.ledger.gets) < 500
         clock.advance(3600)
         assert await sim.finish(job.task_ids[0]) == 404, "the callback URL lives as long as the results"
+
+
+async def test_what_is_known_of_an_expired_job_is_not_kept_back() -> None:
+    """The answer was lost, one callback came, the other never: the error carries the result that was paid for."""
+    clock, store = ManualClock(), MemoryStore()
+    async with Simulator(manual=True) as sim, client_of(sim, clock=clock, store=store) as client:
+        sim.script(faults.drop_after_accept())
+        job = await client.submit(model_v(count=2))
+        (first, _) = sim.ledger.task_ids
+        assert await sim.finish(first) == 200
+        while not job.state.is_final:
+            due_at = await store.next_due()
+            assert due_at is not None
+            clock.advance(max(0.0, due_at - clock.time()))
+            await settle()
+        with pytest.raises(ResultExpired, match="1 results that are known") as caught:
+            await job
+        (outcome,) = caught.value.outcomes
+        assert isinstance(outcome, Succeeded)
+        assert outcome.task_id == first
 
 
 # --- what it is told -------------------------------------------------------------------------------------------------

@@ -211,7 +211,14 @@ class DownloadError(XilingError):
 
 
 class ResultExpired(DownloadError):
-    """The service does not offer the result (any more): results live 7 days."""
+    """The service does not offer the result (any more): results live 7 days.
+
+    `outcomes`: of a job, what is known of its tasks all the same: `Succeeded`, `Failed`, or None where nothing is.
+    """
+
+    def __init__(self, message: str, *, outcomes: Iterable[Any] = (), **known: Any) -> None:
+        super().__init__(message, **known)
+        self.outcomes = tuple(outcomes)
 
 
 class IntegrityError(DownloadError):

@@ -251,7 +251,8 @@ class Exchange:
         """The body into the part. Whatever ends it, what has come is written before this returns."""
         ending: Ending = None
         body, room = response.content, self._order.max_bytes - (0 if response.status == 200 else self._part.size)
-        spool = Spool(self._means.disk, first=begin, write=self._part.write, written=self.tell)
+        tell = None if self._order.progress is None else self.tell
+        spool = Spool(self._means.disk, first=begin, write=self._part.write, written=tell)
         watch = StallWatch(response, self._means.clock, self._means.timeouts.stall)
         try:
             while spool.failure is None:

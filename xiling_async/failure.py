@@ -16,7 +16,7 @@ from xiling_async.errors import (
     Unauthorized,
     XilingError,
 )  # fmt: skip
-from xiling_async.models import Failed, JobRecord, Kind, Refusal, State
+from xiling_async.models import Failed, JobRecord, Kind, Refusal, State, Succeeded
 from xiling_async.redact import scrub
 from xiling_async.store.base import LEFT_BEHIND
 from xiling_async.wire import Envelope
@@ -102,10 +102,13 @@ def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
         case State.FAILED:
             return _failed(record, job, known)
         case State.EXPIRED:
+            good = sum(isinstance(outcome, Succeeded) for outcome in record.outcomes)
+            kept = f" The {good} results that are known are in .outcomes." if good else ""
             return ResultExpired(
                 f"The service has not told what became of job {record.id} (tasks {_names(record)}) for longer than "
-                "a job can take, or no longer keeps its result. It was paid for. A callback that still comes is "
-                "taken; the vendor's own list of creations is the last resort.",
+                f"a job can take, or no longer keeps its result. It was paid for.{kept} A callback that still comes "
+                "is taken; the vendor's own list of creations is the last resort.",
+                outcomes=record.outcomes,
                 **known,
             )
         case _:

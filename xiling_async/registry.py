@@ -135,9 +135,10 @@ class Registry:
         """
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
-        return await asyncio.shield(self._commits.start(self._commit(job_id, event), name=f"xiling commit {job_id}"))
+        return await asyncio.shield(self._commits.start(self.commit(job_id, event), name=f"xiling commit {job_id}"))
 
-    async def _commit(self, job_id: str, event: Event) -> Change:
+    async def commit(self, job_id: str, event: Event) -> Change:
+        """`apply` for who is a task of the client's own: nobody cancels it half-way, so it needs no task more."""
         change = await self._store.change(job_id, event)
         if change.record is not None:
             slot = self._slots.get(job_id)

@@ -6,6 +6,8 @@ import asyncio
 import errno
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Final, TypeVar
 
 from xiling_async.clock import Clock
@@ -14,9 +16,10 @@ from xiling_async.threads import Threads
 
 T = TypeVar("T")
 
-# With the buffers of its connection some 3 MiB for each download; a buffer stays in a core's own cache.
-BUFFER_BYTES: Final = 512 * 1024
+# With those of its connection some 2 MiB for each download; small enough to stay in a core's own cache.
+BUFFER_BYTES: Final = 256 * 1024
 BUFFERS: Final = 4
+IDLE_S: Final = 0.2  # a thread waits so long for more: to begin anew costs more than to be woken
 
 
 class DiskTrouble(Exception):
@@ -83,7 +86,7 @@ class Spool:
         *,
         first: Callable[[], object],
         write: Callable[[memoryview], object],
-        written: Callable[[], object],
+        written: Callable[[], object] | None,
     ) -> None:
         self.failure: Exception | None = None
         self._disk = disk
@@ -95,7 +98,8 @@ class Spool:
         self._free: deque[bytearray] = deque()
         self._filling: bytearray | None = None
         self._filled = 0  # bytes of it
-        self._full: deque[memoryview] = deque()
+        self._full: SimpleQueue[memoryview | None] = SimpleQueue()  # None: there will be no more
+        self._wants_news = False  # the loop has something to do as soon as the thread has written something
         self._is_told = False  # a call of `_tell` is on its way
         self._room = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -109,17 +113,21 @@ class Spool:
                 self._filling = await self._empty()
                 self._filled = 0
                 continue  # it may have failed meanwhile
-            size = min(len(rest), BUFFER_BYTES - self._filled)
+            size = min(len(rest), len(self._filling) - self._filled)
             self._filling[self._filled : self._filled + size] = rest[:size]
             self._filled += size
             rest = rest[size:]
-            if self._filled == BUFFER_BYTES:
+            if self._filled == len(self._filling):
                 self._turn_over()
-        if self._running is None:
-            self._start()
+        if self._filling is not None:
+            self._wants_news = True  # first: a thread that is about to run dry tells, and `_tell` looks again
+        self._look()
 
     async def drain(self) -> None:
         """Wait until everything is written, or has failed; also when this wait is cancelled (and then be so)."""
+        self._turn_over()
+        self._full.put(None)
+        self._look()
         cancelled: asyncio.CancelledError | None = None
         while self._running is not None:
             try:
@@ -137,6 +145,7 @@ class Spool:
                 self._unmade -= 1
                 return bytearray(BUFFER_BYTES)
             self._room.clear()
+            self._wants_news = True
             if not self._free:  # the thread may have been faster
                 await self._room.wait()
         return self._free.popleft()
@@ -144,19 +153,25 @@ class Spool:
     def _turn_over(self) -> None:
         """What has come so far may be written."""
         if self._filling is not None and self._filled:
-            self._full.append(memoryview(self._filling)[: self._filled])
+            self._full.put(memoryview(self._filling)[: self._filled])
             self._filling = None
 
+    def _look(self) -> None:
+        """Nothing waits for more to come while the thread has nothing to do."""
+        if self._full.empty():
+            self._turn_over()
+        if self._running is None and self.failure is None and not self._full.empty():
+            self._start()
+
     def _start(self) -> None:
-        self._turn_over()
-        if self.failure is None and (self._full or self._first is not None):
-            self._running = self._disk.start(self._work)
-            self._running.add_done_callback(self._done)
+        self._running = self._disk.start(self._work)
+        self._running.add_done_callback(self._done)
 
     def _tell(self) -> None:
-        self._is_told = False  # first: what is written from here on is told again
+        self._is_told = self._wants_news = False  # first: what is written from here on is told again
         self._room.set()
-        if self.failure is None:
+        self._look()
+        if self._written is not None and self.failure is None:
             try:
                 self._written()
             except Exception as failure:  # the user's own progress callback
@@ -167,24 +182,25 @@ class Spool:
         error = DiskTrouble(OSError(errno.ECANCELED, "it was called off")) if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self.failure is None:
             self.failure = error
-            self._free.append(bytearray())  # whoever waits for room finds some, and sees the failure
+            self._free.append(bytearray(1))  # whoever waits for room finds some, and sees the failure
         self._room.set()
-        self._start()  # with what came when the thread had just looked
+        self._look()
 
     # --- in the thread -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """For as long as there is something to write."""
+        """Until there has been nothing to write for a while."""
         if self._first is not None:
             self._first()
             self._first = None
             self._notify()
             return  # so that this is told before anything is written
-        while self._full and self.failure is None:
-            data = self._full.popleft()
-            self._write(data)
-            self._free.append(data.obj)  # type: ignore[arg-type]  # the bytearray behind it
-            self._notify()
+        with suppress(Empty):
+            while (data := self._full.get(timeout=IDLE_S)) is not None and self.failure is None:
+                self._write(data)
+                self._free.append(data.obj)  # type: ignore[arg-type]  # the bytearray behind it
+                if self._wants_news or self._written is not None:
+                    self._notify()
 
     def _notify(self) -> None:
         if not self._is_told:

@@ -193,7 +193,7 @@ class Submission:
         """Write that a POST is about to leave. False: this job is not ours to send."""
         now = self._clock.time()
         if slot is not None:
-            change = await self._registry.apply(slot.record.id, Resent(at=now))
+            change = await self._registry.commit(slot.record.id, Resent(at=now))
             return slot, change.verdict is Verdict.APPLIED
         fresh = JobRecord(
             id=secrets.token_hex(16), kind=request.kind.name, key=key, request=request, asked=request.task_count,
@@ -204,10 +204,10 @@ class Submission:
 
     async def _write_down(self, post: Post, slot: Slot, event: Accepted | Lost | Refused) -> None:
         try:
-            change = await self._registry.apply(slot.record.id, event)
+            change = await self._registry.commit(slot.record.id, event)
             if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
                 event = post.lost("The service answered with task ids that belong to another job.")
-                await self._registry.apply(slot.record.id, event)
+                await self._registry.commit(slot.record.id, event)
         except StoreError as error:
             self._unwritten[slot.record.id] = event
             raise _unwritten(slot.record, event, error) from error

@@ -22,7 +22,7 @@ KEEP_ALIVE_S: Final = 3.0
 SLOWEST_UPLOAD: Final = 64 * 1024  # bytes a second, half a megabit: a slower one is taken for stuck
 
 
-MEDIA_BUFFER_BYTES: Final = 512 * 1024  # of a connection: as much as the system gives at once is taken at once
+MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
 
 
 class AnswerTooLarge(aiohttp.ClientPayloadError):
