@@ -18,9 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    examples = 5_000 if config.getoption("--deep") else 50
-    # No database: what a test does depends on nothing that an earlier run has left.
-    hypothesis.settings.register_profile("xiling", deadline=None, max_examples=examples, database=None)
+    deep = bool(config.getoption("--deep"))
+    hypothesis.settings.register_profile(
+        "xiling",
+        deadline=None,
+        max_examples=5_000 if deep else 50,
+        database=None,  # what a test does depends on nothing that an earlier run has left
+        derandomize=not deep,  # the short form tries the same examples every time
+    )
     hypothesis.settings.load_profile("xiling")
 
 

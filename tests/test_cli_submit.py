@@ -302,11 +302,16 @@ async def test_a_receiver_that_nobody_could_reach(sim: Simulator) -> None:
     assert "Nobody could reach this receiver" in ran.error
 
 
-async def test_an_uncertain_job_is_adopted(sim: Simulator) -> None:
+async def test_an_uncertain_job_is_adopted() -> None:
     """With a receiver, an answer that was lost costs nothing: the callback brings the job back."""
-    ran = await xiling(sim, "submit", "waves [sim:drop_after_accept]", *IMAGE, "--port", "0")
-    assert (ran.code, len(ran.urls), paid(sim)) == (0, 1, (1, 1))
-    assert re.search(r"uncertain: .*\naccepted: job ", ran.err)
+    async with Simulator(manual=True) as sim:
+        lost = ("submit", "waves [sim:drop_after_accept]", *IMAGE, "--port", "0")
+        async with started(sim, *lost) as process:
+            before = await said(process, "uncertain: ")
+            assert await sim.finish(sim.ledger.task_ids[0]) == 200
+            ran = await ended(process, before)
+        assert (ran.code, len(ran.urls), paid(sim)) == (0, 1, (1, 1))
+        assert re.search(r"uncertain: .*\naccepted: job |uncertain: .*\n.*\ndone: ", ran.err)
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
