@@ -67,6 +67,7 @@ class Part:
         self._digest: checksums.Digest | None = None
         self._digested = 0
         self._flushed = 0
+        self._at = 0  # where the next byte would be written or read
 
     @classmethod
     def open(cls, path: Path, owner: str) -> Part:
@@ -113,10 +114,13 @@ class Part:
     def write(self, data: bytes | memoryview) -> None:
         """Append; on an error the part is as it was before."""
         rest = memoryview(data)
-        os.lseek(self._descriptor, self.size, os.SEEK_SET)
         try:
+            if self._at != self.size:  # not each time: after each call into the system the interpreter is fought for
+                self._at = os.lseek(self._descriptor, self.size, os.SEEK_SET)
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                written = os.write(self._descriptor, rest)
+                self._at += written
+                rest = rest[written:]
         except BaseException:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self.size)
@@ -233,8 +237,9 @@ class Part:
             file.write(json.dumps(said).encode())
 
     def _read(self, start: int, size: int) -> bytes:
-        os.lseek(self._descriptor, start, os.SEEK_SET)
+        self._at = os.lseek(self._descriptor, start, os.SEEK_SET)
         data = os.read(self._descriptor, size)
+        self._at += len(data)
         if not data and size:
             raise OSError(errno.EIO, "the part has become shorter than it was", str(self.path))
         return data

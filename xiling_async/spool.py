@@ -16,10 +16,12 @@ from xiling_async.threads import Threads
 
 T = TypeVar("T")
 
-# With those of its connection some 2 MiB for each download; small enough to stay in a core's own cache.
-BUFFER_BYTES: Final = 256 * 1024
-BUFFERS: Final = 4
-IDLE_S: Final = 0.2  # a thread waits so long for more: to begin anew costs more than to be woken
+# Three mebibytes for each download, and what its connection has. A thread is woken for each buffer, which may cost as
+# much time as to write some hundred kilobytes.
+BUFFER_BYTES: Final = 1024 * 1024
+BUFFERS: Final = 3
+PARTIAL_S: Final = 0.05  # a buffer that is not full is written when the thread has had nothing to do for so long
+IDLE_S: Final = 0.2  # then it waits so long for more before it ends: to begin anew costs more than to be woken
 
 
 class DiskTrouble(Exception):
@@ -95,11 +97,14 @@ class Spool:
         self._write = write
         self._written = written
         self._unmade = BUFFERS
-        self._free: deque[bytearray] = deque()
-        self._filling: bytearray | None = None
+        # As views: assigned to a slice of a bytearray itself, what comes would be copied twice.
+        self._free: deque[memoryview] = deque()
+        self._filling: memoryview | None = None
         self._filled = 0  # bytes of it
-        self._full: SimpleQueue[memoryview | None] = SimpleQueue()  # None: there will be no more
-        self._wants_news = False  # the loop has something to do as soon as the thread has written something
+        self._full: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()  # None: there will be no more
+        self._is_partial = False  # there is a buffer that is not full: a thread with nothing to do asks for it
+        self._wants_room = False
+        self._is_idle = False  # the thread asks for a buffer that is not full
         self._is_told = False  # a call of `_tell` is on its way
         self._room = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -119,15 +124,15 @@ class Spool:
             rest = rest[size:]
             if self._filled == len(self._filling):
                 self._turn_over()
-        if self._filling is not None:
-            self._wants_news = True  # first: a thread that is about to run dry tells, and `_tell` looks again
-        self._look()
+        self._is_partial = self._filling is not None
+        if self._running is None:
+            self._start_if_needed()
 
     async def drain(self) -> None:
         """Wait until everything is written, or has failed; also when this wait is cancelled (and then be so)."""
         self._turn_over()
         self._full.put(None)
-        self._look()
+        self._start_if_needed()
         cancelled: asyncio.CancelledError | None = None
         while self._running is not None:
             try:
@@ -139,13 +144,13 @@ class Spool:
 
     # --- in the loop ---------------------------------------------------------------------------------------------
 
-    async def _empty(self) -> bytearray:
+    async def _empty(self) -> memoryview:
         while not self._free:
             if self._unmade:
                 self._unmade -= 1
-                return bytearray(BUFFER_BYTES)
+                return memoryview(bytearray(BUFFER_BYTES))
             self._room.clear()
-            self._wants_news = True
+            self._wants_room = True
             if not self._free:  # the thread may have been faster
                 await self._room.wait()
         return self._free.popleft()
@@ -153,14 +158,12 @@ class Spool:
     def _turn_over(self) -> None:
         """What has come so far may be written."""
         if self._filling is not None and self._filled:
-            self._full.put(memoryview(self._filling)[: self._filled])
+            self._full.put((self._filling, self._filled))
             self._filling = None
+            self._is_partial = False
 
-    def _look(self) -> None:
-        """Nothing waits for more to come while the thread has nothing to do."""
-        if self._full.empty():
-            self._turn_over()
-        if self._running is None and self.failure is None and not self._full.empty():
+    def _start_if_needed(self) -> None:
+        if self._running is None and self.failure is None and (self._is_partial or not self._full.empty()):
             self._start()
 
     def _start(self) -> None:
@@ -168,9 +171,11 @@ class Spool:
         self._running.add_done_callback(self._done)
 
     def _tell(self) -> None:
-        self._is_told = self._wants_news = False  # first: what is written from here on is told again
+        self._is_told = self._wants_room = False  # first: what is written from here on is told again
         self._room.set()
-        self._look()
+        if self._is_idle:
+            self._is_idle = False
+            self._turn_over()
         if self._written is not None and self.failure is None:
             try:
                 self._written()
@@ -182,9 +187,9 @@ class Spool:
         error = DiskTrouble(OSError(errno.ECANCELED, "it was called off")) if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self.failure is None:
             self.failure = error
-            self._free.append(bytearray(1))  # whoever waits for room finds some, and sees the failure
+            self._free.append(memoryview(bytearray(1)))  # whoever waits for room finds some, and sees the failure
         self._room.set()
-        self._look()
+        self._start_if_needed()
 
     # --- in the thread -------------------------------------------------------------------------------------------
 
@@ -196,11 +201,21 @@ class Spool:
             self._notify()
             return  # so that this is told before anything is written
         with suppress(Empty):
-            while (data := self._full.get(timeout=IDLE_S)) is not None and self.failure is None:
-                self._write(data)
-                self._free.append(data.obj)  # type: ignore[arg-type]  # the bytearray behind it
-                if self._wants_news or self._written is not None:
+            while (found := self._next()) is not None and self.failure is None:
+                buffer, size = found
+                self._write(buffer[:size])
+                self._free.append(buffer)
+                if self._wants_room or self._written is not None:
                     self._notify()
+
+    def _next(self) -> tuple[memoryview, int] | None:
+        try:
+            return self._full.get(timeout=PARTIAL_S)
+        except Empty:
+            if self._is_partial:
+                self._is_idle = True
+                self._notify()
+            return self._full.get(timeout=IDLE_S)
 
     def _notify(self) -> None:
         if not self._is_told:
