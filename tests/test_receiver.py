@@ -19,6 +19,7 @@ from support import (
     NotingStore,
     callback_body,
     client_of,
+    gone,
     http,
     model_v,
     plain_session,
@@ -74,6 +75,45 @@ async def test_handle_takes_a_callback_from_any_framework() -> None:
             assert (reply.status, reply.body) == (200, b"ok")
             assert reply.headers["Cache-Control"] == "no-store"
         assert len(await job) == 3
+
+
+async def test_a_cancelled_handle_takes_nobodys_news_with_it() -> None:
+    """A framework cancels the call while the callback is being written (its sender hung up): who waits hears of it."""
+    receiver, store = WebhookReceiver(port=0), GatedStore()
+    async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver, store=store) as client:
+        job, url = await pending(sim, client)
+        waiting = await started(job.result())
+        store.gate.clear()
+        handling = asyncio.create_task(receiver.handle(f"/{token_of(url)}", callback_body(job.task_ids[0])))
+        await store.reached.wait()
+        await gone(handling)
+        store.gate.set()
+        assert (await waiting)[0].task_id == job.task_ids[0]
+
+
+async def test_an_application_that_cancels_its_handlers_loses_no_callback() -> None:
+    """aiohttp's `handler_cancellation`: the sender hangs up in the middle of the commit."""
+    app = web.Application()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        receiver, store = WebhookReceiver(f"http://127.0.0.1:{listening.getsockname()[1]}/x"), GatedStore()
+        receiver.add_to(app, "/x")
+        runner = web.AppRunner(app, handler_cancellation=True)
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        try:
+            async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver, store=store) as client:
+                job, url = await pending(sim, client)
+                waiting = await started(job.result())
+                store.gate.clear()
+                async with plain_session() as session:
+                    sending = asyncio.create_task(post(session, url, callback_body(job.task_ids[0])))
+                    await store.reached.wait()
+                    await gone(sending)
+                await turns_until(lambda: not runner.server or not runner.server.connections)
+                store.gate.set()
+                assert (await waiting)[0].task_id == job.task_ids[0]
+        finally:
+            await runner.cleanup()
 
 
 async def test_handle_refuses_as_the_server_does() -> None:

@@ -20,8 +20,9 @@ log = logging.getLogger("xiling_async.intake")
 
 @frozen(kw_only=True)
 class Intake:
-    """`first_due(kind)`: when the sweeper should look at a job that a callback adopts.
+    """Runs in tasks that nobody cancels.
 
+    `first_due(kind)`: when the sweeper should look at a job that a callback adopts.
     `only_wakes`: callbacks are not believed; each makes the sweeper ask at once (`trust="status"`).
     """
 
@@ -42,13 +43,13 @@ class Intake:
             outcome=None if self.only_wakes else report.outcome,
             due_at=self.first_due(kind),
         )
-        change = await self.registry.apply(claim.job_id, heard)
+        change = await self.registry.commit(claim.job_id, heard)
         if change.verdict is Verdict.NO_JOB:
             return await self._adopt(claim, kind, report.task_id)
         if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
             self.on_callback()
             if self.only_wakes and report.outcome is not None:
-                await self.registry.apply(claim.job_id, Asked(at=now, due_at=now))
+                await self.registry.commit(claim.job_id, Asked(at=now, due_at=now))
         return change.verdict
 
     async def _adopt(self, claim: Claim, kind: Kind[object], task_id: str) -> Verdict:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from enum import StrEnum
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, cast
 from urllib.parse import quote
 
-from attrs import NOTHING, AttrsInstance, evolve, field, fields, fields_dict, frozen
+from attrs import NOTHING, AttrsInstance, field, fields, fields_dict, frozen
 from yarl import URL
 
 from xiling_async.errors import ConfigurationError, InvalidRequest, Problem, ServiceError
@@ -16,6 +18,16 @@ from xiling_async.errors import ConfigurationError, InvalidRequest, Problem, Ser
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
+
+
+@cache
+def _names_of(kind: Hashable) -> tuple[str, ...]:
+    return tuple(fields_dict(cast("type[AttrsInstance]", kind)))
+
+
+def names_of(kind: type[object]) -> tuple[str, ...]:
+    """The names of the fields of an attrs class, in order."""
+    return _names_of(cast("Hashable", kind))  # mypy takes the `__hash__` of its instances for its own
 
 
 class Progress(StrEnum):
@@ -80,10 +92,14 @@ class Request(Generic[R_co]):
 
     def local_files(self) -> dict[str, Path]:
         """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
-        values = {name: getattr(self, name) for name in fields_dict(type(self))}
-        lists = {name: value for name, value in values.items() if isinstance(value, tuple)}
-        values |= {f"{name}[{place}]": item for name, value in lists.items() for place, item in enumerate(value)}
-        return {name: value for name, value in values.items() if isinstance(value, Path)}
+        found: dict[str, Path] = {}
+        for name in names_of(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                found[name] = value
+            elif isinstance(value, tuple):
+                found |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Path)}
+        return found
 
     def with_urls(self, urls: Mapping[Path, str]) -> Self:
         """The same request with each of these files replaced by its URL; no rule is checked again."""
@@ -93,7 +109,7 @@ class Request(Generic[R_co]):
                 return tuple(sent(item) for item in value)
             return urls.get(value, value) if isinstance(value, Path) else value
 
-        return self.restored({name: sent(getattr(self, name)) for name in fields_dict(type(self))})
+        return self.restored({name: sent(getattr(self, name)) for name in names_of(type(self))})
 
     def check_sendable(self) -> None:
         """Raises `InvalidRequest` if there are files that have no URL yet."""
@@ -196,7 +212,14 @@ class JobRecord:
     version: int = 0
 
     def but(self, **changes: Any) -> JobRecord:
-        return evolve(self, version=self.version + 1, **changes)
+        values = dict(zip(_RECORD, _RECORD_VALUES(self), strict=True))  # `evolve` takes three times as long
+        values["version"] += 1
+        values.update(changes)
+        return JobRecord(**values)
+
+
+_RECORD: Final = tuple(fields_dict(JobRecord))
+_RECORD_VALUES: Final = attrgetter(*_RECORD)
 
 
 def is_http_url(value: object) -> bool:

@@ -21,6 +21,7 @@ from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.kinds import BY_NUMBER
 from xiling_async.lifecycle import Verdict
 from xiling_async.settings import callback_base, check_reachable, is_loopback, webhook_secrets
+from xiling_async.tasks import Tasks
 
 log = logging.getLogger("xiling_async.receiver")
 
@@ -51,6 +52,7 @@ def _discreet(record: logging.LogRecord) -> bool:
 _SERVER["logger"].addFilter(_discreet)
 
 Settle = Callable[[Claim, wire.Report], Awaitable[Verdict]]
+Take = Callable[[Claim, bytes], Awaitable["Reply"]]
 
 
 @frozen
@@ -119,6 +121,7 @@ class WebhookReceiver:
         self._capability: Capability | None = None
         self._settle: Settle | None = None
         self._clock: Clock | None = None
+        self._takes = Tasks()
 
     def __repr__(self) -> str:
         return f"<WebhookReceiver {self._base or 'not started'}>"
@@ -167,6 +170,7 @@ class WebhookReceiver:
     async def stop(self) -> None:
         """Answer what is being answered, then listen no more."""
         await self._stop_listening()
+        await self._takes.drain()
         self._settle = self._capability = None
         self._base = self._given_base
 
@@ -184,17 +188,18 @@ class WebhookReceiver:
 
     def add_to(self, app: web.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""
-        app.router.add_route("*", f"{path.rstrip('/')}/{{xiling_token}}", self._serve)
+        app.router.add_route("*", f"{path.rstrip('/')}/{{xiling_token}}", self._serve_mounted)
 
     async def handle(self, path: str, body: bytes) -> Reply:
         """The receiver without a server: for any framework. The last segment of `path` is the token.
 
-        Never raises: what cannot be taken is in the reply's status.
+        Never raises: what cannot be taken is in the reply's status. Once the body was looked at, what it says is
+        written down also when this call is cancelled.
         """
         admitted = self._admit(path)
         if isinstance(admitted, Reply):
             return admitted
-        return TOO_LARGE if len(body) > BODY_BYTES else await self._take(admitted, body)
+        return TOO_LARGE if len(body) > BODY_BYTES else await self._shelter(admitted, body)
 
     # --- the core: no sockets below this line, but for `_serve` and `_read` --------------------------------------
 
@@ -204,6 +209,10 @@ class WebhookReceiver:
             return UNAVAILABLE
         claim = self._capability.check(path.rpartition("/")[2], self._clock.time())
         return NOT_FOUND if claim is None or claim.kind_number not in BY_NUMBER else claim
+
+    async def _shelter(self, claim: Claim, body: bytes) -> Reply:
+        """`_take` for servers that are not ours: they may cancel a handler when the sender hangs up."""
+        return await self._takes.outlive(self._take(claim, body), name=f"xiling callback of job {claim.job_id}")
 
     async def _take(self, claim: Claim, body: bytes) -> Reply:
         try:
@@ -232,10 +241,12 @@ class WebhookReceiver:
         return _VERDICTS[verdict]
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        reply = await self._answer(request)
-        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        return _response(await self._answer(request, self._take))
 
-    async def _answer(self, request: web.BaseRequest) -> Reply:
+    async def _serve_mounted(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _response(await self._answer(request, self._shelter))
+
+    async def _answer(self, request: web.BaseRequest, take: Take) -> Reply:
         admitted = NOT_FOUND if request.method != "POST" else self._admit(request.path)
         if isinstance(admitted, Reply):
             return admitted
@@ -245,14 +256,18 @@ class WebhookReceiver:
             return TOO_LARGE
         if request.content.is_eof():  # most callbacks arrive in one piece: no deadline is needed for what is here
             body = request.content.read_nowait()
-            return TOO_LARGE if len(body) > BODY_BYTES else await self._take(admitted, body)
+            return TOO_LARGE if len(body) > BODY_BYTES else await take(admitted, body)
         try:
             assert self._clock is not None, "it admitted the token"
             async with self._clock.timeout(BODY_DEADLINE_S):
                 whole = await _read(request.content)
         except TimeoutError:
             return TOO_SLOW
-        return TOO_LARGE if whole is None else await self._take(admitted, whole)
+        return TOO_LARGE if whole is None else await take(admitted, whole)
+
+
+def _response(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
 async def _read(content: StreamReader) -> bytes | None:

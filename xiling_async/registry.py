@@ -113,7 +113,7 @@ class Registry:
     async def adopt(self, record: JobRecord, heard: Heard) -> Change:
         """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
         await self._store.add(record)
-        return await self.apply(record.id, heard)
+        return await self.commit(record.id, heard)
 
     async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
         """The job's record once it satisfies `enough`. Raises `ClientClosed` when the client is closed before."""
@@ -131,14 +131,14 @@ class Registry:
     async def apply(self, job_id: str, event: Event) -> Change:
         """Commit what `event` does to the job, then wake those who wait for it.
 
-        Who is cancelled in between (a `refresh`, a web framework's handler) takes nobody's news with him.
+        Who is cancelled in between (a `refresh`) takes nobody's news with him.
         """
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
-        return await asyncio.shield(self._commits.start(self.commit(job_id, event), name=f"xiling commit {job_id}"))
+        return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")
 
     async def commit(self, job_id: str, event: Event) -> Change:
-        """`apply` for who is a task of the client's own: nobody cancels it half-way, so it needs no task more."""
+        """`apply` for who runs in a task that nobody cancels half-way: it needs no task more."""
         change = await self._store.change(job_id, event)
         if change.record is not None:
             slot = self._slots.get(job_id)
@@ -163,6 +163,20 @@ class Registry:
     async def unfinished(self) -> AsyncIterator[Slot]:
         async for record in self._store.unfinished():
             yield self.slot(record)
+
+    # --- what other processes do: the store tells (store/base.py, `Watcher`) ---------------------------------------
+
+    def known(self, job_id: str) -> int | None:
+        slot = self._slots.get(job_id)
+        return None if slot is None else slot.record.version
+
+    def watched(self) -> list[str]:
+        return list(self._slots)
+
+    def told(self, record: JobRecord) -> None:
+        slot = self._slots.get(record.id)
+        if slot is not None:
+            slot.update(record)
 
     async def close(self) -> None:
         """Everybody who still waits is sent home, what is being written is written; the jobs go on."""

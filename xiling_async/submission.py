@@ -146,9 +146,7 @@ class Submission:
     ) -> tuple[Slot, Finding | None]:
         """One exchange in a task of our own: a caller that is cancelled does not lose the ids."""
         await self._turn()
-        post = self._posts.start(self._exchange(request, sent, key, slot), name="xiling POST")
-        post.add_done_callback(lambda _: self._permits.release())
-        return await asyncio.shield(post)
+        return await self._posts.outlive(self._permitted(request, sent, key, slot), name="xiling POST")
 
     async def _turn(self) -> None:
         """Take a permit while the gate is open; it may have closed while we queued."""
@@ -160,6 +158,14 @@ class Submission:
             self._permits.release()
             if self._closed:
                 raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
+
+    async def _permitted(
+        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
+    ) -> tuple[Slot, Finding | None]:
+        try:
+            return await self._exchange(request, sent, key, slot)
+        finally:
+            self._permits.release()
 
     async def _exchange(
         self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +22,26 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    async def outlive(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """The result of this work, which goes on when whoever waits here is cancelled."""
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # Not `shield` around `start`: that takes two turns of the loop more, and this is done for each POST.
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(partial(self._hand_over, result))
+        return await result
+
+    def _hand_over(self, result: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
+        self._ended(task)
+        if result.done():
+            return
+        if task.cancelled():
+            result.cancel()
+        elif (error := task.exception()) is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(task.result())
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

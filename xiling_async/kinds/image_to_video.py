@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from attrs import field, fields_dict, frozen
+from attrs import field, frozen
 from yarl import URL
 
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models import JSON, Kind, Media, Progress, Request, is_http_url
+from xiling_async.models import JSON, Kind, Media, Progress, Request, is_http_url, names_of
 from xiling_async.redact import shown
 
 PROMPT_CHARACTERS: Final = 1000
@@ -137,7 +137,7 @@ class ImageToVideo(Request[Video]):
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
         self.check_sendable()
-        given = {name: getattr(self, name) for name in fields_dict(type(self)) if name != "extra"}
+        given = {name: getattr(self, name) for name in names_of(type(self)) if name != "extra"}
         fields = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in given.items()
