@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
+import pg
 import pytest
 from blockbuster import blockbuster_ctx
 
@@ -27,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
         derandomize=not deep,  # the short form tries the same examples every time
     )
     hypothesis.settings.load_profile("xiling")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    pg.end()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from xiling_async import (
 )
 from xiling_async.lifecycle import Change, Event, Heard
 from xiling_async.models import JobRecord, State
-from xiling_async.store.base import Store
+from xiling_async.store.base import Store, Watcher
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +106,13 @@ class FatalStore:
 
     async def close(self) -> None:
         await self._inner.close()
+
+    @property
+    def is_shared(self) -> bool:
+        return self._inner.is_shared
+
+    def listen(self, watcher: Watcher) -> None:
+        self._inner.listen(watcher)
 
     async def secret(self, fresh: bytes) -> bytes:
         self._reach("before", "secret")

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
+from pg import pg_store
 
 from xiling_async.clock import SystemClock
 from xiling_async.kinds import ImageToVideo, Video
@@ -26,6 +27,7 @@ from xiling_async.store.sqlite import SQLiteStore
 FACTORIES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda folder: MemoryStore(),
     "sqlite": lambda folder: SQLiteStore(folder / "jobs.db"),
+    "postgres": lambda folder: pg_store(),
 }
 
 NOW = 1_800_000_000.25

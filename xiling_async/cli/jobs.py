@@ -19,7 +19,7 @@ from xiling_async.cli.report import printable, remembered
 from xiling_async.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.models import JobRecord, State
-from xiling_async.store import SQLiteStore, Store
+from xiling_async.store import PostgresStore, SQLiteStore, Store
 
 ENDED: Final = 10  # two lines each: a screen of 24 lines
 _KEY_CELLS: Final = 24
@@ -28,7 +28,10 @@ _AGES: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 def jobs(
     *,
-    store: Annotated[Path, typer.Option(metavar="FILE", help="The SQLite file of --store of the other commands.")],
+    store: Annotated[
+        str,
+        typer.Option(metavar="FILE|URL", help="The SQLite file of --store of the other commands, or postgresql://…"),
+    ],
     state: Annotated[
         list[State] | None,
         typer.Option(metavar="STATE", help=f"Only these; repeat it for more: {', '.join(State)}."),
@@ -44,19 +47,20 @@ def jobs(
     prompt; below, the job id and the task ids, each good for `xiling wait`. Into a pipe goes one line a job, cut
     nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
 
-    Nothing is asked of the service, sent or changed. The store must not be in use.
+    Nothing is asked of the service, sent or changed. A file must not be in use; a PostgreSQL database may be. Keep its
+    password out of the command line: PGPASSWORD and ~/.pgpass are read.
 
     \b
     Examples:
       xiling jobs --store jobs.db
       xiling jobs --store jobs.db --state accepted --state uncertain
+      xiling jobs --store postgresql://me@db.example.com/videos
     """
-    if not store.is_file() or not store.stat().st_size:
-        raise StoreError(f"{store} is no store: {'it is empty' if store.is_file() else 'there is no such file'}.")
+    kept = _store_of(store)
     out, err = screen.console(), screen.console(stderr=True)
     states, most = frozenset(state or State), None if everything else ENDED
     with screen.complaining(err):
-        records, is_more = asyncio.run(_read(SQLiteStore(store), states, most))
+        records, is_more = asyncio.run(_read(kept, states, most))
     if as_json:
         for record in records:
             screen.write(out, json_of(remembered(record)))
@@ -65,10 +69,19 @@ def jobs(
     if is_more:
         screen.say(err, f"Only the last {count(ENDED, 'job')} that ended; --all shows the others too.")
     if not records:
-        screen.say(err, f"No such job in {store}.")
+        screen.say(err, f"No such job in {store if isinstance(kept, SQLiteStore) else kept}.")
 
 
-async def _read(store: SQLiteStore, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
+def _store_of(name: str) -> Store:
+    if name.startswith(("postgresql://", "postgres://")):
+        return PostgresStore(name, migrate=False)  # a listing makes no tables
+    file = Path(name)
+    if not file.is_file() or not file.stat().st_size:
+        raise StoreError(f"{name} is no store: {'it is empty' if file.is_file() else 'there is no such file'}.")
+    return SQLiteStore(file)
+
+
+async def _read(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
     """The jobs to show, the newest last, and whether there are older ones that ended."""
     await store.open()
     try:

@@ -26,9 +26,30 @@ from xiling_async.lifecycle import Change, Event
 from xiling_async.models import JobRecord, Refusal
 
 
+class Watcher(Protocol):
+    """Who waits for jobs that other processes may change."""
+
+    def known(self, job_id: str) -> int | None:
+        """The version that is known of this job; None if nobody here waits for it."""
+        ...
+
+    def watched(self) -> list[str]:
+        """The ids of all jobs that somebody here waits for."""
+        ...
+
+    def told(self, record: JobRecord) -> None:
+        """This is the newest that the store holds of a job."""
+        ...
+
+
 @runtime_checkable
 class Store(Protocol):
     """Times are Unix seconds. Every method raises `StoreError` when the store cannot do its work."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes use it too: then jobs fall due, and change, that nobody here has heard of."""
+        ...
 
     async def open(self) -> None:
         """Make it ready; the client calls it when it is entered."""
@@ -36,6 +57,12 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Write what is left and let go of everything; a closed store can be opened again."""
+        ...
+
+    def listen(self, watcher: Watcher) -> None:
+        """From now on tell this watcher, in the event loop, what other processes make of the jobs that it knows. A
+        store that was cut off from the news tells the newest of all that is watched when it is back. A store that
+        nobody shares has nothing to tell."""
         ...
 
     async def secret(self, fresh: bytes) -> bytes:

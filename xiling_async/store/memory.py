@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Final
 
 from xiling_async.clock import SystemClock
 from xiling_async.lifecycle import Change, Event, Lost, Verdict, decide
 from xiling_async.models import JobRecord, State
-from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, seconds
+from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, Watcher, seconds
+
+_CERTAIN: Final = (State.DONE, State.FAILED)
 
 
 class MemoryStore:
-    """Remembers jobs for as long as the process lives: for scripts and tests. It keeps everything until `purge`.
+    """Remembers jobs for as long as the process lives: for scripts and tests.
 
-    What was bought is lost with the process: take `SQLiteStore` where that matters.
+    What was bought is lost with the process: take `SQLiteStore` where that matters. `keep`: of jobs that are over and
+    have no key, the last so many are kept, about 1 KB each, so that a worker does not grow for weeks; jobs with a key,
+    and those whose end is not certain, are kept until `purge`.
     """
 
-    def __init__(self) -> None:
+    is_shared: Final = False
+
+    def __init__(self, *, keep: int = 4_000) -> None:
+        self._keep_over = keep
+        self._over: deque[str] = deque()  # without a key, in the order they ended
         self._jobs: dict[str, JobRecord] = {}
         self._ids_by_key: dict[str, str] = {}
         self._ids_by_task: dict[str, str] = {}
@@ -33,6 +43,9 @@ class MemoryStore:
 
     async def close(self) -> None:
         pass
+
+    def listen(self, watcher: Watcher) -> None:
+        """Nobody else changes its jobs."""
 
     async def secret(self, fresh: bytes) -> bytes:
         self._secret = self._secret or fresh
@@ -56,7 +69,24 @@ class MemoryStore:
             if any(self._ids_by_task.get(task_id, job_id) != job_id for task_id in change.record.task_ids):
                 return Change(Verdict.STRANGE, record)
             self._keep(record, change.record)
+            if change.record.state is not record.state:
+                self._forget_oldest(change.record)
         return change
+
+    def _forget_oldest(self, record: JobRecord) -> None:
+        if record.key is None and record.state in _CERTAIN:
+            self._over.append(record.id)
+        while len(self._over) > self._keep_over:
+            oldest = self._jobs.get(self._over.popleft())
+            if oldest is not None and oldest.state in _CERTAIN:
+                self._forget(oldest)
+
+    def _forget(self, record: JobRecord) -> None:
+        del self._jobs[record.id]
+        if record.key is not None:
+            del self._ids_by_key[record.key]
+        for task_id in record.task_ids:
+            del self._ids_by_task[task_id]
 
     def _keep(self, before: JobRecord | None, record: JobRecord) -> None:
         self._jobs[record.id] = record
@@ -134,9 +164,5 @@ class MemoryStore:
         before = SystemClock().time() - seconds(older_than)
         old = [job for job in self._jobs.values() if job.state.is_final and job.changed_at < before]
         for record in old:
-            del self._jobs[record.id]
-            if record.key is not None:
-                del self._ids_by_key[record.key]
-            for task_id in record.task_ids:
-                del self._ids_by_task[task_id]
+            self._forget(record)
         return len(old)

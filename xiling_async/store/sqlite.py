@@ -17,7 +17,7 @@ from xiling_async.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models import JobRecord
-from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, seconds
+from xiling_async.store.base import LEFT_BEHIND, SPREAD_S, Watcher, seconds
 from xiling_async.store.hold import Held, hold, me
 from xiling_async.store.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
 from xiling_async.store.schema import prepare
@@ -50,6 +50,8 @@ class SQLiteStore:
 
     `connect`: how to open the file (for tests).
     """
+
+    is_shared: Final = False
 
     def __init__(
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
@@ -117,6 +119,9 @@ class SQLiteStore:
         return StoreError(f"{self._path} cannot be used as a store: {error}. Nothing was sent.")
 
     # --- what base.py promises -----------------------------------------------------------------------------------
+
+    def listen(self, watcher: Watcher) -> None:
+        """Nobody else changes its jobs."""
 
     async def secret(self, fresh: bytes) -> bytes:
         def work(connection: sqlite3.Connection) -> bytes:

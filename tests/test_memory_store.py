@@ -1,0 +1,40 @@
+"""What only the memory store does: it forgets, so that a worker does not grow for weeks."""
+
+from __future__ import annotations
+
+from support import callback_body, client_of, model_v, token_of
+
+from xiling_async import MemoryStore, WebhookReceiver
+from xiling_async.simulator import Simulator, faults
+
+
+async def test_of_jobs_that_are_over_the_last_are_kept() -> None:
+    """Ten of thirty without a key; all with one, all in flight, and all of unknown fate stay."""
+    store, receiver = MemoryStore(keep=10), WebhookReceiver(port=0)
+    async with Simulator(manual=True) as sim, client_of(sim, store=store, receiver=receiver) as client:
+        sim.script(faults.drop_before_read())
+        doubtful = await client.submit(model_v())
+        pending = await client.submit(model_v())
+        keyed = [await client.submit(model_v(), key=f"order-{number}") for number in range(5)]
+        plain = [await client.submit(model_v()) for _ in range(30)]
+        for job in (*keyed, *plain):
+            await sim.finish(job.task_ids[0])
+            await job
+        assert [await client.find(job.id) is not None for job in plain] == [False] * 20 + [True] * 10
+        assert [await client.find(job.task_ids[0]) is not None for job in plain] == [False] * 20 + [True] * 10
+        for job in (doubtful, pending, *keyed):
+            assert await client.find(job.id) is not None
+        assert len(await plain[0]) == 1, "who has the handle has the result"
+        url = next(post.callback_url for post in sim.ledger.posts if plain[0].task_ids[0] in post.task_ids)
+        reply = await receiver.handle(f"/{token_of(url)}", callback_body(plain[0].task_ids[0]))
+        assert reply.status == 200, "a very late repeat is taken in again, and asked about"
+
+
+async def test_a_worker_does_not_grow() -> None:
+    """After a hundred and fifty jobs it holds fifty."""
+    store = MemoryStore(keep=50)
+    async with Simulator() as sim, client_of(sim, store=store) as client:
+        async for done in client.map(model_v(f"waves {number}") for number in range(150)):
+            assert done.ok
+        assert len([record async for record in store.jobs()]) == 50
+        assert sim.ledger.paid_submits == 150

@@ -1,0 +1,160 @@
+"""The tables of a PostgreSQL store, their names, and how older ones become newer ones."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from attrs import frozen
+
+# One script a version; the row `schema` of `kept` says how many have run. Scripts are only ever added at the end.
+# Names may be any text: `key` and `id` hold it as `quoted`, and what must be unique is a hash (an index takes no entry
+# above 2,700 bytes). `owner`: which open store is sending the job. `mark`: of the newest change, so that a COMMIT whose
+# answer was lost can be told from one that never was.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE {kept} (name TEXT PRIMARY KEY, value BYTEA NOT NULL);
+    CREATE TABLE {jobs} (
+        id TEXT COLLATE "C" PRIMARY KEY, key TEXT, kind TEXT NOT NULL, request TEXT, asked BIGINT NOT NULL,
+        created_at DOUBLE PRECISION NOT NULL, changed_at DOUBLE PRECISION NOT NULL, state TEXT NOT NULL,
+        attempt BIGINT NOT NULL, tasks TEXT NOT NULL, refusal TEXT, due_at DOUBLE PRECISION,
+        failed_asks BIGINT NOT NULL, version BIGINT NOT NULL,
+        key_hash BYTEA UNIQUE, owner TEXT, mark TEXT NOT NULL
+    );
+    CREATE TABLE {tasks} (
+        hash BYTEA PRIMARY KEY, job_id TEXT COLLATE "C" NOT NULL REFERENCES {jobs} ON DELETE CASCADE
+    );
+    CREATE TABLE {owners} (id TEXT PRIMARY KEY, place TEXT NOT NULL, until TIMESTAMPTZ NOT NULL);
+    CREATE INDEX {tasks_job} ON {tasks} (job_id);
+    CREATE INDEX {jobs_age} ON {jobs} (created_at, id);
+    CREATE INDEX {jobs_due} ON {jobs} (due_at) WHERE due_at IS NOT NULL;
+    CREATE INDEX {jobs_open} ON {jobs} (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
+    CREATE INDEX {jobs_over} ON {jobs} (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
+    CREATE INDEX {jobs_sending} ON {jobs} (owner) WHERE state = 'sending';
+    """,
+)
+_TABLES: Final = ("kept", "jobs", "tasks", "owners")
+_INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_sending")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_]{0,40}")
+_SCHEMA_BYTES: Final = 63  # PostgreSQL cuts longer names
+
+
+class Connection(Protocol):
+    """What is used of a connection of asyncpg."""
+
+    async def execute(self, query: str, *values: Any) -> str: ...
+
+    async def fetch(self, query: str, *values: Any) -> list[Any]: ...
+
+    async def fetchrow(self, query: str, *values: Any) -> Any: ...
+
+    async def fetchval(self, query: str, *values: Any) -> Any: ...
+
+
+class Unfit(Exception):
+    """This database cannot hold a store; the message says why."""
+
+
+@frozen
+class Names:
+    """Full names, so that no `search_path` matters."""
+
+    schema: str
+    prefix: str
+
+    def __getitem__(self, name: str) -> str:
+        """`kept`, `jobs`, `tasks` or `owners`; of an index the name alone, as CREATE INDEX wants it."""
+        short = f'"{self.prefix}{name}"'
+        return f"{identifier(self.schema)}.{short}" if name in _TABLES else short
+
+    @property
+    def channel(self) -> str:
+        """Of NOTIFY; all schemas of a database share one space of names."""
+        whole = f"{self.schema}.{self.prefix}".encode()
+        return f"xiling_{hashlib.sha256(whole).hexdigest()[:32]}"
+
+    @property
+    def lock(self) -> int:
+        """The advisory lock of those who migrate."""
+        return int.from_bytes(hashlib.sha256(self.channel.encode()).digest()[:8], signed=True)
+
+
+def is_schema(name: str) -> bool:
+    return 0 < len(name.encode("utf-8", "replace")) <= _SCHEMA_BYTES and "\0" not in name
+
+
+def is_prefix(name: str) -> bool:
+    return _PREFIX.fullmatch(name) is not None
+
+
+def identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted(name: str) -> str:
+    """Any text as one that PostgreSQL takes: it refuses a NUL."""
+    return name.replace("\\", "\\\\").replace("\0", "\\0")
+
+
+def unquoted(text: str) -> str:
+    return re.sub(r"\\([\\0])", lambda found: "\0" if found[1] == "0" else "\\", text)
+
+
+def hashed(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+async def prepare(connection: Connection, schema: str | None, prefix: str, *, may_migrate: bool) -> Names:
+    """Make the tables today's, inside the caller's transaction. Raises `Unfit`, or what the connection raises.
+
+    One process at a time does it; one that finds them as they should be needs no rights but to use them.
+    """
+    encoding = await connection.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise Unfit(f"its encoding is {encoding}; the store needs a database with the encoding UTF8")
+    if schema is None:
+        schema = await connection.fetchval("SELECT current_schema()")
+        if schema is None:
+            raise Unfit("no schema of its search_path exists: name one, PostgresStore(..., schema=...)")
+    names = Names(schema, prefix)
+    version = await _version(connection, names)
+    if version < len(MIGRATIONS) and not may_migrate:
+        raise Unfit(
+            f"there are no tables {names['jobs']} of schema {len(MIGRATIONS)} in it (what is there is {version}); "
+            "a store that may migrate makes them"
+        )
+    if version != len(MIGRATIONS):
+        await migrate(connection, names, MIGRATIONS)
+    return names
+
+
+async def migrate(connection: Connection, names: Names, scripts: Sequence[str]) -> None:
+    """Run the scripts that these tables have not seen. A transaction that fails leaves them as they were."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", names.lock)
+    version = await _version(connection, names)
+    if version > len(scripts):
+        raise Unfit(
+            f"it was written by a newer xiling_async (its schema is {version}, this one knows {len(scripts)}); upgrade "
+            "the package. The database was not touched"
+        )
+    if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", names.schema):
+        await connection.execute(f"CREATE SCHEMA {identifier(names.schema)}")
+    words = {name: names[name] for name in (*_TABLES, *_INDEXES)}
+    for script in scripts[version:]:
+        await connection.execute(script.format_map(words))
+    await connection.execute(
+        f"INSERT INTO {names['kept']} VALUES ('schema', $1) "  # noqa: S608 - our own names
+        "ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
+        str(len(scripts)).encode(),
+    )
+
+
+async def _version(connection: Connection, names: Names) -> int:
+    # Not `to_regclass`: within a transaction it may remember from before the lock that there was no such table.
+    is_there = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = $2"
+    if not await connection.fetchval(is_there, names.schema, f"{names.prefix}kept"):
+        return 0
+    value = await connection.fetchval(f"SELECT value FROM {names['kept']} WHERE name = 'schema'")  # noqa: S608
+    return 0 if value is None else int(value)
