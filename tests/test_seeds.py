@@ -55,8 +55,8 @@ class Resender(Submission):
             event = Refused(attempt=event.attempt, at=event.at, refusal=told, sent=False)
         await super()._write_down(post, slot, event)
 
-    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int) -> None:
-        await super()._pause_or_raise(record, Step.AGAIN if step is Step.UNCERTAIN else step, tries)
+    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int, *, patient: bool) -> None:
+        await super()._pause_or_raise(record, Step.AGAIN if step is Step.UNCERTAIN else step, tries, patient=patient)
 
 
 def test_the_invariants_catch_a_client_that_sends_again() -> None:

@@ -6,6 +6,7 @@ Never lose a job that was paid for, never pay for one twice. Begin with `Client`
 import logging
 
 from xiling_async.client import Client
+from xiling_async.door import ReceiverLimits, Reply
 from xiling_async.errors import (
     ClientClosed,
     ConfigurationError,
@@ -27,11 +28,13 @@ from xiling_async.errors import (
     WaitTimeout,
     XilingError,
 )
+from xiling_async.fanout import Finished
 from xiling_async.job import Job
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.models import Failed, Limits, Polling, Request, State, Succeeded, Timeouts
-from xiling_async.receiver import Reply, WebhookReceiver
-from xiling_async.store import MemoryStore, SQLiteStore, Store
+from xiling_async.monitor import Stats
+from xiling_async.receiver import WebhookReceiver
+from xiling_async.store import MemoryStore, PostgresStore, SQLiteStore, Store
 
 __all__ = [
     "Client",
@@ -39,6 +42,7 @@ __all__ = [
     "ConfigurationError",
     "DownloadError",
     "Failed",
+    "Finished",
     "ImageToVideo",
     "IntegrityError",
     "InvalidRequest",
@@ -47,9 +51,11 @@ __all__ = [
     "MemoryStore",
     "NotSent",
     "Polling",
+    "PostgresStore",
     "Problem",
     "ProtocolError",
     "RateLimited",
+    "ReceiverLimits",
     "Rejected",
     "Reply",
     "Request",
@@ -58,6 +64,7 @@ __all__ = [
     "ServiceError",
     "ServiceUnavailable",
     "State",
+    "Stats",
     "Store",
     "StoreError",
     "SubmitUncertain",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -18,10 +19,13 @@ from xiling_async.clock import Clock, SystemClock
 from xiling_async.downloads import MAX_BYTES, Wish
 from xiling_async.engine import Engine, Settings
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
+from xiling_async.events import Hook, hooks_of
 from xiling_async.failure import error_of
+from xiling_async.fanout import FanOut, Finished, Items, checked
 from xiling_async.job import Job
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.models import JobRecord, Limits, Polling, Request, State, Timeouts
+from xiling_async.monitor import Stats
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.store.base import Store
 from xiling_async.store.memory import MemoryStore
@@ -40,7 +44,8 @@ class Client:
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
     `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
     remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from
-    this machine and private networks (the simulator). `clock`: for tests (`ManualClock`).
+    this machine and private networks (the simulator). `on_event`: called in the loop with each event (events.py), or
+    several such callables; `OpenTelemetry()` of `xiling_async.otel` is one. `clock`: for tests (`ManualClock`).
 
     Raises `ConfigurationError`. Use it with `async with`, in one event loop.
     """
@@ -60,6 +65,7 @@ class Client:
         on_uncertain: Literal["wait", "raise"] = "wait",
         save_to: str | os.PathLike[str] | None = None,
         allow_private: bool = False,
+        on_event: Hook | Sequence[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
         if on_uncertain not in ("wait", "raise"):
@@ -80,6 +86,7 @@ class Client:
             headers=settings.extra_headers(headers),
             save_to=None if save_to is None else Path(save_to),
             allow_private=allow_private,
+            on_event=hooks_of(on_event),
             clock=SystemClock() if clock is None else clock,
         )
         self._engine = Engine(self._settings)
@@ -119,12 +126,15 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
+        return await self._submit(request, key)
+
+    async def _submit(self, request: Request[R], key: str | None, *, patient: bool = False) -> Job[R]:
         self._check_open()
         if not isinstance(request, Request):
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
         if key is not None and (not isinstance(key, str) or not key):
             raise InvalidRequest(f"key must be text that is not empty, not {key!r}.")
-        purchase = await self._engine.submission.submit(request, key)
+        purchase = await self._engine.submission.submit(request, key, patient=patient)
         job: Job[R] = Job(purchase.slot, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
             raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
@@ -211,6 +221,31 @@ class Client:
         (result,) = await job.result(timeout)
         return result
 
+    def map(
+        self, items: Items[R], *, in_flight: int = 100, ordered: bool = False
+    ) -> AsyncGenerator[Finished[R], None]:
+        """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
+
+        `items`: requests, or `(key, request)` pairs, of any iterable or asynchronous iterable. It is read lazily: at
+        most `in_flight` items are started and not yet taken by the loop, and memory does not grow with its length.
+        `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
+        With keys a run that was cut short can be repeated: what was bought is not bought again.
+
+        A service that goes away is waited for, up to 10 minutes, if it has answered before. Leaving the loop, however
+        it happens, submits nothing more; jobs that were bought stay in the store, and `recover` or the same keys find
+        them. What the source itself raises is raised when all that was started is done.
+
+        Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
+        """
+        self._check_open()
+        if type(in_flight) is not int or in_flight < 1:
+            raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
+        submit = partial(self._submit, patient=True)
+        fan_out: FanOut[R] = FanOut(
+            checked(items), submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
+        )
+        return fan_out.results()
+
     @overload
     def job(self, task_id: str) -> Job[Video]: ...
 
@@ -240,6 +275,10 @@ class Client:
         self._check_open()
         async for slot in self._engine.registry.unfinished():
             yield Job(slot, self._engine.desk)
+
+    def stats(self) -> Stats:
+        """What this client has seen since it was opened, as plain numbers; no I/O."""
+        return self._engine.stats()
 
     def _check_open(self) -> None:
         if self._loop not in (None, asyncio.get_running_loop()):

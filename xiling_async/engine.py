@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Mapping
@@ -16,18 +17,23 @@ from yarl import URL
 from xiling_async.capability import SECRET_BYTES
 from xiling_async.clock import Clock
 from xiling_async.downloads import Downloads
+from xiling_async.events import Hook
 from xiling_async.intake import Intake
 from xiling_async.job import Desk
 from xiling_async.keeper import Keeper
 from xiling_async.models import JobRecord, Kind, Limits, Polling, Timeouts
+from xiling_async.monitor import Monitor, Stats
 from xiling_async.pace import Gate
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.registry import Registry
 from xiling_async.store.base import Store
 from xiling_async.submission import Submission
 from xiling_async.sweeper import Sweeper
+from xiling_async.tasks import Tasks
 from xiling_async.transport import MediaTransport, Transport
 from xiling_async.uploads import Uploads
+
+log = logging.getLogger("xiling_async.engine")
 
 TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
 
@@ -47,6 +53,7 @@ class Settings:
     headers: Mapping[str, str] = field(repr=False)
     save_to: Path | None
     allow_private: bool
+    on_event: tuple[Hook, ...]
     clock: Clock
 
 
@@ -64,7 +71,8 @@ class Engine:
             session=given.session,
         )
         self._gate = Gate(given.clock)
-        self.registry = Registry(given.store, on_change=self._changed)
+        self._monitor = monitor = Monitor(given.on_event)
+        self.registry = Registry(given.store, on_change=self._changed, monitor=monitor)
         self.sweeper = Sweeper(
             store=given.store,
             registry=self.registry,
@@ -76,6 +84,7 @@ class Engine:
             random=random.random,
             has_receiver=given.receiver is not None,
             api_key=given.api_key,
+            monitor=monitor,
         )
         self.uploads = Uploads(
             transport=self._transport,
@@ -83,6 +92,7 @@ class Engine:
             gate=self._gate,
             random=random.random,
             api_key=given.api_key,
+            monitor=monitor,
         )
         self.submission = Submission(
             registry=self.registry,
@@ -96,18 +106,12 @@ class Engine:
             callback_url=self._callback_url,
             first_due=self.sweeper.first_due,
             api_key=given.api_key,
+            monitor=monitor,
         )
-        self.downloads = Downloads(
-            transport=MediaTransport(timeouts=given.timeouts, clock=given.clock),
-            clock=given.clock,
-            limits=given.limits,
-            timeouts=given.timeouts,
-            random=random.random,
-            outcome=self.sweeper.outcome,
-            ended_at=self._ended_at,
-        )
+        self.downloads = self._downloads()
         self._keeper = None if given.save_to is None else self._keeper_of(given.save_to)
         self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
+        self.maps = Tasks()  # of `Client.map`
         self._undo = AsyncExitStack()
 
     async def open(self) -> None:
@@ -119,9 +123,13 @@ class Engine:
             undo.push_async_callback(self._transport.close)
             self._transport.open()
             undo.push_async_callback(self.registry.close)
-            await given.store.takeover(
+            given.store.listen(self.registry)
+            unfinished = await given.store.takeover(
                 given.clock.time(), doubt_s=given.timeouts.uncertain, per_second=given.limits.gets_per_second
             )
+            self._monitor.found(unfinished)
+            if unfinished:
+                log.info("the store has %d unfinished jobs of earlier clients", unfinished)
             if given.receiver is not None:  # before the sweeper: a callback is cheaper than a GET
                 await self._start(given.receiver)
                 undo.push_async_callback(given.receiver.stop)
@@ -130,10 +138,24 @@ class Engine:
             undo.push_async_callback(self.submission.close)
             undo.push_async_callback(self.uploads.close)
             undo.push_async_callback(self.downloads.close)
+            undo.push_async_callback(self.maps.cancel)
             if self._keeper is not None:
                 undo.push_async_callback(self._keeper.close)
                 await self._keeper.start()
             self._undo = undo.pop_all()
+
+    def _downloads(self) -> Downloads:
+        given = self._given
+        return Downloads(
+            transport=MediaTransport(timeouts=given.timeouts, clock=given.clock),
+            clock=given.clock,
+            limits=given.limits,
+            timeouts=given.timeouts,
+            random=random.random,
+            outcome=self.sweeper.outcome,
+            ended_at=self._ended_at,
+            monitor=self._monitor,
+        )
 
     def _keeper_of(self, folder: Path) -> Keeper:
         given = self._given
@@ -150,6 +172,14 @@ class Engine:
         self.sweeper.changed(record)
         if self._keeper is not None:
             self._keeper.changed(record)
+
+    def stats(self) -> Stats:
+        in_flight = {
+            "submits": self.submission.in_flight,
+            "uploads": self.uploads.in_flight,
+            "downloads": self.downloads.in_flight,
+        }
+        return self._monitor.stats(in_flight, self._gate.closed_until)
 
     async def close(self) -> None:
         """Stop everything, the last started first: no new submits, then no receiver, then no store."""
@@ -179,6 +209,10 @@ class Engine:
             first_due=self.sweeper.first_due,
             on_callback=self.sweeper.heard_callback,
             only_wakes=receiver.trust == "status",
+            monitor=self._monitor,
         )
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
-        await receiver.start(intake.settle, self._given.clock, kept_secret)
+        await receiver.start(intake.settle, self._given.clock, kept_secret, refused=self._refused)
+
+    def _refused(self, status: int, job_id: str | None) -> None:
+        self._monitor.refused(status, job_id, at=self._given.clock.time())

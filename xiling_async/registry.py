@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from xiling_async.errors import ClientClosed
 from xiling_async.lifecycle import Change, Event, Heard, Verdict
 from xiling_async.models import JobRecord
+from xiling_async.monitor import UNWATCHED, Monitor
 from xiling_async.store.base import Store
 from xiling_async.tasks import Tasks
 
@@ -68,8 +69,11 @@ class Slot:
 class Registry:
     """The one place where records change: commit, then tell those who wait."""
 
-    def __init__(self, store: Store, on_change: Callable[[JobRecord], None] = lambda record: None) -> None:
+    def __init__(
+        self, store: Store, on_change: Callable[[JobRecord], None] = lambda record: None, monitor: Monitor = UNWATCHED
+    ) -> None:
         self._store = store
+        self._monitor = monitor
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
         self._on_change = on_change
         self._commits = Tasks()
@@ -88,7 +92,10 @@ class Registry:
         """Write the intent; the slot is of the job that the store holds, another one if the key was known."""
         slot = self._slots[record.id] = Slot(record, fresh=True)
         held = await self._store.add(record)
-        return slot if held.id == record.id else self.slot(held)
+        if held.id != record.id:
+            return self.slot(held)
+        self._monitor.changed(held, None)
+        return slot
 
     async def fresh(self, slot: Slot) -> Slot:
         """The slot with no change missed. A job that the store does not know (made from a bare task id) is written
@@ -107,12 +114,15 @@ class Registry:
 
     async def _take_in(self, record: JobRecord) -> JobRecord:
         held = await self._store.add(record)
+        if held.id == record.id:
+            self._monitor.changed(held, None)
         self._on_change(held)
         return held
 
     async def adopt(self, record: JobRecord, heard: Heard) -> Change:
         """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
         await self._store.add(record)
+        self._monitor.changed(record, None)
         return await self.commit(record.id, heard)
 
     async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
@@ -145,6 +155,7 @@ class Registry:
             if slot is not None:
                 slot.update(change.record)
             if change.verdict is Verdict.APPLIED:
+                self._monitor.changed(change.record, change.was)
                 self._on_change(change.record)
         return change
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import frozen
 
@@ -22,7 +22,8 @@ from xiling_async.fate import Step
 from xiling_async.finding import Finding, Post
 from xiling_async.lifecycle import Accepted, Lost, Refused, Resent, Verdict
 from xiling_async.models import JobRecord, Kind, Limits, Request, State, Timeouts
-from xiling_async.pace import Gate
+from xiling_async.monitor import UNWATCHED, Monitor
+from xiling_async.pace import Gate, Outage, Rate, Tempo
 from xiling_async.registry import Registry, Slot
 from xiling_async.tasks import Shared, Tasks
 from xiling_async.transport import Transport
@@ -32,6 +33,7 @@ log = logging.getLogger("xiling_async.submission")
 
 RESENDS: Final = 5  # of a create that never arrived: with full jitter about 8 s on the average
 RATE_LIMIT_WAITS: Final = 8  # of a create that got a 429: at the vendor's 30 s about 4 minutes
+PATIENCE_S: Final = 600.0  # of a batch, with a service that has answered before and is away now
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
@@ -61,7 +63,9 @@ class Submission:
         callback_url: Callable[[Kind[Any], int, str, int], str | None],
         first_due: Callable[[Kind[Any]], float | None],
         api_key: str,
+        monitor: Monitor = UNWATCHED,
     ) -> None:
+        self._monitor = monitor
         self._registry = registry
         self._transport = transport
         self._uploads = uploads
@@ -72,6 +76,9 @@ class Submission:
         self._first_due = first_due
         self._api_key = api_key
         self._gate = gate
+        self._rate = None if limits.submits_per_second is None else Rate(limits.submits_per_second, clock)
+        self._tempo = Tempo(clock)
+        self._outage = Outage(gate, self._tempo, clock, random)
         self._permits = asyncio.Semaphore(limits.submits)
         self._budget = backoff.RetryBudget()
         self._posts = Tasks()
@@ -87,15 +94,23 @@ class Submission:
         await self._posts.drain()
         await self._keyed_work.drain()
 
-    async def submit(self, request: Request[Any], key: str | None) -> Purchase:
-        """Buy the job, or find the one that this key bought. Raises what design.md says of `Client.submit`."""
+    @property
+    def in_flight(self) -> int:
+        """POSTs under way."""
+        return len(self._posts)
+
+    async def submit(self, request: Request[Any], key: str | None, *, patient: bool = False) -> Purchase:
+        """Buy the job, or find the one that this key bought. Raises what design.md says of `Client.submit`.
+
+        `patient`: a service that has answered before and is away now is waited for, `PATIENCE_S` seconds.
+        """
         if key is None:
-            return await self._purchase(request, None)
+            return await self._purchase(request, None, patient=patient)
         running, shared = self._keyed.get(key, (request, None))
         if running != request:
             raise _other_request(key)
         if shared is None or shared.abandoned:
-            work = self._keyed_work.start(self._purchase(request, key), name=f"xiling submit {key!r}")
+            work = self._keyed_work.start(self._purchase(request, key, patient=patient), name=f"xiling submit {key!r}")
             shared = Shared(work)
             entry = self._keyed[key] = (request, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
@@ -105,7 +120,7 @@ class Submission:
         if self._keyed.get(key) is entry:
             del self._keyed[key]
 
-    async def _purchase(self, request: Request[Any], key: str | None) -> Purchase:
+    async def _purchase(self, request: Request[Any], key: str | None, *, patient: bool) -> Purchase:
         slot = None if key is None else await self._registry.by_key(key)
         sent: Request[Any] | None = None
         tries = 0
@@ -119,6 +134,7 @@ class Submission:
                     return Purchase(slot=slot)
             if sent is None:  # uploads come before the intent: one that fails leaves nothing behind
                 sent = await self._uploads.sendable(request)
+            await self._turn(patient=patient)
             slot, finding = await self._one_post(request, sent, key, slot)
             if finding is None:
                 continue  # the key was bought, or is being bought, by somebody else
@@ -128,12 +144,14 @@ class Submission:
                 return Purchase(slot=slot, doubt=finding.complaint)
             if slot.record.refusal is not None and slot.record.refusal.code == request.kind.unreachable:
                 self._uploads.forget(sent)
-            await self._pause_or_raise(slot.record, finding.step, tries)
+            await self._pause_or_raise(slot.record, finding.step, tries, patient=patient)
             tries += 1
 
-    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int) -> None:
+    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int, *, patient: bool) -> None:
         if step is Step.WAIT and tries < RATE_LIMIT_WAITS:
             return  # the gate is closed: it is the pause
+        if step is Step.AGAIN and patient and self._outage.may_wait(PATIENCE_S):
+            return
         if step is Step.AGAIN and tries < RESENDS and self._budget.take():
             await self._gate.pause(backoff.full_jitter(tries, self._random))
             return
@@ -145,19 +163,34 @@ class Submission:
         self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
     ) -> tuple[Slot, Finding | None]:
         """One exchange in a task of our own: a caller that is cancelled does not lose the ids."""
-        await self._turn()
         return await self._posts.outlive(self._permitted(request, sent, key, slot), name="xiling POST")
 
-    async def _turn(self) -> None:
+    async def _turn(self, *, patient: bool) -> None:
         """Take a permit while the gate is open; it may have closed while we queued."""
         while True:
             await self._gate.passed()
+            if patient:
+                await self._outage.passed()
             await self._permits.acquire()
-            if self._gate.is_open and not self._closed:
+            try:
+                is_mine = await self._in_time() and (self._outage.is_over or not patient)
+            except BaseException:
+                self._permits.release()
+                raise
+            if is_mine:
                 return
             self._permits.release()
             if self._closed:
                 raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
+
+    async def _in_time(self) -> bool:
+        """Wait for the turn that the pace gives; whether one may go then."""
+        wait_s = self._tempo.reserve()
+        if self._rate is not None:
+            wait_s = max(wait_s, self._rate.reserve())
+        if wait_s > 0:
+            await self._gate.pause(wait_s)
+        return self._gate.is_open and not self._closed
 
     async def _permitted(
         self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
@@ -175,6 +208,7 @@ class Submission:
             return slot, None
         record, kind = slot.record, request.kind
         url = self._callback_url(kind, record.asked, record.id, record.attempt)
+        began_at = self._clock.time()
         try:
             answer = await self._transport.post(kind.path, wire.create_body(sent, url))
         except Exception as error:  # whatever it is, the POST may have left by then
@@ -183,10 +217,25 @@ class Submission:
         else:
             post = self._post(record, kind, is_adoptable=url is not None)
             finding = post.answered(answer)
+        self._learn(finding)
+        try:
+            await self._write_down(post, slot, finding.event)
+        finally:
+            self._monitor.submitted(slot.record, *_told(finding.event), began_at=began_at, at=post.now)
+        return slot, finding
+
+    def _learn(self, finding: Finding) -> None:
+        """What a POST tells of the service, for the pace of all others."""
+        self._tempo.count()
+        if finding.step is Step.AGAIN:
+            self._outage.unreachable()
+        elif finding.step is Step.UNCERTAIN:
+            self._outage.doubtful()
+        else:
+            self._outage.answered()
         if finding.pause_s:
             self._gate.close_for(finding.pause_s)
-        await self._write_down(post, slot, finding.event)
-        return slot, finding
+            self._tempo.standstill()
 
     def _post(self, record: JobRecord, kind: Kind[Any], *, is_adoptable: bool) -> Post:
         now = self._clock.time()
@@ -228,6 +277,19 @@ class Submission:
         if event is not None:
             await self._registry.apply(slot.record.id, event)
             self._unwritten.pop(slot.record.id, None)
+
+
+def _told(
+    event: Accepted | Lost | Refused,
+) -> tuple[Literal["accepted", "rejected", "not_sent", "uncertain"], str | None]:
+    """What became of a POST in one word, and the name of its error."""
+    match event:
+        case Accepted():
+            return "accepted", None
+        case Refused():
+            return "rejected" if event.sent else "not_sent", event.refusal.error
+        case Lost():
+            return "uncertain", event.refusal.error
 
 
 def _check_same(record: JobRecord, request: Request[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import frozen
 
@@ -20,7 +20,8 @@ from xiling_async.failure import error_from, refusal
 from xiling_async.fate import Happened, Step
 from xiling_async.kinds import BY_NAME
 from xiling_async.lifecycle import Asked, GaveUp, Heard, Verdict
-from xiling_async.models import JobRecord, Kind, Limits, Outcome, Polling, Progress, State
+from xiling_async.models import JobRecord, Kind, Limits, Outcome, Polling, Progress, State, Succeeded
+from xiling_async.monitor import UNWATCHED, Monitor
 from xiling_async.pace import Gate, Rate
 from xiling_async.redact import scrub
 from xiling_async.registry import Registry, Slot
@@ -33,6 +34,7 @@ log = logging.getLogger("xiling_async.sweeper")
 BATCH: Final = 64
 LEASE_S: Final = 120.0  # longer than one ask can take; a sweeper that dies in between delays its jobs so long
 STORE_PAUSE_S: Final = 5.0
+LOOK_S: Final = 60.0  # how often one looks into a store that others use too: one of them may have died with its jobs
 NO_CALLBACKS_WARNING: Final = 3  # jobs in a row that only polling finished although a receiver is configured
 LAST_ASK_S: Final = 3600.0  # results are asked for once more when so little of their 7 days is left
 
@@ -62,7 +64,9 @@ class Sweeper:
         random: Callable[[], float],
         has_receiver: bool,
         api_key: str,
+        monitor: Monitor = UNWATCHED,
     ) -> None:
+        self._monitor = monitor
         self._store = store
         self._registry = registry
         self._transport = transport
@@ -138,13 +142,17 @@ class Sweeper:
                 if not due:
                     self._awake.clear()
                     self._sleeps_until = float("inf")  # what changes while the store is asked is not missed
-                    await self._sleep_until(await self._store.next_due())
+                    await self._sleep_until(self._look_by(await self._store.next_due()))
             except StoreError as error:
                 log.warning("the store cannot be read, trying again in %g s: %s", STORE_PAUSE_S, error)
                 await self._clock.sleep(STORE_PAUSE_S)
             except Exception:
                 log.exception("the store cannot be read, trying again in %g s", STORE_PAUSE_S)
                 await self._clock.sleep(STORE_PAUSE_S)
+
+    def _look_by(self, due_at: float | None) -> float | None:
+        look_at = self._clock.time() + LOOK_S if self._store.is_shared else None
+        return look_at if due_at is None else min(due_at, look_at or due_at)
 
     async def _sleep_until(self, due_at: float | None) -> None:
         self._sleeps_until = float("inf") if due_at is None else due_at
@@ -222,7 +230,7 @@ class Sweeper:
 
     async def _ask_one(self, record: JobRecord, task_id: str) -> _Told:
         """One status GET, settled the way a callback is."""
-        told = await self._get(BY_NAME[record.kind], task_id)
+        told = await self._get(BY_NAME[record.kind], task_id, record.id)
         if told.report is not None:
             heard = Heard(
                 attempt=record.attempt,
@@ -234,8 +242,15 @@ class Sweeper:
             await self._registry.apply(record.id, heard)
         return told
 
-    async def _get(self, kind: Kind[Any], task_id: str) -> _Told:
+    async def _get(self, kind: Kind[Any], task_id: str, job_id: str | None = None) -> _Told:
         await self._turn()
+        began_at = self._clock.time()
+        told = await self._exchange(kind, task_id)
+        error = None if told.error is None else type(told.error).__name__
+        self._monitor.polled(job_id, task_id, _result(told), error, began_at=began_at, at=self._clock.time())
+        return told
+
+    async def _exchange(self, kind: Kind[Any], task_id: str) -> _Told:
         try:
             answer = await self._transport.get(kind.status_path(task_id))
         except fate.FAILURES as error:
@@ -265,6 +280,14 @@ class Sweeper:
         is_missing = answer.status == 404 or (frame is not None and frame.code == kind.not_found)
         refused = refusal(kind, answer.status, frame, api_key=self._api_key, retry_after=pause_s, read=True)
         return _Told(missing=is_missing, error=error_from(refused))
+
+
+def _result(told: _Told) -> Literal["succeeded", "failed", "running", "missing", "error"]:
+    if told.error is not None or told.report is None:
+        return "missing" if told.missing else "error"
+    if told.report.outcome is None:
+        return "running"
+    return "succeeded" if isinstance(told.report.outcome, Succeeded) else "failed"
 
 
 def _open_tasks(record: JobRecord) -> list[str]:
