@@ -21,8 +21,7 @@ import aiohttp
 from aiohttp import web
 from report import show
 
-from xiling_async import Client, ImageToVideo, WebhookReceiver
-from xiling_async.receiver import Reply
+from xiling_async import Client, ImageToVideo, Reply, WebhookReceiver
 
 CALLERS = 64
 REQUEST = ImageToVideo(

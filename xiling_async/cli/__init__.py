@@ -6,12 +6,12 @@ from collections.abc import Sequence
 try:
     from xiling_async.cli.app import main
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("rich", "typer"):
+    if (error.name or "").partition(".")[0] not in ("jinja2", "rich", "typer"):
         raise
 
     def main(words: Sequence[str] | None = None) -> None:
         """Say what to install."""
-        sys.stderr.write("xiling: the command line needs typer and rich: pip install 'xiling-async[cli]'\n")
+        sys.stderr.write("xiling: the command line needs typer, rich and jinja2: pip install 'xiling-async[cli]'\n")
         raise SystemExit(2)
 
 

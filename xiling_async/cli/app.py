@@ -19,6 +19,7 @@ from typing import Annotated, Final, ParamSpec
 import typer
 
 from xiling_async.cli import report
+from xiling_async.cli.batch import batch
 from xiling_async.cli.demo import demo
 from xiling_async.cli.download import download
 from xiling_async.cli.jobs import jobs
@@ -30,7 +31,7 @@ from xiling_async.errors import XilingError
 P = ParamSpec("P")
 
 # A new command is one more function here: its name is the command's, its docstring the help (with an example).
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, wait, download, jobs)
+COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, batch, wait, download, jobs)
 
 
 def _one_line(command: Callable[P, None]) -> Callable[P, None]:
