@@ -10,7 +10,7 @@ from collections.abc import Callable
 import blockbuster
 import pytest
 
-from xiling_async.clock import Clock, ManualClock, SystemClock
+from xiling_async.clock import Clock, ManualClock, SkippingClock, SystemClock
 from xiling_async.redact import shown
 
 START = 1_800_000_000.0
@@ -270,3 +270,33 @@ async def test_a_blocking_call_of_the_package_is_noticed() -> None:
             return "slow"
 
     assert shown(Slow()) == f"<Slow that cannot be shown: {blockbuster.BlockingError.__name__}>"
+
+
+async def test_a_skipping_clock_waits_for_nothing() -> None:
+    """It goes on to the next timer, one after the other, and to none that was called off."""
+    clock = SkippingClock(0.0, quiet_s=0.01)
+    called: list[float] = []
+    for delay_s in (3600.0, 60.0):
+        clock.call_later(delay_s, lambda: called.append(clock.time()))
+    clock.call_later(7.0, lambda: called.append(clock.time())).cancel()
+    await clock.sleep(86_400.0)
+    assert called == [60.0, 3600.0]
+    assert clock.time() == 86_400.0
+    with pytest.raises(TimeoutError):
+        async with clock.timeout(30.0):
+            await asyncio.get_running_loop().create_future()
+    assert clock.time() == 86_430.0
+
+
+async def test_a_skipping_clock_stands_still_while_something_happens() -> None:
+    """Who uses the clock keeps it where it is; told not to skip, it stands until it is advanced."""
+    clock = SkippingClock(0.0, quiet_s=0.01)
+    sleeper = asyncio.create_task(clock.sleep(10.0))
+    for _ in range(20 * SkippingClock.QUIET_TURNS):
+        await asyncio.sleep(0)
+        assert clock.time() == 0.0
+    clock.skips = False
+    await asyncio.sleep(0.03)
+    assert clock.time() == 0.0
+    clock.advance(10.0)
+    await sleeper

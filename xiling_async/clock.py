@@ -109,6 +109,58 @@ class ManualClock:
         self._now = max(self._now, until)  # a callback may have advanced it further
 
 
+class SkippingClock(ManualClock):
+    """A clock that waits for nothing: when all is quiet, it goes on to the next timer. For tests.
+
+    Quiet is when nobody has used the clock for `quiet_s` real seconds, and then for `QUIET_TURNS` turns of the loop:
+    an exchange between two ends in the same loop is over by then. Before it lets a `timeout` expire it waits
+    `DEADLINE_ROUNDS` times as long, for what is timed may be under way in a thread or in the system. With
+    `skips = False` it stands still until `advance`.
+    """
+
+    QUIET_TURNS = 64
+    DEADLINE_ROUNDS = 10
+
+    def __init__(self, now: float = 1_800_000_000.0, *, quiet_s: float = 0.1) -> None:
+        super().__init__(now)
+        self.skips = True
+        self._quiet_s = quiet_s
+        self._uses = 0
+        self._watched_by: asyncio.AbstractEventLoop | None = None
+
+    def time(self) -> float:
+        self._uses += 1
+        return super().time()
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        self._uses += 1
+        loop = asyncio.get_running_loop()
+        if self._watched_by is not loop:
+            self._watched_by = loop
+            self._look_again(loop, 0)
+        return super().call_later(delay_s, callback)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+        loop.call_later(self._quiet_s, self._look, self._uses, self.QUIET_TURNS, rounds)
+
+    def _look(self, uses: int, turns: int, rounds: int) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = [(due_at, place, timer.callback) for due_at, place, timer in self._timers if timer.callback]
+        if not waiting:
+            self._watched_by = None
+        elif uses != self._uses or not self.skips:
+            self._look_again(loop, 0)
+        elif turns:
+            loop.call_soon(self._look, uses, turns - 1, rounds)
+        else:
+            due_at, _, callback = min(waiting, key=lambda timer: timer[:2])
+            if isinstance(getattr(callback, "__self__", None), _ManualTimeout) and rounds < self.DEADLINE_ROUNDS:
+                self._look_again(loop, rounds + 1)
+                return
+            self.advance(max(0.0, due_at - self._now))
+            self._look_again(loop, 0)
+
+
 def _wake(sleeper: asyncio.Future[None]) -> None:
     if not sleeper.done():
         sleeper.set_result(None)

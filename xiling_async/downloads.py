@@ -22,6 +22,7 @@ from xiling_async.exchange import Means, Order, Progress
 from xiling_async.fetch import Fetch
 from xiling_async.kinds import KINDS
 from xiling_async.models import Kind, Limits, Outcome, Succeeded, Timeouts
+from xiling_async.monitor import UNWATCHED, Monitor
 from xiling_async.pace import Gate
 from xiling_async.parts import Busy, Part
 from xiling_async.redact import shown
@@ -67,7 +68,9 @@ class Downloads:
         random: Callable[[], float],
         outcome: Callable[[Kind[Any], str], Awaitable[Outcome | None]],
         ended_at: Callable[[str], Awaitable[float | None]],
+        monitor: Monitor = UNWATCHED,
     ) -> None:
+        self._monitor = monitor
         self._transport = transport
         self._outcome = outcome
         self._ended_at = ended_at
@@ -86,6 +89,10 @@ class Downloads:
         self._targets: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
         self._running = Tasks()
         self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
 
     async def close(self) -> None:
         """End every download: what has come stays in its part where it can be resumed."""
@@ -174,7 +181,7 @@ class Downloads:
         try:
             for target in targets:
                 await self._disk.do(partial(open_part, target))
-                await Fetch(self._order(wish, kind, task_id, target.what), parts[-1], self._means).run()
+                await self._run(Fetch(self._order(wish, kind, task_id, target.what), parts[-1], self._means))
             paths = [
                 target.path(kind_of(await self._disk.do(part.head)))
                 for target, part in zip(targets, parts, strict=True)
@@ -185,6 +192,13 @@ class Downloads:
         finally:
             await self._disk.do(leave)
         return tuple(target.said / path.name for target, path in zip(targets, paths, strict=True))
+
+    async def _run(self, fetch: Fetch) -> None:
+        with self._monitor.downloading(fetch.order.task_id, fetch.order.what, self._means.clock) as transfer:
+            try:
+                await fetch.run()
+            finally:
+                transfer.tries = fetch.exchanges
 
     async def _placed(self, part: Part, path: Path, task_id: str, *, overwrite: bool) -> None:
         try:

@@ -17,7 +17,7 @@ class Fetch:
     """Of one order into one open part."""
 
     def __init__(self, order: Order, part: Part, means: Means) -> None:
-        self._order = order
+        self.order = order
         self._part = part
         self._means = means
         self._exchange = Exchange(order, part, means)
@@ -27,16 +27,18 @@ class Fetch:
         self._tries = 0
         self._waits = 0
         self._spoiled = False
+        self.exchanges = 0
 
     async def run(self) -> None:
         """Until the part holds the whole file. Raises `DownloadError`, `DiskTrouble`, and what `progress` raises."""
         total = self._part.announced.total
-        if total is not None and total > self._order.max_bytes:
+        if total is not None and total > self.order.max_bytes:
             raise self._exchange.too_large(total)
         if await self._is_whole_already():
             return
         self._best = self._part.size
         while True:
+            self.exchanges += 1
             ending = await self._exchange.attempt(self._link)
             if self._part.size > self._best:
                 self._best, self._tries, self._waits = self._part.size, 0, 0
@@ -102,9 +104,9 @@ class Fetch:
     async def _once_more_from_the_start(self, why: str) -> None:
         if self._spoiled:
             await self._means.disk.do(self._part.discard)
-            whose = f"{self._order.words} from {self._exchange.host}"
+            whose = f"{self.order.words} from {self._exchange.host}"
             raise IntegrityError(
-                f"{whose} is not what was announced, twice: {why}. Nothing was kept.", task_ids=(self._order.task_id,)
+                f"{whose} is not what was announced, twice: {why}. Nothing was kept.", task_ids=(self.order.task_id,)
             )
         self._spoiled = True
         self._best = 0
@@ -115,13 +117,13 @@ class Fetch:
         fresh = None
         if not self._asked_for_link:
             self._asked_for_link = True
-            fresh = await self._order.fresh()
+            fresh = await self.order.fresh()
         if fresh is not None and fresh != self._link:
             self._link = fresh
             return
         await self._means.disk.do(self._part.discard)
         raise ResultExpired(
-            f"{self._order.words} cannot be had any more: {why}, and the service gives no other link. "
-            f"{await self._order.lives_until()}",
-            task_ids=(self._order.task_id,),
+            f"{self.order.words} cannot be had any more: {why}, and the service gives no other link. "
+            f"{await self.order.lives_until()}",
+            task_ids=(self.order.task_id,),
         )

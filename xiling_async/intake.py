@@ -11,7 +11,8 @@ from xiling_async.capability import Claim
 from xiling_async.clock import Clock
 from xiling_async.kinds import BY_NUMBER
 from xiling_async.lifecycle import Asked, Heard, Verdict
-from xiling_async.models import JobRecord, Kind
+from xiling_async.models import JobRecord, Kind, Succeeded
+from xiling_async.monitor import UNWATCHED, Monitor
 from xiling_async.registry import Registry
 from xiling_async.wire import Report
 
@@ -31,11 +32,27 @@ class Intake:
     first_due: Callable[[Kind[object]], float]
     on_callback: Callable[[], None]
     only_wakes: bool
+    monitor: Monitor = UNWATCHED
 
     async def settle(self, claim: Claim, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""
+        began_at = self.clock.time()
+        verdict = await self._settled(claim, report, began_at)
+        if verdict in (Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT):
+            outcome = report.outcome
+            self.monitor.took(
+                claim.job_id,
+                claim.attempt,
+                report.task_id,
+                verdict.value,
+                None if outcome is None else "succeeded" if isinstance(outcome, Succeeded) else "failed",
+                began_at=began_at,
+                at=self.clock.time(),
+            )
+        return verdict
+
+    async def _settled(self, claim: Claim, report: Report, now: float) -> Verdict:
         kind = BY_NUMBER[claim.kind_number]
-        now = self.clock.time()
         heard = Heard(
             attempt=claim.attempt,
             at=now,

@@ -83,9 +83,9 @@ class Keeper:
             try:
                 await self._keep(job_id, task_id)
             except XilingError as error:
-                log.warning("task %s: its result could not be kept: %s", task_id, error)
+                log.warning("job %s: the result of task %s could not be kept: %s", job_id, task_id, error)
             except Exception:
-                log.exception("task %s: its result could not be kept", task_id)
+                log.exception("job %s: the result of task %s could not be kept", job_id, task_id)
             finally:
                 self._queued.discard(task_id)
 

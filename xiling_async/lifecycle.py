@@ -22,7 +22,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from xiling_async.models import JobRecord, Outcome, Refusal, State, Succeeded
 
@@ -117,10 +117,11 @@ class Verdict(Enum):
 
 @frozen
 class Change:
-    """The verdict, and the record as it is now."""
+    """The verdict, and the record as it is now. `was`: the state before an `APPLIED` change, for those who count."""
 
     verdict: Verdict
     record: JobRecord | None
+    was: State | None = field(default=None, eq=False)
 
 
 LEGAL: Final[dict[type[Event], frozenset[State]]] = {
@@ -178,7 +179,7 @@ def decide(record: JobRecord, event: Event) -> Change:
             return _kept(record, event)
         case Asked():
             changed = record.but(due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
-    return Change(Verdict.APPLIED, changed)
+    return Change(Verdict.APPLIED, changed, record.state)
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
@@ -234,7 +235,7 @@ def _kept(record: JobRecord, event: Kept) -> Change:
                 return Change(Verdict.REPEAT, record)
             kept = evolve(outcome, file=event.file)
             outcomes = (*record.outcomes[:place], kept, *record.outcomes[place + 1 :])
-            return Change(Verdict.APPLIED, record.but(outcomes=outcomes))
+            return Change(Verdict.APPLIED, record.but(outcomes=outcomes), record.state)
     return Change(Verdict.STRANGE, record)
 
 
@@ -262,4 +263,5 @@ def _progressed(
             due_at=due_at,
             refusal=None,
         ),
+        record.state,
     )

@@ -19,7 +19,10 @@ KEY_VARIABLES: Final = (
     "KEEVX_API_KEY",
 )  # the second is the one the vendor tells its users to set
 BASE_URL_VARIABLE: Final = "XILING_BASE_URL"
+MOST_PROXIES: Final = 16  # one or two are usual
 SECRET_VARIABLE: Final = "XILING_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _from_environment(*names: str) -> str | None:
@@ -75,6 +78,26 @@ def webhook_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[
     if any(len(secret) < SHORTEST_SECRET_BYTES for secret in found):
         raise ConfigurationError(f"A webhook secret must have at least {SHORTEST_SECRET_BYTES} bytes.")
     return found
+
+
+def networks_of(given: Sequence[str | Network] | None) -> tuple[Network, ...] | None:
+    """The networks that callbacks may come from; None: everybody."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not given:
+        raise ConfigurationError('allowed_networks must be a list such as ("203.0.113.0/24",), and not an empty one.')
+    try:
+        return tuple(ipaddress.ip_network(network) for network in given)
+    except ValueError as why:
+        raise ConfigurationError(f"allowed_networks: {why}.") from None
+
+
+def proxy_count(given: int) -> int:
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= MOST_PROXIES:
+        raise ConfigurationError(
+            f"trusted_proxies is the number of your proxies before the receiver (0 to {MOST_PROXIES}), not {given!r}."
+        )
+    return given
 
 
 def extra_headers(given: Mapping[str, str] | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from xiling_async.errors import ClientClosed, InvalidRequest, NotSent, Problem, 
 from xiling_async.failure import upload_error
 from xiling_async.fate import Happened, Step
 from xiling_async.models import Request
+from xiling_async.monitor import UNWATCHED, Monitor, Transfer
 from xiling_async.pace import Gate
 from xiling_async.pictures import ACCEPTED, LIMIT_BYTES, Picture, Unfit, inspected
 from xiling_async.redact import scrub
@@ -71,7 +72,9 @@ class Uploads:
         random: Callable[[], float],
         api_key: str,
         remembered: int = REMEMBERED,
+        monitor: Monitor = UNWATCHED,
     ) -> None:
+        self._monitor = monitor
         self._transport = transport
         self._clock = clock
         self._gate = gate
@@ -84,6 +87,10 @@ class Uploads:
         self._running: dict[bytes, Shared[str | _Spoiled]] = {}  # by SHA-256
         self._known: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # until when, and the URL; oldest first
         self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
 
     async def close(self) -> None:
         """End every upload: nothing depends on it but jobs that were not bought yet."""
@@ -198,11 +205,18 @@ class Uploads:
     # --- one upload ----------------------------------------------------------------------------------------------
 
     async def _send(self, picture: Picture) -> str | _Spoiled:
+        with self._monitor.uploading(picture.size_bytes, self._clock) as transfer:
+            return await self._sent(picture, transfer)
+
+    async def _sent(self, picture: Picture, transfer: Transfer) -> str | _Spoiled:
         tries = waits = 0
         while True:
+            transfer.tries += 1
             told = await self._one_try(picture)
             if isinstance(told, str):
                 self._remember(picture.sha256, told)
+            elif isinstance(told, _Spoiled):
+                transfer.error = NotSent.__name__
             if not isinstance(told, _Setback):
                 return told
             if told.step is Step.WAIT:
