@@ -19,10 +19,11 @@ XilingError                      charged: "no" | "maybe" | "yes"
 ├─ StoreError                               the store could not write or read; says what was sent before
 └─ ClientClosed                             the client was closed; unfinished jobs stay in the store
 
-Every error can be pickled, and none carries a key, a token or a signature.
+Every error can be pickled, and none carries a key, a token or a signature. So the good outcomes of a pickled one have
+dead links; `Client.download` takes them all the same, and asks the service for new ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import attrs
@@ -60,7 +61,22 @@ class XilingError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only exceptions do not unpickle by themselves; a live job handle stays behind.
         state = {name: value for name, value in self.__dict__.items() if name != "job"}
+        if "outcomes" in state:
+            state["outcomes"] = _unsigned(state["outcomes"])
         return _restore, (type(self), self.args, state)
+
+
+def _unsigned(value: Any) -> Any:
+    """The same with every text in it scrubbed."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_unsigned(item) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _unsigned(item) for name, item in value.items()}
+    if attrs.has(type(value)):
+        return attrs.evolve(value, **{at.name: _unsigned(getattr(value, at.name)) for at in attrs.fields(type(value))})
+    return value
 
 
 def _restore(cls: type[XilingError], args: tuple[object, ...], state: dict[str, object]) -> XilingError:

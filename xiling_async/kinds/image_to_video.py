@@ -59,12 +59,13 @@ MODELS: Final = tuple(dict.fromkeys(mode.model for mode in MODES))
 class Video:
     """A generated video. `duration` in seconds, `width` and `height` in pixels: None where the service did not say.
 
-    The URLs are signed and live 7 days (service.md). `raw` is the service's own JSON, unknown fields kept.
+    The URLs are signed and live 7 days (service.md); another signature does not make it another video. `raw` is the
+    service's own JSON, unknown fields kept.
     """
 
     task_id: str
-    video_url: str = field(repr=shown)
-    thumbnail_url: str | None = field(default=None, repr=shown)
+    video_url: str = field(repr=shown, eq=shown)
+    thumbnail_url: str | None = field(default=None, repr=shown, eq=shown)
     duration: float | None = None
     width: int | None = None
     height: int | None = None
