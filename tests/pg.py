@@ -112,6 +112,7 @@ class Wire:
         self.cut_at: list[bytes] = []  # a connection is cut when its client has said all this, in this order
         self.cut_number = 0  # or with the n-th piece that clients say from now on
         self.hangs = False  # instead of being cut: nothing passes any more
+        self.is_torn = False  # and of what it said last all but the last byte has passed
         self.is_said = False  # whether the server gets to hear it
         self.when_cut: Callable[[], object] = lambda: None
         self.cuts = 0
@@ -182,6 +183,9 @@ class Wire:
                 await self.passes.wait()
                 is_cut = self._is_cut(data, said)
                 if is_cut and self.hangs:
+                    if self.is_torn:
+                        server_end.write(data[:-1])
+                        data = data[-1:]
                     self.passes.clear()
                     await self.passes.wait()
                     is_cut = False
@@ -191,6 +195,7 @@ class Wire:
                 if is_cut:
                     client.transport.abort()
                     break
+        with contextlib.suppress(OSError):  # also when its client was killed, which is a reset
             server_end.write_eof()  # what it was told it does; then it hangs up
 
     def _is_cut(self, data: bytes, said: list[bytes]) -> bool:

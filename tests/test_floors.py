@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finding", "job", "sweeper", "store.postgres", "uploads", "media"),
     ("submission", "fanout", "store"),
     ("keeper",),
-    ("engine",),
+    ("engine", "reception"),
     ("client",),
     (
         "", "otel", "pytest_plugin", "pytest11.xiling_async_fixtures",

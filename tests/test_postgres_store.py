@@ -462,6 +462,20 @@ async def test_a_commit_that_hangs_is_told_from_one_that_failed(schema: str, wir
         assert held.version in (0, 1)
 
 
+async def test_who_vanished_in_the_middle_of_a_transaction_locks_nobody_out_for_long(schema: str, wire: Wire) -> None:
+    """Its machine lost its power: no reset reaches the server, which ends the transaction by itself (from 17 on)."""
+    async with (
+        opened(pg_store(schema=schema)) as other,
+        opened(pg_store(wire.dsn, schema=schema, connect=QUICK)) as store,
+    ):
+        await store.add(job(1))
+        wire.hangs, wire.is_torn, wire.cut_at = True, True, [b"FOR UPDATE", b"written AS"]
+        with pytest.raises(StoreError, match="did not answer in time"):
+            await store.change(job(1).id, lost())
+        assert (await other.change(job(1).id, lost())).verdict is Verdict.APPLIED
+        wire.passes.set()
+
+
 async def calm(work: Awaitable[Any]) -> Any:
     with contextlib.suppress(StoreError):
         return await work

@@ -34,7 +34,7 @@ log = logging.getLogger("xiling_async.sweeper")
 BATCH: Final = 64
 LEASE_S: Final = 120.0  # longer than one ask can take; a sweeper that dies in between delays its jobs so long
 STORE_PAUSE_S: Final = 5.0
-LOOK_S: Final = 60.0  # how often one looks into a store that others use too: one of them may have died with its jobs
+LOOK_S: Final = 10.0  # how often one looks into a store that others use too: one of them may have died with its jobs
 NO_CALLBACKS_WARNING: Final = 3  # jobs in a row that only polling finished although a receiver is configured
 LAST_ASK_S: Final = 3600.0  # results are asked for once more when so little of their 7 days is left
 

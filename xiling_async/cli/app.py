@@ -23,6 +23,7 @@ from xiling_async.cli.batch import batch
 from xiling_async.cli.demo import demo
 from xiling_async.cli.download import download
 from xiling_async.cli.jobs import jobs
+from xiling_async.cli.receive import receive
 from xiling_async.cli.simulate import simulate
 from xiling_async.cli.submit import submit
 from xiling_async.cli.wait import wait
@@ -31,7 +32,7 @@ from xiling_async.errors import XilingError
 P = ParamSpec("P")
 
 # A new command is one more function here: its name is the command's, its docstring the help (with an example).
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, batch, wait, download, jobs)
+COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, batch, wait, download, jobs, receive)
 
 
 def _one_line(command: Callable[P, None]) -> Callable[P, None]:

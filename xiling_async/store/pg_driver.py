@@ -23,6 +23,7 @@ CONNECT_S: Final = 5.0
 TRANSACTION_S: Final = 10.0  # of one transaction, with the wait for locks in it
 LONG_S: Final = 120.0  # of one that touches all rows
 QUEUE_S: Final = 30.0  # for a connection of the pool
+TRANSACTION_TIMEOUT: Final = 170_000  # the version of the server that has it
 TRIES: Final = 4
 PAUSE_S: Final = 0.03  # with full jitter, doubled from try to try: a database that is away is an error soon
 _DSN: Final = re.compile(
@@ -83,7 +84,7 @@ class Driver:
         self._clock = SystemClock()
         self._pool: Any = None
         self._pid = 0
-        self._settings = ""
+        self._settings, self._has_transaction_timeout = "", False
         postgres = self._asyncpg
         self._not_lost = (postgres.QueryCanceledError, postgres.DataError, TimeoutError)
         self._lost = (postgres.PostgresConnectionError, postgres.OperatorInterventionError, postgres.InterfaceError,
@@ -96,13 +97,16 @@ class Driver:
 
     async def open(self) -> None:
         self._pid = os.getpid()
-        self._settings = ""
+        self._settings, self._has_transaction_timeout = "", False
         self._pool = await self._asyncpg.create_pool(
             self._address.dsn, min_size=0, max_size=self._pool_size, reset=_leave, **self._options
         )
         # A database may be told not to wait for its disk; what was paid for does.
         if await self.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "off":
             self._settings = "SET LOCAL synchronous_commit = on;"
+        # What a client that lost its power has locked is let go in time; before version 17 the server's TCP sees to it.
+        version = await self.run(lambda connection: connection.fetchval("SHOW server_version_num"))
+        self._has_transaction_timeout = int(version) >= TRANSACTION_TIMEOUT
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -203,10 +207,11 @@ class Driver:
 
     def _begin(self, limit_s: float) -> str:
         limit_ms = int(limit_s * 1000)
+        whole = f"SET LOCAL transaction_timeout = {2 * limit_ms};" if self._has_transaction_timeout else ""
         return (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
             f"SET LOCAL statement_timeout = {limit_ms}; SET LOCAL lock_timeout = {limit_ms};"
-            f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms};{self._settings}"
+            f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms};{whole}{self._settings}"
         )
 
     # --- errors --------------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ class PgRows:
         )
         self._claim = (
             f"WITH due AS (SELECT id, due_at FROM {self._jobs} WHERE due_at <= $1 ORDER BY due_at LIMIT $2 "
-            f"FOR UPDATE SKIP LOCKED) UPDATE {self._jobs} AS jobs SET due_at = $3, version = version + 1 FROM due "
-            f"WHERE jobs.id = due.id RETURNING {columns}, due.due_at AS was_due"
+            f"FOR UPDATE SKIP LOCKED) UPDATE {self._jobs} AS jobs SET due_at = $3, version = version + 1, owner = $4 "
+            f"FROM due WHERE jobs.id = due.id RETURNING {columns}, due.due_at AS was_due"
         )
         is_alive = f"EXISTS (SELECT 1 FROM {self._owners} AS o WHERE o.id = jobs.owner AND o.until > clock_timestamp())"
         self._bury = (
@@ -63,6 +63,11 @@ class PgRows:
             f"buried AS (UPDATE {self._jobs} AS jobs SET state = 'uncertain', refusal = $1, changed_at = $2, "
             "due_at = $3, version = version + 1, owner = NULL FROM dead WHERE jobs.id = dead.id "
             "RETURNING jobs.id, version) SELECT pg_notify($5, id || ' ' || version) FROM buried"
+        )
+        self._release = (
+            f"WITH leased AS (SELECT id FROM {self._jobs} AS jobs WHERE owner IS NOT NULL AND state <> 'sending' AND "
+            f"NOT {is_alive} FOR UPDATE SKIP LOCKED) UPDATE {self._jobs} AS jobs SET due_at = LEAST(due_at, $1), "
+            "version = version + 1, owner = NULL FROM leased WHERE jobs.id = leased.id"
         )
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ class PgRows:
         await connection.execute("SELECT pg_notify($1, $2)", self._channel, greeting)
 
     async def claim(self, connection: Connection, now: float, limit: int, lease_s: float) -> list[JobRecord]:
-        rows = await connection.fetch(self._claim, now, limit, now + lease_s)
+        rows = await connection.fetch(self._claim, now, limit, now + lease_s, self._owner)
         return _readable([*row][:-1] for row in sorted(rows, key=lambda row: row["was_due"]))
 
     async def takeover(self, connection: Connection, now: float, doubt_s: float, per_second: float) -> int:
@@ -219,9 +224,11 @@ class PgRows:
         )  # fmt: skip
 
     async def bury(self, connection: Connection, now: float, doubt_s: float, *, mine: bool) -> None:
-        """What dead owners were sending becomes uncertain (`mine`: also what this one was); nobody sends it again."""
+        """What dead owners were sending becomes uncertain (`mine`: also what this one was); nobody sends it again. What
+        they were about to ask about falls due."""
         owner = self._owner if mine else None
         await connection.execute(self._bury, refusal_row(LEFT_BEHIND), now, now + doubt_s, owner, self._channel)
+        await connection.execute(self._release, now)
         await connection.execute(f"DELETE FROM {self._owners} WHERE until < clock_timestamp() - interval '1 day'")
 
     async def leave(self, connection: Connection) -> None:

@@ -11,7 +11,8 @@ from attrs import frozen
 
 # One script a version; the row `schema` of `kept` says how many have run. Scripts are only ever added at the end.
 # Names may be any text: `key` and `id` hold it as `quoted`, and what must be unique is a hash (an index takes no entry
-# above 2,700 bytes). `owner`: which open store is sending the job. `mark`: of the newest change, so that a COMMIT whose
+# above 2,700 bytes). `owner`: which open store is sending the job, or has
+# claimed it to ask about it. `mark`: of the newest change, so that a COMMIT whose
 # answer was lost can be told from one that never was.
 MIGRATIONS: Final = (
     """
@@ -32,11 +33,11 @@ MIGRATIONS: Final = (
     CREATE INDEX {jobs_due} ON {jobs} (due_at) WHERE due_at IS NOT NULL;
     CREATE INDEX {jobs_open} ON {jobs} (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
     CREATE INDEX {jobs_over} ON {jobs} (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
-    CREATE INDEX {jobs_sending} ON {jobs} (owner) WHERE state = 'sending';
+    CREATE INDEX {jobs_owned} ON {jobs} (owner) WHERE owner IS NOT NULL;
     """,
 )
 _TABLES: Final = ("kept", "jobs", "tasks", "owners")
-_INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_sending")
+_INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_owned")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_]{0,40}")
 _SCHEMA_BYTES: Final = 63  # PostgreSQL cuts longer names
 

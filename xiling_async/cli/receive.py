@@ -1,0 +1,79 @@
+"""`xiling receive`: a process that only takes callbacks, so that submitters may come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xiling_async.capability import Claim
+from xiling_async.cli import screen
+from xiling_async.cli.audit import count
+from xiling_async.errors import ConfigurationError
+from xiling_async.lifecycle import Verdict
+from xiling_async.receiver import WebhookReceiver
+from xiling_async.reception import Reception
+from xiling_async.store import PostgresStore
+from xiling_async.wire import Report
+
+
+def receive(
+    *,
+    store: Annotated[str, typer.Option(metavar="URL", help="postgresql://…, the store that the submitters share.")],
+    public_url: Annotated[
+        str, typer.Option(metavar="URL", help="Where the service reaches this process; the submitters' own setting.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    trusted_proxies: Annotated[
+        int, typer.Option(min=0, help="How many proxies of yours a callback passes (X-Forwarded-For).")
+    ] = 0,
+) -> None:
+    """Take callbacks for clients elsewhere, and nothing else.
+
+    Every client with the same --store and public URL is woken by what arrives here, on whichever machine it waits. No
+    API key is needed; callbacks that never come are asked about by the clients. Keep the database's password out of
+    the command line: PGPASSWORD and ~/.pgpass are read. A secret of your own is read from XILING_WEBHOOK_SECRET; else
+    the one of the store is used. GET /healthz answers 200 while callbacks can be taken. SIGTERM ends it cleanly.
+
+    \b
+    Example, beside two web workers with WebhookReceiver("https://media.example.com/xiling"):
+      xiling receive --store postgresql://me@db/videos --public-url https://media.example.com/xiling --port 8080
+    """
+    if not store.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(
+            "--store must be postgresql://…: only a store that the submitters share is of use here, and it must outlive "
+            "this process. A SQLite file serves one process; nothing was started."
+        )
+    receiver = WebhookReceiver(public_url, host=host, port=port, trusted_proxies=trusted_proxies)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_until_terminated(receiver, PostgresStore(store)))
+
+
+async def _until_terminated(receiver: WebhookReceiver, store: PostgresStore) -> None:
+    stop = asyncio.Event()
+    with suppress(NotImplementedError):  # Windows has no SIGTERM to speak of
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await serve(receiver, store, screen.console(), stop)
+
+
+async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, stop: asyncio.Event) -> None:
+    """Take callbacks and tell of each, until `stop` is set."""
+    verdicts: Counter[Verdict] = Counter()
+
+    def heard(claim: Claim, report: Report, verdict: Verdict) -> None:
+        verdicts[verdict] += 1
+        screen.say(out, f"callback of {report.task_id} (job {claim.job_id}): {verdict.value}")
+
+    try:
+        async with Reception(receiver, store, heard=heard):
+            screen.say(out, f"Callbacks for {receiver.public_url} go into {store}; Ctrl-C ends it.")
+            screen.say(out, f"Listening on port {receiver.port}.")
+            await stop.wait()
+    finally:
+        screen.say(out, f"{count(verdicts.total(), 'callback')}, {verdicts[Verdict.APPLIED]} of them news.")
