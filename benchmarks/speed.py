@@ -1,0 +1,294 @@
+"""Creates and callbacks a second, against raw aiohttp, other clients, and FastAPI.
+
+`python benchmarks/speed.py [--quick] [--profile]` (the rows of the extra `peers` say so when it is not installed).
+Every side is a process of its own on one core, the service and its callbacks (lean.py) are another one's; rounds
+alternate, the best of each side counts, by wall time and by the side's own CPU (which is steadier on a busy machine:
+its ratio is that of CPU seconds). Creates: 64 callers; raw aiohttp posts the same JSON, a callback URL in it, and
+reads the ids. Ours is `client.submit` with a receiver, the default store, and no callbacks yet. Callbacks: of jobs
+that were bought before the clock starts, each with a waiter that is resumed before it stops, over 32 kept-alive
+connections; against an aiohttp handler that parses the JSON and no more, and FastAPI with a pydantic model on uvicorn,
+each as `pip install` brings it. `--profile` shows where our time goes instead (cProfile: the order counts, the figures
+are inflated).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import importlib
+import json
+import pstats
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import web
+from peers import PEERS, installed
+from report import show
+from sides import LeanService, Process, cores, pin
+
+from xiling_async import Client, ImageToVideo, WebhookReceiver
+from xiling_async.job import Job
+
+CALLERS: Final = 64
+CONNECTIONS: Final = 32
+RAW: Final = "raw aiohttp"
+OURS: Final = "xiling_async, creates"
+TAKING: Final = "xiling_async, callbacks"
+BARE: Final = "bare aiohttp handler"
+FASTAPI: Final = "FastAPI on uvicorn"
+RAW_RATIO, PEER_RATIO, BARE_RATIO, FASTAPI_RATIO = 0.85, 12.0, 0.75, 3.0
+PROFILE_ROWS: Final = 25
+REQUEST: Final = ImageToVideo(
+    model="V",
+    prompt="A running golden retriever, sunny meadow, high quality, cinematic feel",
+    image_url="https://example.com/start_frame.jpg",
+    aspect_ratio="16:9",
+    aspect_resolution="1080p",
+    duration=6,
+)
+Create = Callable[[], Awaitable[object]]
+Round = dict[str, float]
+
+
+# --- creates ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def raw(url: str) -> AsyncIterator[Create]:
+    headers = {"Authorization": "Bearer sim-key"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def create() -> object:
+            body = {**REQUEST.fields(), "callback_url": f"http://127.0.0.1:8080/{'A' * 80}"}
+            async with session.post(f"{url}/image_to_video", json=body, headers=headers) as answer:
+                return (await answer.json())["data"]["task_ids"]
+
+        yield create
+
+
+@asynccontextmanager
+async def ours(url: str) -> AsyncIterator[Create]:
+    async with Client("sim-key", base_url=url, receiver=WebhookReceiver(port=0)) as client:
+        yield lambda: client.submit(REQUEST)
+
+
+@asynccontextmanager
+async def peer(name: str, url: str) -> AsyncIterator[Create]:
+    async with PEERS[name](url) as found:
+        yield found.create
+
+
+async def at_once(create: Create, jobs: int) -> list[Any]:
+    left = iter(range(jobs))
+
+    async def caller() -> list[Any]:
+        return [await create() for _ in left]
+
+    made = await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return [one for some in made for one in some]
+
+
+async def creates(name: str, url: str, jobs: int, profile: cProfile.Profile | None) -> Round:
+    async with raw(url) if name == RAW else ours(url) if name == OURS else peer(name, url) as create:
+        await at_once(create, CALLERS)
+        wall, cpu = time.perf_counter(), time.process_time()
+        if profile is not None:
+            profile.enable()
+        await at_once(create, jobs)
+        if profile is not None:
+            profile.disable()
+        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+# --- callbacks -------------------------------------------------------------------------------------------------------
+
+
+async def release(url: str, what: str, given: dict[str, object]) -> float:
+    """Let the service call back; seconds from its first byte to its last answer."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/control/{what}", json={**given, "connections": CONNECTIONS}) as answer,
+    ):
+        return float((await answer.json())["seconds"])
+
+
+async def taking(url: str, jobs: int, profile: cProfile.Profile | None) -> Round:
+    async with Client("sim-key", base_url=url, receiver=WebhookReceiver(port=0)) as client:
+        bought: list[Job[Any]] = await at_once(lambda: client.submit(REQUEST), jobs)
+        waiters = [asyncio.create_task(job.result()) for job in bought]
+        await asyncio.sleep(0)
+        cpu = time.process_time()
+        if profile is not None:
+            profile.enable()
+        wall = await release(url, "release", {})
+        await asyncio.gather(*waiters)
+        if profile is not None:
+            profile.disable()
+        return {"wall": wall, "cpu": time.process_time() - cpu}
+
+
+@asynccontextmanager
+async def bare() -> AsyncIterator[str]:
+    async def take(request: web.BaseRequest) -> web.StreamResponse:
+        json.loads(await request.read())
+        return web.Response(text="ok")
+
+    runner = web.ServerRunner(web.Server(take, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/callback"
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def fastapi() -> AsyncIterator[str]:
+    create_model = importlib.import_module("pydantic").create_model
+    uvicorn = importlib.import_module("uvicorn")
+    texts = dict.fromkeys(("task_id", "status", "video_url", "thumbnail_url", "error_message"), (str, ...))
+    data = create_model("Data", **texts)
+    callback = create_model("Callback", code=(int, ...), msg=(str, ...), task_type=(str, ...), data=(data, ...))
+
+    async def take(told: object) -> str:
+        return "ok"
+
+    take.__annotations__["told"] = callback
+    app = importlib.import_module("fastapi").FastAPI()
+    app.post("/callback")(take)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/callback"
+    server.should_exit = True
+    await serving
+
+
+async def callbacks(name: str, url: str, jobs: int, profile: cProfile.Profile | None) -> Round:
+    if name == TAKING:
+        return await taking(url, jobs, profile)
+    async with bare() if name == BARE else fastapi() as there:
+        cpu = time.process_time()
+        wall = await release(url, "fire", {"url": there, "count": jobs})
+        return {"wall": wall, "cpu": time.process_time() - cpu}
+
+
+# --- the sides and the tables ----------------------------------------------------------------------------------------
+
+
+def serve_rounds(name: str, url: str) -> None:
+    """A side: a round for each line that comes."""
+    pin(cores()[1])
+    run = callbacks if name in (TAKING, BARE, FASTAPI) else creates
+    for line in sys.stdin:
+        print(json.dumps(asyncio.run(run(name, url, json.loads(line)["jobs"], None))), flush=True)
+
+
+def best(service: LeanService, sides: dict[str, int], rounds: int, mode: str) -> dict[str, Round]:
+    """Microseconds a job of each side, by wall time and by CPU; the first round of each warms up."""
+    found: dict[str, Round] = {}
+    with ExitStack() as started:
+        running = {
+            name: started.enter_context(Process("speed.py", "--side", name, "--url", service.url)) for name in sides
+        }
+        for number in range(rounds + 1):
+            for name, jobs in sides.items():
+                jobs = jobs if number else max(1, jobs // 4)
+                service.control("set", takes=0, callbacks=mode)
+                took = running[name].ask(jobs=jobs)
+                counts = service.control("counts")
+                refused = {what: n for what, n in counts.items() if what.startswith("callback") and "200" not in what}
+                assert not refused, refused
+                if number:
+                    each = {clock: 1e6 * seconds / jobs for clock, seconds in took.items()}
+                    before = found.get(name, each)
+                    found[name] = {clock: min(us, before[clock]) for clock, us in each.items()}
+    return found
+
+
+def table(title: str, us: str, found: dict[str, Round], rivals: dict[str, str]) -> dict[str, Round]:
+    """How many times as many as each rival; `rivals`: the target in words, or why one was not run."""
+    mine = found[us]
+    ratios = {name: {clock: found[name][clock] / mine[clock] for clock in mine} for name in rivals if name in found}
+    rows = [["xiling_async", f"{1e6 / mine['wall']:,.0f}", f"{mine['cpu']:,.0f}", "1.00", "1.00", ""]]
+    for name, target in rivals.items():
+        if name not in found:
+            rows.append([name, *["-"] * 4, "not installed"])
+            continue
+        wall, cpu = (f"{ratios[name][clock]:.2f}" for clock in ("wall", "cpu"))
+        rows.append([name, f"{1e6 / found[name]['wall']:,.0f}", f"{found[name]['cpu']:,.0f}", wall, cpu, target])
+    show(title, ("side", "a second", "CPU µs each", "ours to it", "by CPU", "target"), rows)
+    return ratios
+
+
+def compare(service: LeanService, quick: bool) -> bool:
+    rounds, jobs, slow = (1, 600, 60) if quick else (5, 5000, 400)
+    found = best(service, {RAW: jobs, OURS: jobs}, rounds, "never")
+    there = {name: slow for name in PEERS if installed(name) is not None}
+    found |= best(service, there, 1 if quick else 2, "never")
+    fastest = min(there, key=lambda name: found[name]["wall"], default="")
+    rivals = {RAW: f">= {RAW_RATIO}"} | {name: f">= {PEER_RATIO:g}" if name == fastest else "" for name in PEERS}
+    creates_ratios = table(f"Creates, {CALLERS} callers", OURS, found, rivals)
+
+    sides = {BARE: jobs, TAKING: jobs}
+    if installed("fastapi") is not None and installed("uvicorn") is not None:
+        sides[FASTAPI] = jobs // 2
+    found = best(service, sides, rounds, "held")
+    rivals = {BARE: f">= {BARE_RATIO}", FASTAPI: f">= {FASTAPI_RATIO:g}"}
+    title = f"Callbacks, {CONNECTIONS} connections, each resumes a waiter"
+    callback_ratios = table(title, TAKING, found, rivals)
+    return (
+        creates_ratios[RAW]["wall"] >= RAW_RATIO
+        and (not fastest or creates_ratios[fastest]["wall"] >= PEER_RATIO)
+        and callback_ratios[BARE]["wall"] >= BARE_RATIO
+        and (FASTAPI not in found or callback_ratios[FASTAPI]["wall"] >= FASTAPI_RATIO)
+    )
+
+
+def profiled(service: LeanService, name: str, jobs: int) -> None:
+    """The functions with the most time of their own in one round of ours."""
+    service.control("set", takes=0, callbacks="never" if name == OURS else "held")
+    profile = cProfile.Profile(time.process_time)
+    asyncio.run((creates if name == OURS else callbacks)(name, service.url, jobs, profile))
+    stats: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    rows = sorted(stats.items(), key=lambda row: -row[1][2])[:PROFILE_ROWS]
+    show(
+        f"{name}, under cProfile: microseconds a job",
+        ("function", "calls", "own", "with what it calls"),
+        [
+            (_named(*where), f"{calls / jobs:.1f}", f"{1e6 * own / jobs:.1f}", f"{1e6 * total / jobs:.1f}")
+            for where, (_, calls, own, total, _) in rows
+        ],
+    )
+
+
+def _named(file: str, line: int, function: str) -> str:
+    return function if file == "~" else f"{'/'.join(file.split('/')[-2:])}:{line} {function}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds, for CI: a look, not a measurement")
+    parser.add_argument("--profile", action="store_true", help="where our own time goes")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        serve_rounds(given.side, given.url)
+        return 0
+    with LeanService() as service:
+        if given.profile:
+            pin(cores()[1])
+            for name in (OURS, TAKING):
+                profiled(service, name, 500 if given.quick else 4000)
+            return 0
+        met = compare(service, given.quick)
+    return 0 if given.quick or met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
