@@ -61,7 +61,7 @@ class Post:
         """The service, or something in front of it, answered."""
         frame = wire.envelope(answer.body)
         happened = fate.of_status(answer.status, has_api_body=frame is not None)
-        where = wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
+        where: wire.Malformed | None = None
         if happened is Happened.ANSWERED:
             try:
                 return self._accepted(wire.created_ids(frame), answer)
@@ -70,6 +70,7 @@ class Post:
                 where = malformed
         step = fate.after_create(happened)
         if step is Step.UNCERTAIN:
+            where = where or wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
             doubt = self._doubt(f"The answer to a create proves nothing: {where}", where.path, answer)
             return Finding(event=self.lost(str(doubt)), step=step, complaint=doubt)
         pause_s = None

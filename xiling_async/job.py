@@ -26,6 +26,10 @@ class Desk:
     ask: Callable[[Slot], Awaitable[object]]  # one status GET for each task that has no outcome yet
 
 
+def _is_final(record: JobRecord) -> bool:
+    return record.state.is_final
+
+
 class Job(Generic[R]):
     """One paid submit: `await job` gives its results in task order.
 
@@ -99,7 +103,7 @@ class Job(Generic[R]):
         try:
             async with self._desk.clock.timeout(limit_s):
                 self._slot = await self._desk.registry.fresh(self._slot)
-                return await self._desk.registry.wait(self._slot, lambda record: record.state.is_final)
+                return await self._desk.registry.wait(self._slot, _is_final)
         except TimeoutError:
             raise self._timed_out(limit_s) from None
 

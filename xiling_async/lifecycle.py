@@ -187,6 +187,9 @@ def _accepted(record: JobRecord, event: Accepted) -> Change:
 
     A task that a callback told of and the answer left out stays, as long as no more were made than were asked for.
     """
+    if not record.task_ids and record.state not in (State.DONE, State.FAILED):  # as nearly always: no callback yet
+        nothing_yet = (None,) * len(event.task_ids)
+        return _progressed(record, event.task_ids, nothing_yet, len(event.task_ids), event.at, event.due_at)
     known = dict(zip(record.task_ids, record.outcomes, strict=True))
     left_out = [task_id for task_id in known if task_id not in event.task_ids]
     room = max(0, _allowed(record) - len(event.task_ids))

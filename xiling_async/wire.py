@@ -139,11 +139,14 @@ def _number(value: object, _: object) -> float:
     raise TypeError(f"expected a number, not {type(value).__name__}")
 
 
+_strict_text = _strict(str)
+
+
 def _text_or_none(value: object, _: object) -> str | None:
     # Absent, null and "" all mean "nothing" here: which of them comes before the end is not documented.
     if value is None or value == "":
         return None
-    return _strict(str)(value, str)  # type: ignore[no-any-return]
+    return _strict_text(value, str)  # type: ignore[no-any-return]
 
 
 def _make_converter() -> Converter:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from contextlib import suppress
-from typing import Annotated
+from contextlib import AsyncExitStack, ExitStack, suppress
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -14,12 +14,13 @@ from rich.console import Console
 from xiling_async.capability import Claim
 from xiling_async.cli import screen
 from xiling_async.cli.audit import count
-from xiling_async.errors import ConfigurationError
 from xiling_async.lifecycle import Verdict
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.reception import Reception
 from xiling_async.store import PostgresStore
 from xiling_async.wire import Report
+
+WRONG_TOKEN: Final = 404
 
 
 def receive(
@@ -39,19 +40,25 @@ def receive(
     Every client with the same --store and public URL is woken by what arrives here, on whichever machine it waits. No
     API key is needed; callbacks that never come are asked about by the clients. Keep the database's password out of
     the command line: PGPASSWORD and ~/.pgpass are read. A secret of your own is read from XILING_WEBHOOK_SECRET; else
-    the one of the store is used. GET /healthz answers 200 while callbacks can be taken. SIGTERM ends it cleanly.
+    the one of the store is used. GET /healthz answers 200 while it listens, also while the database is away: a
+    callback is then answered 503, and comes again. SIGTERM or Ctrl-C ends it cleanly, with a summary.
 
     \b
     Example, beside two web workers with WebhookReceiver("https://media.example.com/xiling"):
       xiling receive --store postgresql://me@db/videos --public-url https://media.example.com/xiling --port 8080
     """
     if not store.startswith(("postgresql://", "postgres://")):
-        raise ConfigurationError(
-            "--store must be postgresql://…: only a store that the submitters share is of use here, and it must outlive "
-            "this process. A SQLite file serves one process; nothing was started."
+        raise typer.BadParameter(
+            "must be postgresql://…, the store that the submitters share: a SQLite file serves one process, and memory "
+            "none but its own. Nothing was started.",
+            param_hint="--store",
         )
+    for option, given in (("--public-url", public_url), ("--host", host)):
+        if not given.strip():  # a blank host would be every address of this machine
+            raise typer.BadParameter("must not be blank. Nothing was started.", param_hint=option)
     receiver = WebhookReceiver(public_url, host=host, port=port, trusted_proxies=trusted_proxies)
-    with suppress(KeyboardInterrupt):
+    # SIGINT: asyncio.run cancels `serve`, which writes its summary, and raises this.
+    with screen.complaining(screen.console(stderr=True)), suppress(KeyboardInterrupt):
         asyncio.run(_until_terminated(receiver, PostgresStore(store)))
 
 
@@ -63,17 +70,29 @@ async def _until_terminated(receiver: WebhookReceiver, store: PostgresStore) -> 
 
 
 async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, stop: asyncio.Event) -> None:
-    """Take callbacks and tell of each, until `stop` is set."""
+    """Take callbacks and tell of each, until `stop` is set. Raises `ConfigurationError`, `StoreError`: it cannot."""
     verdicts: Counter[Verdict] = Counter()
+    refused: Counter[int] = Counter()
 
     def heard(claim: Claim, report: Report, verdict: Verdict) -> None:
         verdicts[verdict] += 1
         screen.say(out, f"callback of {report.task_id} (job {claim.job_id}): {verdict.value}")
 
-    try:
-        async with Reception(receiver, store, heard=heard):
-            screen.say(out, f"Callbacks for {receiver.public_url} go into {store}; Ctrl-C ends it.")
-            screen.say(out, f"Listening on port {receiver.port}.")
-            await stop.wait()
-    finally:
-        screen.say(out, f"{count(verdicts.total(), 'callback')}, {verdicts[Verdict.APPLIED]} of them news.")
+    def not_taken(status: int, job_id: str | None) -> None:
+        refused[status] += 1
+        strangers = refused[WRONG_TOKEN]
+        if status == WRONG_TOKEN and strangers & (strangers - 1) == 0:  # a flood must not flood the screen
+            screen.say(out, f"{count(strangers, 'request')} answered 404, with no callback URL of this public URL and "
+                            "secret: strangers, or submitters with other settings.")  # fmt: skip
+
+    def sum_up() -> None:
+        news = f"{count(verdicts.total(), 'callback')}, {verdicts[Verdict.APPLIED]} of them news"
+        screen.say(out, f"{news}; {count(refused.total(), 'request')} refused.")
+
+    async with AsyncExitStack() as opened:
+        ending = opened.enter_context(ExitStack())  # after the callbacks that are still being answered
+        await opened.enter_async_context(Reception(receiver, store, heard=heard, refused=not_taken))
+        ending.callback(sum_up)
+        screen.say(out, f"Callbacks for {receiver.public_url} go into {store}; Ctrl-C ends it.")
+        screen.say(out, f"Listening on port {receiver.port}.")
+        await stop.wait()

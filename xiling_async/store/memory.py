@@ -26,7 +26,7 @@ class MemoryStore:
 
     is_shared: Final = False
 
-    def __init__(self, *, keep: int = 4_000) -> None:
+    def __init__(self, *, keep: int = 2_000) -> None:
         self._keep_over = keep
         self._over: deque[str] = deque()  # without a key, in the order they ended
         self._jobs: dict[str, JobRecord] = {}
