@@ -44,8 +44,9 @@ def receive(
     callback is then answered 503, and comes again. SIGTERM or Ctrl-C ends it cleanly, with a summary.
 
     \b
-    Example, beside two web workers with WebhookReceiver("https://media.example.com/xiling"):
-      xiling receive --store postgresql://me@db/videos --public-url https://media.example.com/xiling --port 8080
+    Example, for workers whose receivers have the same public URL:
+      xiling receive --port 8080 --store postgresql://me@db/videos \\
+          --public-url https://media.example.com/xiling
     """
     if not store.startswith(("postgresql://", "postgres://")):
         raise typer.BadParameter(

@@ -128,7 +128,8 @@ class Entry:
     def words(self, outcome: Outcome | None) -> str:
         """Why there is no clip."""
         if isinstance(outcome, Failed):
-            return f"{outcome.message or 'The service gave no reason.'} It was bought."
+            reason = (outcome.message or "The service gave no reason").rstrip()  # in the service's own words
+            return f"{reason}{'' if reason.endswith(('.', '!', '?')) else '.'} It was bought."
         if isinstance(outcome, Succeeded):
             return next((str(error) for error in self.unsaved if outcome.task_id in error.task_ids), "")
         return "" if self.error is None else self.why
