@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import attrs
 import pytest
 
 import xiling_async
+from xiling_async.capability import Claim
+from xiling_async.lifecycle import Accepted, Change, Heard, Lost, Refused
+from xiling_async.models import JobRecord
+from xiling_async.transport import Answer
+from xiling_async.wire import Envelope, Report
 
 # The floors, from the ground up. A module imports from lower floors only; neighbours do not know each other.
 # "": xiling_async/__init__.py, the face.
@@ -245,3 +251,22 @@ def test_modules_and_functions_are_small(name: str) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= FUNCTION_LINES, f"{name}.{node.name} has {lines} lines"
+
+
+def test_nobody_changes_a_record() -> None:
+    """`JobRecord` and what lives for one exchange are not frozen, for speed: no field of theirs is assigned to."""
+    names = {
+        name
+        for kind in (JobRecord, Claim, Report, Envelope, Answer, Change, Accepted, Heard, Lost, Refused)
+        for name in attrs.fields_dict(kind)
+    }
+    found = []
+    for path in Path(xiling_async.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)) and node.attr in names:
+                found.append(ast.unparse(node))
+    others = {  # of classes that have a field of the same name
+        "error.job_id", "ImageToVideo.kind", "task.status", "error.task_ids", "row.outcomes", "entry.record",
+        "ending.error.task_ids",
+    }  # fmt: skip
+    assert {name for name in found if not name.startswith("self.")} <= others

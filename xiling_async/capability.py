@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 VERSION: Final = 1
 SECRET_BYTES: Final = 32
@@ -31,7 +31,7 @@ _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{80}", re.ASCII)
 _EXPIRY_MAX: Final = 2**40 - 1
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Claim:
     """What a token says, once its MAC was right: the POST it was minted for."""
 

@@ -221,9 +221,7 @@ class Client:
         (result,) = await job.result(timeout)
         return result
 
-    def map(
-        self, items: Items[R], *, in_flight: int = 100, ordered: bool = False
-    ) -> AsyncGenerator[Finished[R], None]:
+    def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
 
         `items`: requests, or `(key, request)` pairs, of any iterable or asynchronous iterable. It is read lazily: at

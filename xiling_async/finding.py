@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field
 
 from xiling_async import backoff, fate, wire
 from xiling_async.errors import ProtocolError
@@ -19,7 +19,7 @@ WAY_BACK = " If its callback arrives at a receiver with the same store, the job 
 NO_WAY_BACK = " No receiver was configured, so it had no callback URL, and nothing can adopt it."
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Finding:
     """The event to write; the step that fate.py allows next; what the caller should hear beyond that."""
 
@@ -29,7 +29,7 @@ class Finding:
     complaint: ProtocolError | None = None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Post:
     """One POST of a job: all that is needed to judge what came back of it. Times are Unix seconds.
 

@@ -22,19 +22,20 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field
 
 from xiling_async.models import JobRecord, Outcome, Refusal, State, Succeeded
 
 
-@frozen(kw_only=True)
+# What lives for one exchange only is not frozen, here and elsewhere: attrs takes four times as long to make it.
+@define(kw_only=True)
 class Resent:
     """One more POST is about to leave; the ones before never reached the service or were refused by it."""
 
     at: float
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Accepted:
     """The service answered with task ids."""
 
@@ -44,7 +45,7 @@ class Accepted:
     due_at: float | None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Refused:
     """The POST bought nothing: it never arrived (`not_sent`), or the service said no."""
 
@@ -54,7 +55,7 @@ class Refused:
     sent: bool
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Lost:
     """The POST left, and its answer did not come or could not be read."""
 
@@ -64,7 +65,7 @@ class Lost:
     due_at: float | None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Heard:
     """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job."""
 
@@ -75,7 +76,7 @@ class Heard:
     due_at: float | None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class GaveUp:
     """Nothing was heard for as long as one waits. `was`: the state that was waited in; in another one it is refused."""
 
@@ -83,7 +84,7 @@ class GaveUp:
     was: State | None = None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Asked:
     """A status GET brought no outcome (`failed`: not even an answer), or should be made: ask at `due_at`."""
 
@@ -92,7 +93,7 @@ class Asked:
     failed: bool = False
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Kept:
     """The result of a task is in this file now, whole."""
 
@@ -115,7 +116,7 @@ class Verdict(Enum):
     NO_JOB = "no job"  # the store does not know the job
 
 
-@frozen
+@define
 class Change:
     """The verdict, and the record as it is now. `was`: the state before an `APPLIED` change, for those who count."""
 

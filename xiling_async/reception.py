@@ -94,7 +94,7 @@ class Reception:
             except Exception:  # it is written down: the service must not hear 503 since nobody could be told here
                 if not self._has_complained:
                     self._has_complained = True
-                    log.exception("`heard` failed; this is logged once, and it is called on")
+                    log.exception("job %s: `heard` failed; this is logged once, and it is called on", claim.job_id)
         return verdict
 
     def _first_due(self, kind: Kind[Any]) -> float:

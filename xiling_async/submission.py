@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from attrs import frozen
+from attrs import define
 
 from xiling_async import backoff, wire
 from xiling_async.clock import Clock
@@ -37,7 +37,7 @@ PATIENCE_S: Final = 600.0  # of a batch, with a service that has answered before
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Purchase:
     """A job that was, or may have been, bought; `doubt`: why its answer could not be understood."""
 
@@ -172,25 +172,22 @@ class Submission:
             if patient:
                 await self._outage.passed()
             await self._permits.acquire()
-            try:
-                is_mine = await self._in_time() and (self._outage.is_over or not patient)
-            except BaseException:
-                self._permits.release()
-                raise
-            if is_mine:
+            if (wait_s := self._wait_s()) > 0:
+                try:
+                    await self._gate.pause(wait_s)
+                except BaseException:
+                    self._permits.release()
+                    raise
+            if self._gate.is_open and not self._closed and (self._outage.is_over or not patient):
                 return
             self._permits.release()
             if self._closed:
                 raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
 
-    async def _in_time(self) -> bool:
-        """Wait for the turn that the pace gives; whether one may go then."""
+    def _wait_s(self) -> float:
+        """Take the next turn that the pace gives; seconds until it comes."""
         wait_s = self._tempo.reserve()
-        if self._rate is not None:
-            wait_s = max(wait_s, self._rate.reserve())
-        if wait_s > 0:
-            await self._gate.pause(wait_s)
-        return self._gate.is_open and not self._closed
+        return wait_s if self._rate is None else max(wait_s, self._rate.reserve())
 
     async def _permitted(
         self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
-from attrs import frozen
+from attrs import define
 from yarl import URL
 
 from xiling_async.clock import Clock
@@ -29,7 +29,7 @@ class AnswerTooLarge(aiohttp.ClientPayloadError):
     """The answer's body is larger than any answer of the API can be."""
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Answer:
     """A whole answer: bounded body, headers as they came."""
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
-from attrs import NOTHING, fields, frozen, resolve_types
+from attrs import NOTHING, define, fields, frozen, resolve_types
 from cattrs import BaseValidationError, Converter, transform_error
 
 from xiling_async.errors import ProtocolError
@@ -36,7 +36,7 @@ class Malformed(ValueError):
         return f"{self.path}: {self.why}"
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Envelope:
     """The service's common frame (service.md, "envelope A"). Success is `code == 0`; `message` is
     never tested, and must be scrubbed before it is shown."""
@@ -46,7 +46,7 @@ class Envelope:
     data: JSON
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Report:
     """What the service says of one task: its outcome, or None while it works on it."""
 

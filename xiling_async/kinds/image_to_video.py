@@ -137,13 +137,15 @@ class ImageToVideo(Request[Video]):
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
-        self.check_sendable()
-        given = {name: getattr(self, name) for name in names_of(type(self)) if name != "extra"}
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in given.items()
-            if value is not None
-        }
+        fields: dict[str, JSON] = {}
+        for name in names_of(type(self)):
+            value: JSON = getattr(self, name)
+            if isinstance(value, (Path, tuple)):
+                self.check_sendable()
+            if isinstance(value, tuple):
+                value = list(value)
+            if value is not None:
+                fields[name] = value
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
             del fields["generate_audio"]
         return fields
