@@ -1,7 +1,8 @@
 """Jobs a second through submit → callback → await, against raw aiohttp doing the same exchange in the same run.
 
 `python benchmarks/flow.py [--quick]`. The service runs in a process of its own; the client's side, ours or raw, has one
-process. Rounds alternate, the best of each side counts. The raw side is what one would write by hand without a promise:
+process. Rounds alternate; the ratio is the median of those of the rounds, each against the one before it, since a
+shared machine is faster now and slower then. The raw side is what one would write by hand without a promise:
 post, read the id, resolve a future by task id in a bare handler; no store, no token, no strict form, no retries.
 """
 
@@ -16,9 +17,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 
 import aiohttp
 from aiohttp import web
+from attrs import frozen
 from report import show
 
 from xiling_async import Client, ImageToVideo, Reply, WebhookReceiver
@@ -97,38 +100,54 @@ async def ours(base_url: str, latencies: list[float]) -> AsyncIterator[Job]:
         yield job
 
 
-async def rate(job: Job, jobs: int) -> float:
-    """Jobs a second with `CALLERS` at once."""
+@frozen
+class Speed:
+    """Of one side in one round."""
+
+    per_second: float
+    cpu_us: float  # of this process, a job
+
+
+async def rate(job: Job, jobs: int) -> Speed:
+    """With `CALLERS` at once."""
     left = iter(range(jobs))
 
     async def caller() -> None:
         for _ in left:
             await job()
 
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return jobs / (time.perf_counter() - begun)
+    return Speed(jobs / (time.perf_counter() - begun), (time.process_time() - cpu_begun) / jobs * 1e6)
 
 
 async def measure(base_url: str, jobs: int, rounds: int) -> None:
     latencies: list[float] = []
-    raw_best = ours_best = 0.0
-    for number in range(rounds + 1):  # the first round of each warms up
+    pairs: list[tuple[Speed, Speed]] = []
+    for _ in range(rounds + 1):
         async with raw(base_url) as job:
-            speed = await rate(job, jobs)
-            raw_best = max(raw_best, speed) if number else 0.0
+            raw_speed = await rate(job, jobs)
         latencies.clear()
         async with ours(base_url, latencies) as job:
-            speed = await rate(job, jobs)
-            ours_best = max(ours_best, speed) if number else 0.0
+            pairs.append((raw_speed, await rate(job, jobs)))
+    del pairs[0]  # it warmed up
+    medians = [
+        Speed(median(speed.per_second for speed in side), median(speed.cpu_us for speed in side))
+        for side in zip(*pairs, strict=True)
+    ]
+    by_wall = median(mine.per_second / theirs.per_second for theirs, mine in pairs)
+    by_cpu = median(theirs.cpu_us / mine.cpu_us for theirs, mine in pairs)
     latencies.sort()
     p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.50, 0.99))
     show(
         f"submit → callback → await, {jobs} jobs, {CALLERS} callers, loopback",
-        ("side", "jobs a second", "ratio"),
+        ("side", "jobs a second", "ratio", "CPU a job", "ratio"),
         [
-            ("raw aiohttp", f"{raw_best:,.0f}", "1.00"),
-            ("xiling_async", f"{ours_best:,.0f}", f"{ours_best / raw_best:.2f}"),
+            (name, f"{speed.per_second:,.0f}", f"{wall:.2f}", f"{speed.cpu_us:.0f} µs", f"{cpu:.2f}")
+            for name, speed, wall, cpu in (
+                ("raw aiohttp", medians[0], 1.0, 1.0),
+                ("xiling_async", medians[1], by_wall, by_cpu),
+            )
         ],
     )
     show(
@@ -151,7 +170,7 @@ def main() -> None:
     assert service.stdout is not None and service.stdin is not None
     base_url = f"http://127.0.0.1:{service.stdout.readline().strip()}"
     try:
-        asyncio.run(measure(base_url, jobs=1000 if quick else 5000, rounds=1 if quick else 5))
+        asyncio.run(measure(base_url, jobs=1000 if quick else 4000, rounds=1 if quick else 9))
     finally:
         service.stdin.close()
         service.wait(10)
