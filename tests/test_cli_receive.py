@@ -378,7 +378,7 @@ async def test_what_listens_to_a_reception_may_fail(
             jobs = [await client.submit(model_v(f"waves {number}")) for number in range(2)]
             assert [await sim.finish(job.task_ids[0]) for job in jobs] == [200, 200]
             await asyncio.gather(*jobs)
-    assert [record.getMessage()[:14] for record in caplog.records if record.exc_info] == ["`heard` failed"]
+    assert ["`heard` failed" in record.getMessage() for record in caplog.records if record.exc_info] == [True]
 
 
 async def test_a_job_that_the_database_has_lost_is_adopted(sim: Simulator, schema: str) -> None:
