@@ -508,7 +508,7 @@ async def test_an_outage_of_a_minute_ends_with_every_job_done_and_no_burst() -> 
 async def _quiet(client: Client) -> None:
     """No POST is on its way, and nobody is about to send one."""
     await settle()
-    await turns_until(lambda: not client._engine.submission._posts)
+    await turns_until(lambda: not client.stats().in_flight["submits"])
     await settle()
 
 

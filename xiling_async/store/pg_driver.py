@@ -22,7 +22,7 @@ Work = Callable[[Connection], Awaitable[T]]  # may be called again: what it does
 CONNECT_S: Final = 5.0
 TRANSACTION_S: Final = 10.0  # of one transaction, with the wait for locks in it
 LONG_S: Final = 120.0  # of one that touches all rows
-QUEUE_S: Final = 30.0  # for a connection of the pool
+QUEUE: Final = 3  # so many transactions long one waits for a connection of the pool
 TRANSACTION_TIMEOUT: Final = 170_000  # the version of the server that has it
 TRIES: Final = 4
 PAUSE_S: Final = 0.03  # with full jitter, doubled from try to try: a database that is away is an error soon
@@ -81,6 +81,8 @@ class Driver:
             self._secrets += (options["password"],)
         self._options = {"timeout": CONNECT_S, "command_timeout": TRANSACTION_S, **options}
         self._limit_s: float = self._options.pop("command_timeout")
+        self.queue_s = QUEUE * self._limit_s
+        self.connect_s: float = self._options["timeout"]
         self._clock = SystemClock()
         self._pool: Any = None
         self._pid = 0
@@ -167,7 +169,7 @@ class Driver:
     async def _connection(self, limit_s: float) -> AsyncIterator[Connection]:
         """A connection of the pool for so long; what is not at its end then, or breaks, ends with its connection."""
         pool = self._pool
-        connection = await pool.acquire(timeout=QUEUE_S)
+        connection = await pool.acquire(timeout=self.queue_s)
         is_fine = False
         try:
             async with self._clock.timeout(limit_s):

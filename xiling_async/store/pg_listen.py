@@ -24,13 +24,13 @@ log = logging.getLogger("xiling_async.store")
 PAGE: Final = 500
 PAUSE_S: Final = 0.1  # before the first new try; doubled from try to try
 LONGEST_PAUSE_S: Final = 5.0
-HELLO_S: Final = 5.0
 _ANY: Final = 2**63  # newer than what is known, whatever that is
 
 
 class Line:
     """`connect`: makes the connection. `beat`: says on it that we live; it comes every `heartbeat_s`. `read`: the
-    newest records of some jobs. `why`: an error in words that hold no secret."""
+    newest records of some jobs. `why`: an error in words that hold no secret.
+    `hello_s`: how long a first notification may take."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Line:
         why: Callable[[BaseException], str],
         channel: str,
         heartbeat_s: float,
+        hello_s: float,
     ) -> None:
         self._connect = connect
         self._beat = beat
@@ -48,6 +49,7 @@ class Line:
         self._why = why
         self._channel = channel
         self._heartbeat_s = heartbeat_s
+        self._hello_s = hello_s
         self._clock = SystemClock()
         self._tasks = Tasks()
         self._connection: Any = None
@@ -68,7 +70,7 @@ class Line:
     async def has_heard(self, greeting: str) -> bool:
         """Whether this payload, which was sent before, arrives."""
         try:
-            async with self._clock.timeout(HELLO_S):
+            async with self._clock.timeout(self._hello_s):
                 while greeting not in self._greeted:
                     self._greeting.clear()
                     await self._greeting.wait()

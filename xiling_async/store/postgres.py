@@ -18,9 +18,9 @@ from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.lifecycle import Change, Event, Resent, Verdict
 from xiling_async.models import JobRecord
 from xiling_async.store.base import Watcher, seconds
-from xiling_async.store.pg_driver import LONG_S, POOLER, QUEUE_S, Address, Driver, Work
+from xiling_async.store.pg_driver import LONG_S, POOLER, Address, Driver, Work
 from xiling_async.store.pg_listen import Line
-from xiling_async.store.pg_rows import PURGE, PgRows
+from xiling_async.store.pg_rows import PgRows
 from xiling_async.store.pg_schema import Connection, Unfit, is_prefix, is_schema, prepare
 
 T = TypeVar("T")
@@ -114,6 +114,7 @@ class PostgresStore:
             why=self._driver.why,
             channel=names.channel,
             heartbeat_s=self._heartbeat_s,
+            hello_s=self._driver.connect_s,
         )
         line.watcher = self._watcher
         await line.open()
@@ -195,7 +196,7 @@ class PostgresStore:
         the pool while it waits for the row."""
         turn = self._turns.setdefault(job_id, asyncio.Lock())
         try:
-            async with self._clock.timeout(QUEUE_S):
+            async with self._clock.timeout(self._driver.queue_s):
                 await turn.acquire()
         except TimeoutError as error:
             raise self._driver.failed(error) from error
@@ -270,8 +271,8 @@ class PostgresStore:
 
     async def purge(self, older_than: timedelta | float) -> int:
         rows, before = self._table, self._clock.time() - seconds(older_than)
-        purged = count = await self._driver.run(lambda connection: rows.purge(connection, before))
-        while count == PURGE:  # page by page: a submit does not wait for the whole of it
-            count = await self._driver.run(lambda connection: rows.purge(connection, before))
+        purged = 0
+        # Page by page: a submit does not wait for the whole of it.
+        while count := await self._driver.run(lambda connection: rows.purge(connection, before)):
             purged += count
         return purged
