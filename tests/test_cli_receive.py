@@ -24,14 +24,13 @@ from typer.testing import CliRunner
 
 import xiling_async
 from xiling_async import Client, MemoryStore, SQLiteStore, State, WebhookReceiver
-from xiling_async.capability import SECRET_BYTES, Claim
+from xiling_async.capability import SECRET_BYTES
 from xiling_async.cli import app
 from xiling_async.cli.receive import serve
 from xiling_async.errors import ConfigurationError
-from xiling_async.lifecycle import Verdict
+from xiling_async.events import Event
 from xiling_async.reception import Reception
 from xiling_async.simulator import Simulator
-from xiling_async.wire import Report
 
 SOURCE: Final = Path(xiling_async.__file__).parents[1]
 XILING: Final = [sys.executable, "-W", "error", "-m", "xiling_async.cli"]
@@ -368,17 +367,17 @@ async def test_what_listens_to_a_reception_may_fail(
 ) -> None:
     """What is written down is answered 200, whatever becomes of telling about it here; that is logged once."""
 
-    def heard(claim: Claim, report: Report, verdict: Verdict) -> None:
+    def on_event(event: Event) -> None:
         raise OSError("no space left for what is told")
 
     async with Front() as front, submitter(sim, schema, front) as client:
         receiver = WebhookReceiver(front.url, port=0)
-        async with Reception(receiver, pg_store(schema=schema), heard=heard):
+        async with Reception(receiver, pg_store(schema=schema), on_event=on_event):
             front.port = receiver.port or 0
             jobs = [await client.submit(model_v(f"waves {number}")) for number in range(2)]
             assert [await sim.finish(job.task_ids[0]) for job in jobs] == [200, 200]
             await asyncio.gather(*jobs)
-    assert ["`heard` failed" in record.getMessage() for record in caplog.records if record.exc_info] == [True]
+    assert ["hook failed" in record.getMessage() for record in caplog.records if record.exc_info] == [True]
 
 
 async def test_a_job_that_the_database_has_lost_is_adopted(sim: Simulator, schema: str) -> None:

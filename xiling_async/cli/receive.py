@@ -11,16 +11,14 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from xiling_async.capability import Claim
 from xiling_async.cli import screen
 from xiling_async.cli.audit import count
-from xiling_async.lifecycle import Verdict
+from xiling_async.events import CallbackRefused, CallbackTaken, Event
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.reception import Reception
 from xiling_async.store import PostgresStore
-from xiling_async.wire import Report
 
-WRONG_TOKEN: Final = 404
+STRANGER: Final = "not_found"
 
 
 def receive(
@@ -72,27 +70,31 @@ async def _until_terminated(receiver: WebhookReceiver, store: PostgresStore) -> 
 
 async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, stop: asyncio.Event) -> None:
     """Take callbacks and tell of each, until `stop` is set. Raises `ConfigurationError`, `StoreError`: it cannot."""
-    verdicts: Counter[Verdict] = Counter()
-    refused: Counter[int] = Counter()
+    taken: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
 
-    def heard(claim: Claim, report: Report, verdict: Verdict) -> None:
-        verdicts[verdict] += 1
-        screen.say(out, f"callback of {report.task_id} (job {claim.job_id}): {verdict.value}")
-
-    def not_taken(status: int, job_id: str | None) -> None:
-        refused[status] += 1
-        strangers = refused[WRONG_TOKEN]
-        if status == WRONG_TOKEN and strangers & (strangers - 1) == 0:  # a flood must not flood the screen
-            screen.say(out, f"{count(strangers, 'request')} answered 404, with no callback URL of this public URL and "
-                            "secret: strangers, or submitters with other settings.")  # fmt: skip
+    def on_event(event: Event) -> None:
+        match event:
+            case CallbackTaken():
+                taken[event.result] += 1
+                screen.say(out, f"callback of {event.task_id} (job {event.job_id}): {event.result}")
+            case CallbackRefused(reason=reason):
+                refused[reason] += 1
+                strangers = refused[STRANGER]
+                if reason == STRANGER and strangers & (strangers - 1) == 0:  # a flood must not flood the screen
+                    screen.say(
+                        out,
+                        f"{count(strangers, 'request')} answered 404, with no callback URL of this public URL and "
+                        "secret: strangers, or submitters with other settings.",
+                    )
 
     def sum_up() -> None:
-        news = f"{count(verdicts.total(), 'callback')}, {verdicts[Verdict.APPLIED]} of them news"
+        news = f"{count(taken.total(), 'callback')}, {taken['applied']} of them news"
         screen.say(out, f"{news}; {count(refused.total(), 'request')} refused.")
 
     async with AsyncExitStack() as opened:
         ending = opened.enter_context(ExitStack())  # after the callbacks that are still being answered
-        await opened.enter_async_context(Reception(receiver, store, heard=heard, refused=not_taken))
+        await opened.enter_async_context(Reception(receiver, store, on_event=on_event))
         ending.callback(sum_up)
         screen.say(out, f"Callbacks for {receiver.public_url} go into {store}; Ctrl-C ends it.")
         screen.say(out, f"Listening on port {receiver.port}.")
