@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client",),
     (
         "", "otel", "pytest_plugin", "pytest11.xiling_async_fixtures",
-        "cli.plan", "cli.report", "cli.watch", "cli.gallery", "cli.rows", "cli.results",
+        "cli.plan", "cli.report", "cli.watch", "cli.signals", "cli.gallery", "cli.rows", "cli.results",
     ),
     ("cli.audit",),
     ("cli.screen", "cli.tally"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Annotated, Final
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from xiling_async.cli import screen
 from xiling_async.cli.audit import count
+from xiling_async.cli.signals import terminated
 from xiling_async.events import CallbackRefused, CallbackTaken, Event
 from xiling_async.receiver import WebhookReceiver
 from xiling_async.reception import Reception
@@ -62,10 +62,7 @@ def receive(
 
 
 async def _until_terminated(receiver: WebhookReceiver, store: PostgresStore) -> None:
-    stop = asyncio.Event()
-    with suppress(NotImplementedError):  # Windows has no SIGTERM to speak of
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await serve(receiver, store, screen.console(), stop)
+    await serve(receiver, store, screen.console(), terminated())
 
 
 async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, stop: asyncio.Event) -> None:

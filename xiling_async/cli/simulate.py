@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import signal
 import socket
 from contextlib import AsyncExitStack, suppress
 from typing import Annotated, Final
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from xiling_async.cli import screen
 from xiling_async.cli.audit import count
+from xiling_async.cli.signals import terminated
 from xiling_async.errors import ConfigurationError
 from xiling_async.simulator import CallbackRecord, Ledger, PostRecord, Simulator
 from xiling_async.simulator.directives import DIRECTIVES
@@ -54,10 +54,7 @@ def simulate(
 
 
 async def _until_terminated(sim: Simulator) -> None:
-    stop = asyncio.Event()
-    with suppress(NotImplementedError):  # Windows has no SIGTERM to speak of
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await serve(sim, screen.console(), stop)
+    await serve(sim, screen.console(), terminated())
 
 
 async def serve(sim: Simulator, out: Console, stop: asyncio.Event) -> None:
