@@ -2,9 +2,10 @@
 
 `python benchmarks/instructions.py [--check | --record]` (valgrind: `apt-get install valgrind`). One process imports
 all, then forks for each run, of few jobs and of many; the difference, divided by the jobs, is what one costs: our code
-and all that it calls (asyncio, aiohttp, json), without the garbage collector. One caller, one connection. `--check`
-fails when it is more than 10 % above what instructions.json has for this minor version of Python and this version of
-aiohttp; another build of the same Python may differ by some percent. `--record` writes it down.
+and all that it calls (asyncio, aiohttp, json), without the garbage collector. One caller, one connection. The same is
+counted of raw aiohttp and of a bare handler, as speed.py has them: builds of Python differ, the ratio hardly does.
+`--check` fails when a ratio is more than 10 % above what instructions.json has for this minor version of Python.
+`--record` writes it down.
 """
 
 from __future__ import annotations
@@ -18,40 +19,45 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 from report import machine, show
 from sides import LeanService
+from speed import REQUEST, bare, raw, release
 
-from xiling_async import Client, ImageToVideo, WebhookReceiver
+from xiling_async import Client, WebhookReceiver
 
 RECORDED: Final = Path(__file__).with_name("instructions.json")
 ALLOWED: Final = 1.10
 FEW, MANY = 50, 250
-RUNS: Final = ((FEW, 0), (MANY, 0), (MANY, FEW), (MANY, MANY))  # creates, callbacks
+OURS, RAW = "ours", "raw"
+RUNS: Final = (  # whose, creates, callbacks
+    (OURS, FEW, 0), (OURS, MANY, 0), (OURS, MANY, FEW), (OURS, MANY, MANY),
+    (RAW, FEW, 0), (RAW, MANY, 0), (RAW, 0, FEW), (RAW, 0, MANY),
+)  # fmt: skip
 REFS: Final = re.compile(r"==(\d+)== I +refs: +([\d,]+)")
-REQUEST: Final = ImageToVideo(
-    model="V",
-    prompt="A running golden retriever, sunny meadow, high quality, cinematic feel",
-    image_url="https://example.com/start_frame.jpg",
-    aspect_ratio="16:9",
-    aspect_resolution="1080p",
-    duration=6,
-)
 
 
-async def run(url: str, creates: int, callbacks: int) -> None:
+async def ours(url: str, creates: int, callbacks: int) -> None:
     """Buy so many jobs one after another, then hear of so many of them, one after another."""
     async with Client("sim-key", base_url=url, receiver=WebhookReceiver(port=0)) as client:
         jobs = [await client.submit(REQUEST) for _ in range(creates)]
         if callbacks:
             waiters = [asyncio.create_task(job.result()) for job in jobs[:callbacks]]
-            given = {"connections": 1, "count": callbacks}
-            async with aiohttp.ClientSession() as session, session.post(f"{url}/control/release", json=given):
-                await asyncio.gather(*waiters)
+            await release(url, "release", {"count": callbacks}, connections=1)
+            await asyncio.gather(*waiters)
+
+
+async def theirs(url: str, creates: int, callbacks: int) -> None:
+    """The same without this library; the callbacks are of no job."""
+    if creates:
+        async with raw(url) as create:
+            for _ in range(creates):
+                await create()
+    if callbacks:
+        async with bare() as there:
+            await release(url, "fire", {"url": there, "count": callbacks}, connections=1)
 
 
 def counted(urls: list[str]) -> None:
@@ -62,7 +68,8 @@ def counted(urls: list[str]) -> None:
     for url, wanted in zip(urls, RUNS, strict=True):
         child = os.fork()
         if not child:
-            asyncio.run(run(url, *wanted))
+            whose, creates, callbacks = wanted
+            asyncio.run((ours if whose == OURS else theirs)(url, creates, callbacks))
             os._exit(0)
         children[child] = wanted
     for _ in children:
@@ -70,7 +77,8 @@ def counted(urls: list[str]) -> None:
     print(json.dumps(list(children.items())))
 
 
-def count() -> dict[str, int]:
+def count() -> dict[str, dict[str, int]]:
+    """By `OURS` and `RAW`: instructions of one `create` and of one `callback`."""
     services = [LeanService() for _ in RUNS]  # one each: they would hear each other's callbacks
     try:
         for service in services:
@@ -87,14 +95,17 @@ def count() -> dict[str, int]:
     refs = {int(process): int(number.replace(",", "")) for process, number in REFS.findall(done.stderr)}
     found = {tuple(wanted): refs[child] for child, wanted in json.loads(done.stdout)}
     return {
-        "create": round((found[MANY, 0] - found[FEW, 0]) / (MANY - FEW)),
-        "callback": round((found[MANY, MANY] - found[MANY, FEW]) / (MANY - FEW)),
+        whose: {
+            "create": (found[whose, MANY, 0] - found[whose, FEW, 0]) // (MANY - FEW),
+            "callback": (found[whose, held, MANY] - found[whose, held, FEW]) // (MANY - FEW),
+        }
+        for whose, held in ((OURS, MANY), (RAW, 0))
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when more than 10 % above the recorded figures")
+    parser.add_argument("--check", action="store_true", help="fail when more than 10 % above the recorded ratios")
     parser.add_argument("--record", action="store_true", help="write them into instructions.json")
     parser.add_argument("--quick", action="store_true", help="nothing else than without it")
     parser.add_argument("--counted", nargs="+", metavar="URL", help=argparse.SUPPRESS)
@@ -105,26 +116,27 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("\nvalgrind is not installed: instructions are not counted.")
         return 0
-    versions = f"Python {sys.version_info[0]}.{sys.version_info[1]}, aiohttp {version('aiohttp')}"
+    minor = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
     recorded: dict[str, Any] = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
-    before = recorded.get(versions)
+    before = recorded.get(minor)
     if given.check and before is None:
-        print(f"\nNothing is recorded for {versions}, only for {'; '.join(recorded) or 'nothing'}: not checked.")
+        print(f"\nNothing is recorded for {minor}, only for {'; '.join(recorded) or 'nothing'}: not checked.")
         return 0
     found = count()
-    rows = []
-    for name, number in found.items():
-        past = ("-", "-") if before is None else (f"{before[name]:,}", f"{number / before[name]:.3f}")
-        rows.append((f"one {name}", f"{number:,}", *past))
-    show("Instructions", ("what", "counted", "recorded", "ratio"), rows)
+    rows, over = [], []
+    for name, number in found[OURS].items():
+        ratio = number / found[RAW][name]
+        past = None if before is None else before[OURS][name] / before[RAW][name]
+        if past is not None and ratio > ALLOWED * past:
+            over.append(name)
+        rows.append((f"one {name}", f"{number:,}", f"{found[RAW][name]:,}", f"{ratio:.3f}", f"{past or 0:.3f}"))
+    show("Instructions", ("what", "xiling_async", "raw aiohttp", "ratio", "on record"), rows)
     if given.record:
-        recorded[versions] = found | {"on": machine()}
+        recorded[minor] = found | {"on": machine()}
         RECORDED.write_text(json.dumps(recorded, indent=2, ensure_ascii=False) + "\n")
-    if given.check and before is not None:
-        over = [name for name, number in found.items() if number > ALLOWED * before[name]]
-        if over:
-            print(f"\nMore than {ALLOWED - 1:.0%} above the recorded figure: {', '.join(over)}.")
-            return 1
+    if given.check and over:
+        print(f"\nMore than {ALLOWED - 1:.0%} above the ratio on record: {', '.join(over)}.")
+        return 1
     return 0
 
 

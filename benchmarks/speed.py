@@ -108,11 +108,11 @@ async def creates(name: str, url: str, jobs: int, profile: cProfile.Profile | No
 # --- callbacks -------------------------------------------------------------------------------------------------------
 
 
-async def release(url: str, what: str, given: dict[str, object]) -> float:
+async def release(url: str, what: str, given: dict[str, object], *, connections: int = CONNECTIONS) -> float:
     """Let the service call back; seconds from its first byte to its last answer."""
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{url}/control/{what}", json={**given, "connections": CONNECTIONS}) as answer,
+        session.post(f"{url}/control/{what}", json={**given, "connections": connections}) as answer,
     ):
         return float((await answer.json())["seconds"])
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
 
 import blockbuster
 import pytest
+from virtual import SeededLoop
 
 from xiling_async.clock import Clock, ManualClock, SkippingClock, SystemClock
 from xiling_async.redact import shown
+
+T = TypeVar("T")
 
 START = 1_800_000_000.0
 
@@ -225,6 +230,81 @@ async def test_an_error_passes_through_a_timeout(clock: Clock) -> None:
     with pytest.raises(ZeroDivisionError):
         async with clock.timeout(1_000):
             raise ZeroDivisionError
+
+
+# --- timeouts of one length, in a loop whose time is virtual ---------------------------------------------------------
+
+
+def played(work: Coroutine[Any, Any, T]) -> T:
+    return SeededLoop(random.Random(1), limit_s=1e6).play(work)
+
+
+def test_timeouts_of_one_length_end_each_at_its_own_time() -> None:
+    """One timer serves them all, and those that were left do not delay the others."""
+    clock = SystemClock()
+    ended: list[tuple[int, float]] = []
+
+    async def wait(number: int, loop: asyncio.AbstractEventLoop) -> None:
+        await asyncio.sleep(number)
+        try:
+            async with clock.timeout(60):
+                if number % 2:
+                    await asyncio.sleep(1)
+                else:
+                    await asyncio.Event().wait()
+        except TimeoutError:
+            ended.append((number, loop.time()))
+        task = asyncio.current_task()
+        assert task is not None and task.cancelling() == 0
+
+    async def all_of_them() -> int:
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(wait(number, loop)) for number in range(10)]
+        await asyncio.sleep(9.5)
+        timers = sum(not handle.cancelled() for handle in cast("SeededLoop", loop)._scheduled)
+        await asyncio.gather(*tasks)
+        return timers
+
+    assert played(all_of_them()) == 2  # that of the timeouts, and the one `sleep(1)` that still runs
+    assert ended == [(number, number + 60.0) for number in range(0, 10, 2)]
+
+
+def test_a_timeout_within_another_of_the_same_length() -> None:
+    """The outer one ends first and is the one that is told of; one cancelled from outside is a cancellation."""
+    clock = SystemClock()
+
+    async def work() -> list[str]:
+        told = []
+        try:
+            async with clock.timeout(10):
+                await asyncio.sleep(1)
+                try:
+                    async with clock.timeout(10):
+                        await asyncio.Event().wait()
+                except TimeoutError:
+                    told.append("inner")
+        except TimeoutError:
+            told.append(f"outer at {asyncio.get_running_loop().time():g}")
+        return told
+
+    assert played(work()) == ["outer at 10"]
+
+
+def test_every_loop_has_its_own_timer() -> None:
+    """A clock that is used again in another loop, and with more lengths than it times together, still times out."""
+    clock = SystemClock()
+
+    async def timed_out(delay_s: float) -> float:
+        with pytest.raises(TimeoutError):
+            async with clock.timeout(delay_s):
+                await asyncio.Event().wait()
+        return asyncio.get_running_loop().time()
+
+    async def many() -> list[float]:
+        return await asyncio.gather(*(timed_out(1.0 + number) for number in range(3 * SystemClock.LANES)))
+
+    for _ in range(2):
+        assert played(many()) == [1.0 + number for number in range(3 * SystemClock.LANES)]
 
 
 # --- of this machine -----------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "kinds.image_to_video", "kinds.image_generate", "kinds.video_translate", "lifecycle", "transport", "spool",
         "targets", "door", "events",
     ),
-    ("kinds", "store.base", "exchange", "hearing", "asgi", "monitor"),
+    ("kinds", "store.base", "exchange", "hearing", "connection", "asgi", "monitor"),
     ("wire", "server", "store.rows", "store.memory", "store.pg_listen", "registry", "fetch"),
     ("failure", "intake", "receiver", "store.sqlite", "store.pg_rows", "downloads"),
     ("finding", "job", "sweeper", "store.postgres", "uploads", "media"),
@@ -58,7 +58,7 @@ WITNESS = "simulator"
 # Who may use what: a call or an import whose name begins with the word on the left.
 OWNERS: dict[str, tuple[str, ...]] = {
     "aiohttp.ClientSession()": ("transport", "media", "simulator*"),
-    "aiohttp.web": ("server", "hearing", "simulator*"),
+    "aiohttp.web": ("server", "connection", "hearing", "simulator*"),
     "cattrs": ("wire", "store.rows"),
     "time": ("clock", "simulator*"),
     "asyncio.sleep": ("clock", "simulator*"),
@@ -66,7 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "asyncio.timeout_at": (),
     "asyncio.wait_for": (),
     "loop.call_later": ("clock",),
-    "loop.call_at": (),
+    "loop.call_at": ("clock",),
     "os.environ": ("settings",),
     "os.getenv": (),
     "sqlite3": ("store.sqlite", "store.schema", "store.writer"),

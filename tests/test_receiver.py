@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 import pytest
@@ -417,6 +418,31 @@ async def test_callbacks_share_a_connection() -> None:
         answers = await raw_exchange(port_of(url), first.replace(b"Connection: close\r\n", b"") + last)
         assert answers.count(b"HTTP/1.1 200 OK") == 2
         assert len(await job) == 2
+
+
+async def test_every_200_says_the_same_on_a_kept_and_on_a_closed_connection() -> None:
+    """The answer whose bytes are made in advance differs from aiohttp's in nothing but the connection's end; HTTP/1.0,
+    whose sender must be told that a connection stays, is told."""
+    async with Simulator(manual=True) as sim, client_of(sim) as client:
+        job, url = await pending(sim, client, count=3)
+        path, (first, second, third) = f"/{token_of(url)}", job.task_ids
+        kept = http(path, callback_body(first)).replace(b"Connection: close\r\n", b"")
+        old = http(path, callback_body(second)).replace(b"Connection: close", b"Connection: keep-alive")
+        answers = await raw_exchange(
+            port_of(url), kept + old.replace(b"HTTP/1.1", b"HTTP/1.0") + http(path, callback_body(third))
+        )
+        assert len(await job) == 3
+    found = []
+    for answer in answers.split(b"HTTP/1.")[1:]:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        line, *fields = head.decode().split("\r\n")
+        assert (line[2:], body) == ("200 OK", b"ok")
+        found.append(dict(field.split(": ", 1) for field in fields))
+    assert [answer.pop("Connection", None) for answer in found] == [None, "keep-alive", "close"]
+    dates = [parsedate_to_datetime(answer.pop("Date")) for answer in found]
+    assert abs((dates[0] - dates[2]).total_seconds()) <= 60
+    assert found[0] == found[1] == found[2]
+    assert found[0]["Server"] == "callbacks"
 
 
 # --- what callbacks say --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ The HMAC is over the 28 bytes before it and the public URL. `check` takes the sa
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -28,6 +29,7 @@ _FIELDS: Final = struct.Struct(">BBB2s16sH5s")
 _JOB_BYTES: Final = 16
 _MAC_BYTES: Final = 32
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{80}", re.ASCII)
+_PLAIN: Final = bytes.maketrans(b"-_", b"+/")  # the alphabet of binascii, whose base64 is twice as fast
 _EXPIRY_MAX: Final = 2**40 - 1
 
 
@@ -77,12 +79,14 @@ class Capability:
         """The claim of a valid token, None for every other one. `now`: Unix seconds."""
         if _SHAPE.fullmatch(token) is None:
             return None
-        raw = base64.urlsafe_b64decode(token)
+        raw = binascii.a2b_base64(token.encode().translate(_PLAIN))
         head, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         version, kind_number, tasks, key_id, job_id, attempt, expiry = _FIELDS.unpack(head)
         # An unknown key id costs the same HMAC, so that nobody learns which ids exist.
         known = self._secrets.get(key_id, self._nobody)
-        right = any(hmac.compare_digest(self._mac(secret, head), mac) for secret in known)
+        right = False
+        for secret in known:
+            right |= hmac.compare_digest(self._mac(secret, head), mac)
         expires_at = int.from_bytes(expiry, "big")
         if known is self._nobody or not right or version != VERSION or now > expires_at:
             return None

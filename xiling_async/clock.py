@@ -34,11 +34,73 @@ class Clock(Protocol):
         ...
 
 
+class _Lane:
+    """Timeouts of one length in one loop: they end in the order in which they began, so one timer is enough for all.
+
+    `asyncio.timeout` sets a timer for each, and nearly all of them are called off again.
+    """
+
+    def __init__(self, delay_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.waiting: dict[_LaneTimeout, None] = {}
+        self.delay_s = delay_s
+        self._is_timed = False
+
+    def add(self, timeout: "_LaneTimeout") -> None:
+        self.waiting[timeout] = None
+        if not self._is_timed:
+            self._is_timed = True
+            self.loop.call_at(timeout.due_at, self._look)
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        while self.waiting:
+            first = next(iter(self.waiting))
+            if first.due_at > now:
+                self.loop.call_at(first.due_at, self._look)
+                return
+            del self.waiting[first]
+            first.expire()
+        self._is_timed = False
+
+
+class _LaneTimeout:
+    """`asyncio.timeout`, in a lane."""
+
+    __slots__ = ("_cancelling", "_is_expiring", "_lane", "_task", "due_at")
+
+    def __init__(self, lane: _Lane) -> None:
+        self._lane = lane
+        self._is_expiring = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a timeout belongs into a task"
+        self._task, self._cancelling = task, task.cancelling()
+        self.due_at = self._lane.loop.time() + self._lane.delay_s
+        self._lane.add(self)
+
+    def expire(self) -> None:
+        self._is_expiring = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_expiring:
+            del self._lane.waiting[self]
+        elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+
 class SystemClock:
     """The time of this machine, from the moment it was made on by the monotonic clock: NTP steps do not reach it."""
 
+    LANES = 16  # lengths of timeouts that are timed together; there are a handful, but callers may give their own
+
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
+        self._lanes: dict[float, _Lane] = {}
 
     def time(self) -> float:
         return self._offset_s + time.monotonic()
@@ -51,7 +113,15 @@ class SystemClock:
 
     def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
         # Never `wait_for`: on Python 3.11 it can swallow a cancellation.
-        return asyncio.timeout(None if delay_s == math.inf else delay_s)
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(delay_s)
+        if lane is None or lane.loop is not loop:
+            if len(self._lanes) >= self.LANES:
+                self._lanes = {length_s: other for length_s, other in self._lanes.items() if other.waiting}
+            if not 0 < delay_s < math.inf or len(self._lanes) >= self.LANES:
+                return asyncio.timeout(None if delay_s == math.inf else delay_s)
+            lane = self._lanes[delay_s] = _Lane(delay_s, loop)
+        return _LaneTimeout(lane)
 
 
 class _ManualTimer:

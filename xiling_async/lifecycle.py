@@ -19,12 +19,13 @@ the job: whatever state we believed in, the job is adopted. The first terminal o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from xiling_async.models import JobRecord, Outcome, Refusal, State, Succeeded
+from xiling_async.models import Failed, JobRecord, Outcome, Refusal, State, Succeeded
 
 
 # What lives for one exchange only is not frozen, here and elsewhere: attrs takes four times as long to make it.
@@ -147,40 +148,46 @@ LEGAL: Final[dict[type[Event], frozenset[State]]] = {
 }
 
 
+_OF_AN_ATTEMPT: Final = (Heard, Accepted, Refused, Lost)
+
+
 def decide(record: JobRecord, event: Event) -> Change:
     """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
-    if isinstance(event, (Accepted, Refused, Lost, Heard)) and event.attempt != record.attempt:
+    kind = type(event)
+    if isinstance(event, _OF_AN_ATTEMPT) and event.attempt != record.attempt:
         return Change(Verdict.STRANGE, record)
-    if record.state not in LEGAL[type(event)]:
+    if record.state not in LEGAL[kind]:
         return Change(Verdict.REFUSED, record)
-    match event:
-        case Resent():
-            changed = record.but(
-                state=State.SENDING,
-                attempt=record.attempt + 1,
-                changed_at=event.at,
-                refusal=None,
-                due_at=None,
-            )
-        case Accepted():
-            return _accepted(record, event)
-        case Refused():
-            state = State.REJECTED if event.sent else State.NOT_SENT
-            changed = record.but(state=state, refusal=event.refusal, changed_at=event.at)
-        case Lost():
-            changed = record.but(state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
-        case Heard():
-            return _heard(record, event)
-        case GaveUp(was=was) if was not in (None, record.state):
-            return Change(Verdict.REFUSED, record)
-        case GaveUp():
-            state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
-            changed = record.but(state=state, changed_at=event.at, due_at=None)
-        case Kept():
-            return _kept(record, event)
-        case Asked():
-            changed = record.but(due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
-    return Change(Verdict.APPLIED, changed, record.state)
+    return _APPLY[kind](record, event)
+
+
+def _resent(record: JobRecord, event: Resent) -> Change:
+    attempt = record.attempt + 1
+    return _applied(record, state=State.SENDING, attempt=attempt, changed_at=event.at, refusal=None, due_at=None)
+
+
+def _refused(record: JobRecord, event: Refused) -> Change:
+    state = State.REJECTED if event.sent else State.NOT_SENT
+    return _applied(record, state=state, refusal=event.refusal, changed_at=event.at)
+
+
+def _lost(record: JobRecord, event: Lost) -> Change:
+    return _applied(record, state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
+
+
+def _gave_up(record: JobRecord, event: GaveUp) -> Change:
+    if event.was not in (None, record.state):
+        return Change(Verdict.REFUSED, record)
+    state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
+    return _applied(record, state=state, changed_at=event.at, due_at=None)
+
+
+def _asked(record: JobRecord, event: Asked) -> Change:
+    return _applied(record, due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
+
+
+def _applied(record: JobRecord, **changes: Any) -> Change:
+    return Change(Verdict.APPLIED, record.but(**changes), record.state)
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
@@ -239,7 +246,7 @@ def _kept(record: JobRecord, event: Kept) -> Change:
                 return Change(Verdict.REPEAT, record)
             kept = evolve(outcome, file=event.file)
             outcomes = (*record.outcomes[:place], kept, *record.outcomes[place + 1 :])
-            return Change(Verdict.APPLIED, record.but(outcomes=outcomes), record.state)
+            return _applied(record, outcomes=outcomes)
     return Change(Verdict.STRANGE, record)
 
 
@@ -254,18 +261,21 @@ def _progressed(
     """The record with these outcomes: still accepted, or at its end when every task asked for has one."""
     state = State.ACCEPTED
     if len(outcomes) >= asked and None not in outcomes:
-        state = State.DONE if all(isinstance(outcome, Succeeded) for outcome in outcomes) else State.FAILED
+        state = State.FAILED if Failed in map(type, outcomes) else State.DONE
         due_at = None
-    return Change(
-        Verdict.APPLIED,
-        record.but(
-            state=state,
-            task_ids=task_ids,
-            outcomes=outcomes,
-            asked=asked,
-            changed_at=at,
-            due_at=due_at,
-            refusal=None,
-        ),
-        record.state,
+    changed = record.progressed(
+        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at
     )
+    return Change(Verdict.APPLIED, changed, record.state)
+
+
+_APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {
+    Resent: _resent,
+    Accepted: _accepted,
+    Refused: _refused,
+    Lost: _lost,
+    Heard: _heard,
+    GaveUp: _gave_up,
+    Asked: _asked,
+    Kept: _kept,
+}

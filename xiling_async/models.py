@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from enum import StrEnum
 from functools import cache
 from operator import attrgetter
@@ -21,13 +21,28 @@ JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never
 
 
 @cache
-def _names_of(kind: Hashable) -> tuple[str, ...]:
-    return tuple(fields_dict(cast("type[AttrsInstance]", kind)))
+def _fields_of(kind: Hashable) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    names = tuple(fields_dict(cast("type[AttrsInstance]", kind)))
+    return names, attrgetter(*names, "__class__")  # of one name alone it would not give a tuple
 
 
 def names_of(kind: type[object]) -> tuple[str, ...]:
     """The names of the fields of an attrs class, in order."""
-    return _names_of(cast("Hashable", kind))  # mypy takes the `__hash__` of its instances for its own
+    return _fields_of(cast("Hashable", kind))[0]  # mypy takes the `__hash__` of its instances for its own
+
+
+def values_of(instance: object) -> dict[str, Any]:
+    """The values of the fields of an attrs object by their names, in order."""
+    names, read = _fields_of(cast("Hashable", type(instance)))
+    return dict(zip(names, read(instance), strict=False))
+
+
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether there is nothing among them but texts, numbers, truth values and None: no file, no list."""
+    return _PLAIN.issuperset(map(type, values))
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 
 
 class Progress(StrEnum):
@@ -93,8 +108,10 @@ class Request(Generic[R_co]):
     def local_files(self) -> dict[str, Path]:
         """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
         found: dict[str, Path] = {}
-        for name in names_of(type(self)):
-            value = getattr(self, name)
+        values = values_of(self)
+        if are_plain(values.values()):
+            return found
+        for name, value in values.items():
             if isinstance(value, Path):
                 found[name] = value
             elif isinstance(value, tuple):
@@ -109,7 +126,7 @@ class Request(Generic[R_co]):
                 return tuple(sent(item) for item in value)
             return urls.get(value, value) if isinstance(value, Path) else value
 
-        return self.restored({name: sent(getattr(self, name)) for name in names_of(type(self))})
+        return self.restored({name: sent(value) for name, value in values_of(self).items()})
 
     def check_sendable(self) -> None:
         """Raises `InvalidRequest` if there are files that have no URL yet."""
@@ -219,6 +236,23 @@ class JobRecord:
         values["version"] += 1
         values.update(changes)
         return JobRecord(**values)
+
+    def progressed(
+        self,
+        *,
+        state: State,
+        task_ids: tuple[str, ...],
+        outcomes: tuple[Outcome | None, ...],
+        asked: int,
+        changed_at: float,
+        due_at: float | None,
+    ) -> JobRecord:
+        """`but`, for what every job goes through twice, in half the time."""
+        return JobRecord(
+            id=self.id, kind=self.kind, key=self.key, request=self.request, asked=asked, created_at=self.created_at,
+            changed_at=changed_at, state=state, attempt=self.attempt, task_ids=task_ids, outcomes=outcomes,
+            refusal=None, due_at=due_at, failed_asks=self.failed_asks, version=self.version + 1,
+        )  # fmt: skip
 
 
 _RECORD: Final = tuple(fields_dict(JobRecord))

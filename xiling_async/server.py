@@ -10,82 +10,25 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from xiling_async.clock import Clock, SystemClock
-from xiling_async.door import BROKEN, OK, TOO_SLOW, UNAVAILABLE, Crowd, Desk, Reply, counted_as
-from xiling_async.hearing import answer, read_body, respond
+from xiling_async.connection import Handler, QuietServer, Ready, anonymous, log
+from xiling_async.door import OK, TOO_SLOW, Crowd, Desk, Reply, counted_as
+from xiling_async.hearing import answer, read_body
 from xiling_async.sockets import affordable, bind, remove
 from xiling_async.tasks import Tasks
 from xiling_async.threads import Threads
 
-log = logging.getLogger("xiling_async.receiver.http")
-
 T = TypeVar("T")
 
-Handler = web.RequestHandler
 REAL_TIME: Final = SystemClock()  # of partings: a clock that is driven by hand must not keep anybody here
 LINGER_BODIES: Final = 4  # hanging up on unread bytes resets a connection, and its sender never reads the 413
 TURNS_TO_SERVE: Final = 5  # of the loop, from the arrival of bytes to `_serve`; aiohttp needs 3
-
-
-def _discreet(record: logging.LogRecord) -> bool:
-    """aiohttp quotes the request line, with the token in it, and has a traceback for whoever scans ports."""
-    error = record.exc_info[1] if record.exc_info else None
-    if error is not None:
-        record.msg, record.args = f"{record.getMessage()} ({type(error).__name__})", ()
-    record.exc_info = record.exc_text = None
-    return True
-
-
-log.addFilter(_discreet)
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp's protocol, which tells a stranger its version and what he has sent, and calls his mistakes errors."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        if status < 500:
-            log.info("a request from %s was no HTTP (%s)", request.remote, type(exc).__name__)
-        else:
-            log.error("a request from %s could not be served (%s); answered 503", request.remote, type(exc).__name__)
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
-        response = _anonymous(BROKEN if status < 500 else UNAVAILABLE)
-        response.force_close()
-        return response
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        error = kw.get("exc_info")
-        if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
-            log.info("a request broke off (%s)", type(error).__name__)
-        else:
-            super().log_exception(*args, **kw)
-
-
-class _Server(web.Server):
-    """Tells of each connection's end."""
-
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **options: Any) -> None:
-        super().__init__(handler)
-        self._options = options
-        self.on_lost: Callable[[Handler], None] = lambda handler: None
-
-    def connection_lost(self, handler: Handler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self.on_lost(handler)
-
-    def __call__(self) -> Handler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
 
 
 class CallbackServer:
@@ -103,7 +46,8 @@ class CallbackServer:
         self._evicted = self._refused = 0
         self._is_ending = False
         self._all_rest = asyncio.Event()
-        self._server = _Server(
+        self._taken = Ready(OK, clock)
+        self._server = QuietServer(
             self._serve,
             # 3.14.5: it is the deadline of the head, too.
             keepalive_timeout=limits.header_s,
@@ -241,21 +185,28 @@ class CallbackServer:
         reply = None
         try:
             reply = await answer(request, self._desk)
-            response = _anonymous(reply)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s from %s: %d", request.method, request.remote, reply.status)
+            if reply is OK and not self._is_ending and self._is_read(request) and self._taken.fits(request):
+                return self._taken
+            response = anonymous(reply)
             if self._is_ending:
                 response.force_close()
             if reply.status == 404:
                 await self._clock.sleep(0)  # a connection full of forged tokens lets the others have their turn
-            transport = request.transport
-            if transport is not None and (not request.content.is_eof() or transport.get_write_buffer_size()):
-                await self._take_leave(request, transport, response, reply)
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("%s from %s: %d", request.method, request.remote, reply.status)
+            if request.transport is not None and not self._is_read(request):
+                await self._take_leave(request, request.transport, response, reply)
             return response
         finally:
             self._crowd.rest(connection, known=reply is OK)
             if self._is_ending and not self._crowd.at_work:
                 self._all_rest.set()
+
+    @staticmethod
+    def _is_read(request: web.BaseRequest) -> bool:
+        """The sender has finished, and has read what it was told before."""
+        transport = request.transport
+        return transport is not None and request.content.is_eof() and not transport.get_write_buffer_size()
 
     async def _take_leave(
         self, request: web.BaseRequest, transport: asyncio.Transport, response: web.Response, reply: Reply
@@ -306,13 +257,6 @@ class _Gate(asyncio.Protocol):
         handler.connection_made(transport)
         for data in self._early:
             handler.data_received(data)
-
-
-def _anonymous(reply: Reply) -> web.Response:
-    """Without aiohttp's version, and Python's."""
-    response = respond(reply)
-    response.headers["Server"] = "callbacks"
-    return response
 
 
 def _now_and_then(level: int, count: int, what: str) -> None:

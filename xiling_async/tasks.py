@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -12,41 +11,35 @@ class Tasks:
     """The tasks of one owner: kept alive while they run, cancelled and awaited together at the end."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], Coroutine[Any, Any, Any]] | None] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)
-        self._running.add(task)
+        self._running[task] = None
         task.add_done_callback(self._ended)
         return task
 
     async def outlive(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
         """The result of this work, which goes on when whoever waits here is cancelled."""
-        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        # Not `shield` around `start`: that takes two turns of the loop more, and this is done for each POST.
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(partial(self._hand_over, result))
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        # Not `shield` around `start`: that takes three turns of the loop more, and this is done for each POST.
+        task = loop.create_task(_carried(work, result), name=name)
+        self._running[task] = result, work
+        task.add_done_callback(self._ended)
         return await result
 
-    def _hand_over(self, result: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
-        self._ended(task)
-        if result.done():
-            return
-        if task.cancelled():
-            result.cancel()
-        elif (error := task.exception()) is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(task.result())
-
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+        outliving = self._running.pop(task)
         if not task.cancelled():
             task.exception()  # whoever awaits it has it; if its caller is gone, the store has the state
+        elif outliving is not None:
+            result, work = outliving
+            result.cancel()
+            work.close()  # it may not have begun
 
     async def drain(self) -> None:
         """Wait until all that runs has ended; if this wait is cancelled, cancel them and wait all the same."""
@@ -63,6 +56,20 @@ class Tasks:
             for task in running:
                 task.cancel()
             await asyncio.wait(running)
+
+
+async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
+    """Hand the result of this work over in the moment in which it is there."""
+    try:
+        found = await work
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if not result.done():
+            result.set_exception(error)
+        raise
+    if not result.done():
+        result.set_result(found)
 
 
 class Shared(Generic[T]):

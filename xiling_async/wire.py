@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 from attrs import NOTHING, define, fields, frozen, resolve_types
-from cattrs import BaseValidationError, Converter, transform_error
+from cattrs import BaseValidationError, Converter, override, transform_error
+from cattrs.gen import make_dict_structure_fn
 
 from xiling_async.errors import ProtocolError
 from xiling_async.kinds import KINDS
@@ -101,6 +102,9 @@ def _finite(digits: str) -> float:
 _decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
 
 
+_SPACE: Final = " \t\n\r"  # what RFC 8259 calls white space
+
+
 def _check_depth(found: JSON) -> None:
     layer = [found]
     for _ in range(NESTING + 1):
@@ -113,10 +117,13 @@ def _check_depth(found: JSON) -> None:
 def parse(body: bytes) -> JSON:
     """Strict UTF-8 JSON. Raises `Malformed`."""
     try:
-        found = _decoder.decode(body.decode("utf-8"))
-        if body.count(b"[") + body.count(b"{") > NESTING:
+        text = body.decode("utf-8").strip(_SPACE)
+        found, end = _decoder.raw_decode(text)  # `decode` looks for the space around it with two regular expressions
+        if end != len(text):
+            raise ValueError("something follows")
+        if body.count(b"{") + (body.count(b"[") if b"[" in body else 0) > NESTING:
             _check_depth(found)
-        if b"\\ud" in body or b"\\uD" in body:
+        if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):
             # Half a surrogate pair (an emoji cut in two) is no text, and no store could keep it; the rest is worth it.
             found = _decoder.decode(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode())
     except (ValueError, RecursionError) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
@@ -161,6 +168,11 @@ def _make_converter() -> Converter:
 _converter = _make_converter()
 for _kind in KINDS:
     resolve_types(_kind.result)
+# What the service said is kept as it was read: nobody else holds it.
+_HOOKS: Final = {
+    kind.name: make_dict_structure_fn(kind.result, _converter, raw=override(struct_hook=lambda raw, _: raw))
+    for kind in KINDS
+}
 
 # By kind: the fields that a result must have, and those that it may have; `raw` is ours.
 _NAMES: Final = {
@@ -238,7 +250,7 @@ def created_ids(frame: Envelope | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-_CALLBACK_FRAME: Final = {"code": int, "msg": str, "task_type": str}
+_CALLBACK_FRAME: Final = (("code", int), ("msg", str), ("task_type", str))
 
 
 def callback(kind: Kind[Any], body: bytes) -> Report:
@@ -250,8 +262,9 @@ def callback(kind: Kind[Any], body: bytes) -> Report:
     found = parse(body)
     if not isinstance(found, dict):
         raise Malformed("$", "expected an object")
-    for name, expected in _CALLBACK_FRAME.items():
-        if type(found.get(name)) not in (expected, type(None)):
+    for name, expected in _CALLBACK_FRAME:
+        value = found.get(name)
+        if type(value) is not expected and value is not None:
             raise Malformed(f"$.{name}", f"expected {expected.__name__}, not {type(found[name]).__name__}")
     return _report(kind, found.get("data"), forgiving=False)
 
@@ -279,14 +292,13 @@ def _report(kind: Kind[Any], data: JSON, *, forgiving: bool) -> Report:
         if message is not None and not forgiving:
             raise Malformed("$.data.error_message", f"expected str, not {type(message).__name__}")
         message = ""
-    match kind.statuses.get(named, Progress.RUNNING):  # an unknown status is progress, not an end
-        case Progress.RUNNING:
-            return Report(task_id=task_id, outcome=None)
-        case Progress.FAILED:
-            return Report(task_id=task_id, outcome=Failed(task_id, scrub(message)))
-        case Progress.SUCCEEDED:
-            result = _result(kind, data, forgiving=forgiving)
-            return Report(task_id=task_id, outcome=Succeeded(task_id, result))
+    progress = kind.statuses.get(named, Progress.RUNNING)  # an unknown status is progress, not an end
+    outcome: Outcome | None = None
+    if progress is Progress.SUCCEEDED:
+        outcome = Succeeded(task_id, _result(kind, data, forgiving=forgiving))
+    elif progress is Progress.FAILED:
+        outcome = Failed(task_id, scrub(message))
+    return Report(task_id=task_id, outcome=outcome)
 
 
 def _result(kind: Kind[Any], data: Mapping[str, JSON], *, forgiving: bool) -> Any:
@@ -294,11 +306,13 @@ def _result(kind: Kind[Any], data: Mapping[str, JSON], *, forgiving: bool) -> An
     for name in needed:
         if not data.get(name):
             raise Malformed(f"$.data.{name}", "missing or empty, although the task succeeded")
-    known = {name: data[name] for name in (*needed, *spare) if name in data}
+    known = {**data, "raw": data}
     if forgiving:
-        known = {name: value for name, value in known.items() if name in needed or _fits(kind, name, value)}
+        for name in spare:
+            if name in data and not _fits(kind, name, data[name]):
+                del known[name]
     try:
-        return _converter.structure({**known, "raw": data}, kind.result)
+        return _HOOKS[kind.name](known, kind.result)
     except BaseValidationError as why:
         text, _, path = transform_error(why)[0].rpartition(" @ $")
         raise Malformed(f"$.data{path}", text) from None

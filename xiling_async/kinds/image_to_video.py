@@ -16,7 +16,7 @@ from attrs import field, frozen
 from yarl import URL
 
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models import JSON, Kind, Media, Progress, Request, is_http_url, names_of
+from xiling_async.models import JSON, Kind, Media, Progress, Request, are_plain, is_http_url, values_of
 from xiling_async.redact import shown
 
 PROMPT_CHARACTERS: Final = 1000
@@ -137,15 +137,10 @@ class ImageToVideo(Request[Video]):
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
-        fields: dict[str, JSON] = {}
-        for name in names_of(type(self)):
-            value: JSON = getattr(self, name)
-            if isinstance(value, (Path, tuple)):
-                self.check_sendable()
-            if isinstance(value, tuple):
-                value = list(value)
-            if value is not None:
-                fields[name] = value
+        fields = {name: value for name, value in values_of(self).items() if value is not None}
+        if not are_plain(fields.values()):
+            self.check_sendable()
+            fields |= {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
             del fields["generate_audio"]
         return fields

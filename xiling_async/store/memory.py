@@ -66,12 +66,15 @@ class MemoryStore:
             return Change(Verdict.NO_JOB, None)
         change = decide(record, event)
         if change.verdict is Verdict.APPLIED and change.record is not None:
-            if any(self._ids_by_task.get(task_id, job_id) != job_id for task_id in change.record.task_ids):
+            if change.record.task_ids is not record.task_ids and self._belongs_to_another(change.record):
                 return Change(Verdict.STRANGE, record)
             self._keep(record, change.record)
             if change.record.state is not record.state:
                 self._forget_oldest(change.record)
         return change
+
+    def _belongs_to_another(self, record: JobRecord) -> bool:
+        return any(self._ids_by_task.get(task_id, record.id) != record.id for task_id in record.task_ids)
 
     def _forget_oldest(self, record: JobRecord) -> None:
         if record.key is None and record.state in _CERTAIN:
