@@ -7,8 +7,8 @@ its ratio is that of CPU seconds). Creates: 64 callers; raw aiohttp posts the sa
 reads the ids. Ours is `client.submit` with a receiver, the default store, and no callbacks yet. Callbacks: of jobs
 that were bought before the clock starts, each with a waiter that is resumed before it stops, over 32 kept-alive
 connections; against an aiohttp handler that parses the JSON and no more, and FastAPI with a pydantic model on uvicorn,
-each as `pip install` brings it. `--profile` shows where our time goes instead (cProfile: the order counts, the figures
-are inflated).
+each as `pip install` brings it. The last table is what the extra `speedups` is worth; all others are without it.
+`--profile` shows where our time goes instead (cProfile: the order counts, the figures are inflated).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from peers import PEERS, installed
 from report import show
 from sides import LeanService, Process, cores, pin
 
-from xiling_async import Client, ImageToVideo, WebhookReceiver
+from xiling_async import Client, ImageToVideo, WebhookReceiver, wire
 from xiling_async.job import Job
 
 CALLERS: Final = 64
@@ -41,6 +41,8 @@ OURS: Final = "xiling_async, creates"
 TAKING: Final = "xiling_async, callbacks"
 BARE: Final = "bare aiohttp handler"
 FASTAPI: Final = "FastAPI on uvicorn"
+WITH: Final = ", with "
+SPEEDUPS: Final = ("orjson", "uvloop", "orjson and uvloop")
 RAW_RATIO, PEER_RATIO, BARE_RATIO, FASTAPI_RATIO = 0.85, 12.0, 0.75, 3.0
 PROFILE_ROWS: Final = 25
 REQUEST: Final = ImageToVideo(
@@ -180,12 +182,17 @@ async def callbacks(name: str, url: str, jobs: int, profile: cProfile.Profile | 
 # --- the sides and the tables ----------------------------------------------------------------------------------------
 
 
-def serve_rounds(name: str, url: str) -> None:
+def serve_rounds(side: str, url: str) -> None:
     """A side: a round for each line that comes."""
     pin(cores()[1])
+    name, _, faster = side.partition(WITH)
+    if "orjson" not in faster:
+        wire._fast_dumps = None
+    factory = importlib.import_module("uvloop").new_event_loop if "uvloop" in faster else None
     run = callbacks if name in (TAKING, BARE, FASTAPI) else creates
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(run(name, url, json.loads(line)["jobs"], None))), flush=True)
+        with asyncio.Runner(loop_factory=factory) as runner:
+            print(json.dumps(runner.run(run(name, url, json.loads(line)["jobs"], None))), flush=True)
 
 
 def best(service: LeanService, sides: dict[str, int], rounds: int, mode: str) -> dict[str, Round]:
@@ -241,12 +248,26 @@ def compare(service: LeanService, quick: bool) -> bool:
     rivals = {BARE: f">= {BARE_RATIO}", FASTAPI: f">= {FASTAPI_RATIO:g}"}
     title = f"Callbacks, {CONNECTIONS} connections, each resumes a waiter"
     callback_ratios = table(title, TAKING, found, rivals)
+    speedups(service, rounds, jobs)
     return (
         creates_ratios[RAW]["wall"] >= RAW_RATIO
         and (not fastest or creates_ratios[fastest]["wall"] >= PEER_RATIO)
         and callback_ratios[BARE]["wall"] >= BARE_RATIO
         and (FASTAPI not in found or callback_ratios[FASTAPI]["wall"] >= FASTAPI_RATIO)
     )
+
+
+def speedups(service: LeanService, rounds: int, jobs: int) -> None:
+    """What the extra is worth, where it is installed."""
+    if installed("orjson") is None or installed("uvloop") is None:
+        return
+    rows = []
+    for name, mode in ((OURS, "never"), (TAKING, "held")):
+        found = best(service, {name: jobs} | {f"{name}{WITH}{what}": jobs for what in SPEEDUPS}, rounds, mode)
+        for side, took in found.items():
+            wall, cpu = (f"{found[name][clock] / took[clock]:.2f}" for clock in ("wall", "cpu"))
+            rows.append((side, f"{1e6 / took['wall']:,.0f}", f"{took['cpu']:,.0f}", wall, cpu))
+    show("The extra `speedups`", ("side", "a second", "CPU µs each", "to that without", "by CPU"), rows)
 
 
 def profiled(service: LeanService, name: str, jobs: int) -> None:

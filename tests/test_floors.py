@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client",),
     (
         "", "otel", "pytest_plugin", "pytest11.xiling_async_fixtures",
-        "cli.plan", "cli.report", "cli.watch", "cli.signals", "cli.gallery", "cli.rows", "cli.results",
+        "cli.plan", "cli.report", "cli.watch", "cli.signals", "cli.loops", "cli.gallery", "cli.rows", "cli.results",
     ),
     ("cli.audit",),
     ("cli.screen", "cli.tally"),
@@ -72,6 +72,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("store.sqlite", "store.schema", "store.writer"),
     "asyncpg": ("store.pg_driver",),
     "jinja2": ("cli.gallery",),
+    "orjson": ("wire",),
+    "uvloop": ("cli.loops",),
+    "asyncio.run": ("cli.loops",),
     "typer": ("cli*",),
     "rich": ("cli*",),
     "pytest": ("pytest_plugin", "pytest11.xiling_async_fixtures"),

@@ -11,7 +11,7 @@ import typer
 from attrs import evolve, field, frozen
 
 from xiling_async import settings
-from xiling_async.cli import board, flow, gallery, rows, screen, session
+from xiling_async.cli import board, flow, gallery, loops, rows, screen, session
 from xiling_async.cli.audit import count
 from xiling_async.cli.flow import Flow, Shelves
 from xiling_async.cli.gallery import Page, Phase, Status
@@ -73,7 +73,7 @@ def batch(
         public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
     )  # fmt: skip
     of.check()
-    found, known = asyncio.run(looked_up(rows.read(file), out / STORE))
+    found, known = loops.run(looked_up(rows.read(file), out / STORE))
     wanted = of.valid(found)
     for row in wanted:
         of.tally.add(row, known.get(row.key))
@@ -151,7 +151,7 @@ class Batch(Session):
             )
         phase = Phase.STOPPED
         try:
-            asyncio.run(self.interruptible(self._buy_all()))
+            loops.run(self.interruptible(self._buy_all()))
             phase = Phase.FINISHED
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise self.stopped() from None

@@ -13,7 +13,7 @@ import typer
 from attrs import frozen
 from rich.console import Console
 
-from xiling_async.cli import audit, screen
+from xiling_async.cli import audit, loops, screen
 from xiling_async.cli.plan import NONE, Row, plan
 from xiling_async.client import Client
 from xiling_async.errors import InvalidRequest, XilingError
@@ -56,7 +56,7 @@ def demo(
     troubled = sum(row.take.trouble is not NONE for row in rows)
     screen.say(console, f"{jobs} jobs, {troubled} of them with a fault, at a simulator on this machine.")
     try:
-        ledger = asyncio.run(play(rows, folder=out, seed=seed, console=console))
+        ledger = loops.run(play(rows, folder=out, seed=seed, console=console))
     except KeyboardInterrupt:
         over = sum(row.is_over for row in rows)
         raise KeyboardInterrupt(f"stopped with {over} of {jobs} jobs done, {screen.videos(rows)} in {out}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from xiling_async.cli import screen
+from xiling_async.cli import loops, screen
 from xiling_async.cli.audit import count
 from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
@@ -60,7 +59,7 @@ def jobs(
     out, err = screen.console(), screen.console(stderr=True)
     states, most = frozenset(state or State), None if everything else ENDED
     with screen.complaining(err):
-        records, is_more = asyncio.run(_read(kept, states, most))
+        records, is_more = loops.run(_read(kept, states, most))
     if as_json:
         for record in records:
             screen.write(out, json_of(remembered(record)))

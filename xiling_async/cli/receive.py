@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from xiling_async.cli import screen
+from xiling_async.cli import loops, screen
 from xiling_async.cli.audit import count
 from xiling_async.cli.signals import terminated
 from xiling_async.events import CallbackRefused, CallbackTaken, Event
@@ -56,9 +56,9 @@ def receive(
         if not given.strip():  # a blank host would be every address of this machine
             raise typer.BadParameter("must not be blank. Nothing was started.", param_hint=option)
     receiver = WebhookReceiver(public_url, host=host, port=port, trusted_proxies=trusted_proxies)
-    # SIGINT: asyncio.run cancels `serve`, which writes its summary, and raises this.
+    # SIGINT: loops.run cancels `serve`, which writes its summary, and raises this.
     with screen.complaining(screen.console(stderr=True)), suppress(KeyboardInterrupt):
-        asyncio.run(_until_terminated(receiver, PostgresStore(store)))
+        loops.run(_until_terminated(receiver, PostgresStore(store)))
 
 
 async def _until_terminated(receiver: WebhookReceiver, store: PostgresStore) -> None:

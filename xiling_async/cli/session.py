@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from rich.console import Console
 
 from xiling_async import settings
-from xiling_async.cli import progress, screen
+from xiling_async.cli import loops, progress, screen
 from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, words_of
 from xiling_async.cli.saving import Shelf, unsaved
 from xiling_async.cli.watch import Watch, watched
@@ -142,7 +142,7 @@ class Session:
     def run(self, work: Coroutine[Any, Any, list[Ending]]) -> list[Ending]:
         """Run this to its end. Ctrl-C ends the waiting in good order; what went wrong is in the endings."""
         try:
-            return asyncio.run(self.interruptible(work))
+            return loops.run(self.interruptible(work))
         except XilingError as error:
             return [Ending(self.watch.last, error)]
         except (asyncio.CancelledError, KeyboardInterrupt):

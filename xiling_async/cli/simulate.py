@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from xiling_async.cli import screen
+from xiling_async.cli import loops, screen
 from xiling_async.cli.audit import count
 from xiling_async.cli.signals import terminated
 from xiling_async.errors import ConfigurationError
@@ -48,9 +48,9 @@ def simulate(
     """
     if not host.strip():  # asyncio would take it for every address of this machine
         raise typer.BadParameter("a name or an address is needed", param_hint="--host")
-    # SIGINT: asyncio.run cancels `serve`, which writes its summary, and raises this.
+    # SIGINT: loops.run cancels `serve`, which writes its summary, and raises this.
     with suppress(KeyboardInterrupt):
-        asyncio.run(_until_terminated(Simulator(api_key, host=host, port=port, latency=latency)))
+        loops.run(_until_terminated(Simulator(api_key, host=host, port=port, latency=latency)))
 
 
 async def _until_terminated(sim: Simulator) -> None:
