@@ -21,8 +21,8 @@ from report import machine
 
 HERE: Final = Path(__file__).parent
 README: Final = HERE / "README.md"
-BENCHMARKS: Final = ("flow", "speed", "fanout", "footprint", "instructions", "store", "media")
-SLOW: Final = ("instructions",)  # it has no quick form: it is left out of a quick run unless it is named
+BENCHMARKS: Final = ("flow", "speed", "delay", "fanout", "footprint", "instructions", "store", "media", "replicas")
+SLOW: Final = ("instructions", "replicas")  # without a quick form, or slow in it: only if named in a quick run
 TITLE: Final = re.compile(r"^(\*\*.*\*\*) \(.*\)$", re.MULTILINE)
 
 

@@ -3,7 +3,7 @@
 `python benchmarks/footprint.py [--quick]`. A pending job is its record in a `MemoryStore`, with a request of its own;
 then also its slot in the registry with the future of one waiter; then also a handle, and a task that awaits it. The
 import is timed in processes of their own, beyond `import aiohttp, cattrs`, the best of many; what belongs to an extra
-must not be imported with it.
+must not be imported with it. The last two tables are the profile: of what both are made.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import gc
 import json
 import subprocess
 import sys
+import tracemalloc
 from typing import Any, Final
 
 from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
 from xiling_async.job import Desk, Job
-from xiling_async.models import JobRecord, State, Timeouts
+from xiling_async.models import JobRecord, Request, State, Timeouts
 from xiling_async.registry import Registry, Slot
 
 TARGET_BYTES: Final = 1024
@@ -36,12 +37,40 @@ print(json.dumps([1000 * wall, 1000 * cpu, [name for name in {NEVER!r} if name i
 """
 
 
+IN_PARTS: Final = """
+import aiohttp, attrs, cattrs, json, time
+ms, classes = {}, []
+
+def timed(name, work):
+    begun = time.perf_counter()
+    done = work()
+    ms[name] = ms.get(name, 0.0) + 1000 * (time.perf_counter() - begun)
+    return done
+
+def of(decorator):
+    def decorate(cls=None, **options):
+        if cls is None:
+            return lambda cls: decorate(cls, **options)
+        classes.append(cls)
+        return timed("attrs makes our classes", lambda: decorator(cls, **options))
+    return decorate
+
+attrs.define, attrs.frozen = of(attrs.define), of(attrs.frozen)
+timed("aiohttp.web, for the receiver's own server", lambda: __import__("aiohttp.web"))
+timed("sqlite3", lambda: __import__("sqlite3"))
+timed("ours", lambda: __import__("xiling_async"))
+ms["all the rest of ours"] = ms.pop("ours") - ms["attrs makes our classes"]
+ms[f"attrs makes our classes ({len(classes)})"] = ms.pop("attrs makes our classes")
+print(json.dumps(ms))
+"""
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def accepted(number: int) -> JobRecord:
+def accepted(number: int, request: Request[Any] | None = None) -> JobRecord:
     """As a submit leaves it: nothing in it is shared with another one."""
-    request = ImageToVideo(
+    request = request or ImageToVideo(
         model="V",
         prompt=f"A running golden retriever, sunny meadow, high quality, cinematic feel, take {number}",
         image_url="https://example.com/start_frame.jpg",
@@ -98,6 +127,32 @@ async def with_tasks(jobs: int) -> float:
     return each
 
 
+async def in_parts(jobs: int) -> dict[str, float]:
+    """Bytes of each part of a pending job that is awaited, by tracemalloc: without what the allocator rounds up."""
+    registry, loop = Registry(MemoryStore()), asyncio.get_running_loop()
+    tracemalloc.start()
+    found: dict[str, float] = {}
+
+    def part(name: str) -> None:
+        held = tracemalloc.get_traced_memory()[0]
+        found[name] = (held - sum(found.values()) * jobs) / jobs
+
+    requests = [accepted(number).request for number in range(jobs)]
+    part("the request, with its prompt")
+    records = [accepted(number, request) for number, request in enumerate(requests)]
+    part("the record, its ids and dates")
+    for record in records:
+        await registry._store.add(record)
+    part("in the store: by id, by task, by when it is due")
+    slots = [registry.slot(record) for record in records]
+    part("the slot, and its weak reference")
+    for slot in slots:
+        slot._waiters.append((_is_over, loop.create_future()))
+    part("a waiter: its list, entry and future")
+    tracemalloc.stop()
+    return found
+
+
 async def _nobody(slot: Slot) -> None:
     raise AssertionError("nobody is asked")
 
@@ -118,6 +173,17 @@ def imported(times: int) -> tuple[float, float, list[str], int]:
         ran = subprocess.run([sys.executable, "-c", TIMED], check=True, stdout=subprocess.PIPE, text=True)
         runs.append(json.loads(ran.stdout))
     return min(run[0] for run in runs), min(run[1] for run in runs), runs[-1][2], runs[-1][3]
+
+
+def imported_parts(times: int) -> dict[str, float]:
+    """Milliseconds of what takes most of the import, the least of each."""
+    runs = [
+        json.loads(
+            subprocess.run([sys.executable, "-c", IN_PARTS], check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
+        for _ in range(times)
+    ]
+    return {name: min(run[name] for run in runs) for name in runs[0]}
 
 
 def main() -> int:
@@ -147,6 +213,9 @@ def main() -> int:
             ("modules in all", modules, ""),
         ],
     )
+    rows = [(name, f"{size:,.0f}") for name, size in asyncio.run(in_parts(1_000 if given.quick else 20_000)).items()]
+    show("A pending job with one waiter, in parts", ("part", "bytes"), rows)
+    show("The import, in parts, ms", ("part", "ms"), [(name, f"{ms:.1f}") for name, ms in imported_parts(5).items()])
     return 0 if given.quick or (each <= TARGET_BYTES and wall_ms <= TARGET_IMPORT_MS and not strangers) else 1
 
 

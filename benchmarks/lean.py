@@ -4,7 +4,8 @@ measured.
 Speaks the create and status calls of this service and of the clients that are compared with it, calls back over
 connections of its own, and counts what it is sent. `python benchmarks/lean.py [--core N]` prints its port and ends
 with its standard input. `POST /control/...` steers it: `set` (`takes`: seconds of a job; `callbacks`: "sent", "never",
-or "held"), `counts` (since the last time), `release` (the held ones), `fire` (so many at one URL).
+or "held"), `counts` (since the last time), `release` (the held ones), `fire` (so many at one URL); either at once or
+so many `per_second`.
 """
 
 from __future__ import annotations
@@ -141,17 +142,21 @@ class Calls:
         if caller in self._idle:
             self._idle.remove(caller)
 
-    async def volley(self, requests: list[bytes]) -> float:
-        """Send all of them; seconds from the first byte to the last answer. The connections are made before."""
+    async def volley(self, requests: list[bytes], per_second: float | None = None) -> float:
+        """Send all of them, at once or evenly; seconds from the first byte to the last answer. The connections are made
+        before."""
         empty = asyncio.Event()
         self.on_empty = empty.set
         loop = asyncio.get_running_loop()
         self._open += self._most
         await asyncio.gather(*(loop.create_connection(lambda: Caller(self), *self._origin) for _ in range(self._most)))
         begun = time.perf_counter()
-        for request in requests:
+        for place, request in enumerate(requests):
+            if per_second is not None and (early := begun + place / per_second - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
             self.send(request)
-        await empty.wait()
+        if self.left:
+            await empty.wait()
         took = time.perf_counter() - begun
         for caller in tuple(self._idle):
             caller.close()
@@ -292,7 +297,8 @@ class Service:
         requests = [callback_request(url, task_id, time.perf_counter()) for url, task_id in told]
         there = urlsplit(told[0][0])
         calls = Calls(there.hostname or "", there.port or 80, self.counts, given.get("connections", 32))
-        return {"seconds": await calls.volley(requests), "count": len(requests)}
+        seconds = await calls.volley(requests, given.get("per_second"))
+        return {"seconds": seconds, "count": len(requests)}
 
 
 class Connection(asyncio.Protocol):

@@ -6,9 +6,10 @@ alternate, the best of each side counts, by wall time and by the side's own CPU 
 its ratio is that of CPU seconds). Creates: 64 callers; raw aiohttp posts the same JSON, a callback URL in it, and
 reads the ids. Ours is `client.submit` with a receiver, the default store, and no callbacks yet. Callbacks: of jobs
 that were bought before the clock starts, each with a waiter that is resumed before it stops, over 32 kept-alive
-connections; against an aiohttp handler that parses the JSON and no more, and FastAPI with a pydantic model on uvicorn,
-each as `pip install` brings it. The last table is what the extra `speedups` is worth; all others are without it.
-`--profile` shows where our time goes instead (cProfile: the order counts, the figures are inflated).
+connections; against an aiohttp handler that parses the JSON and no more (bare: without an application), and FastAPI
+with a pydantic model on uvicorn, each as `pip install` brings it. The last table is what the extra `speedups` is worth;
+all others are without it. `--profile` shows where our time goes instead (cProfile: the order counts, the figures are
+inflated).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import importlib
 import json
 import pstats
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -31,19 +33,24 @@ from peers import PEERS, installed
 from report import show
 from sides import LeanService, Process, cores, pin
 
-from xiling_async import Client, ImageToVideo, WebhookReceiver, wire
+from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver, wire
 from xiling_async.job import Job
+from xiling_async.store.base import Store
 
 CALLERS: Final = 64
 CONNECTIONS: Final = 32
+SENDERS: Final = 64  # to a disk: more at once share a commit
 RAW: Final = "raw aiohttp"
 OURS: Final = "xiling_async, creates"
 TAKING: Final = "xiling_async, callbacks"
+DURABLE: Final = "xiling_async, SQLiteStore"
 BARE: Final = "bare aiohttp handler"
+BARE_TO_MANY: Final = "bare aiohttp handler, 64 senders"
+HANDLER: Final = "aiohttp application"
 FASTAPI: Final = "FastAPI on uvicorn"
 WITH: Final = ", with "
 SPEEDUPS: Final = ("orjson", "uvloop", "orjson and uvloop")
-RAW_RATIO, PEER_RATIO, BARE_RATIO, FASTAPI_RATIO = 0.85, 12.0, 0.75, 3.0
+RAW_RATIO, PEER_RATIO, BARE_RATIO, FASTAPI_RATIO, DURABLE_RATIO = 0.85, 12.0, 0.75, 3.0, 0.45
 PROFILE_ROWS: Final = 25
 REQUEST: Final = ImageToVideo(
     model="V",
@@ -119,15 +126,15 @@ async def release(url: str, what: str, given: dict[str, object], *, connections:
         return float((await answer.json())["seconds"])
 
 
-async def taking(url: str, jobs: int, profile: cProfile.Profile | None) -> Round:
-    async with Client("sim-key", base_url=url, receiver=WebhookReceiver(port=0)) as client:
+async def taking(url: str, jobs: int, profile: cProfile.Profile | None, store: Store, connections: int) -> Round:
+    async with Client("sim-key", base_url=url, receiver=WebhookReceiver(port=0), store=store) as client:
         bought: list[Job[Any]] = await at_once(lambda: client.submit(REQUEST), jobs)
         waiters = [asyncio.create_task(job.result()) for job in bought]
         await asyncio.sleep(0)
         cpu = time.process_time()
         if profile is not None:
             profile.enable()
-        wall = await release(url, "release", {})
+        wall = await release(url, "release", {}, connections=connections)
         await asyncio.gather(*waiters)
         if profile is not None:
             profile.disable()
@@ -141,6 +148,23 @@ async def bare() -> AsyncIterator[str]:
         return web.Response(text="ok")
 
     runner = web.ServerRunner(web.Server(take, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/callback"
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def handler() -> AsyncIterator[str]:
+    """As aiohttp's documentation has it: an application, its router, a JSON answer."""
+
+    async def take(request: web.Request) -> web.StreamResponse:
+        await request.json()
+        return web.json_response({"ok": True})
+
+    app = web.Application()
+    app.router.add_post("/callback", take)
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/callback"
@@ -172,10 +196,14 @@ async def fastapi() -> AsyncIterator[str]:
 
 async def callbacks(name: str, url: str, jobs: int, profile: cProfile.Profile | None) -> Round:
     if name == TAKING:
-        return await taking(url, jobs, profile)
-    async with bare() if name == BARE else fastapi() as there:
+        return await taking(url, jobs, profile, MemoryStore(), CONNECTIONS)
+    if name == DURABLE:
+        with tempfile.TemporaryDirectory() as folder:
+            return await taking(url, jobs, profile, SQLiteStore(f"{folder}/jobs.db"), SENDERS)
+    connections = SENDERS if name == BARE_TO_MANY else CONNECTIONS
+    async with fastapi() if name == FASTAPI else handler() if name == HANDLER else bare() as there:
         cpu = time.process_time()
-        wall = await release(url, "fire", {"url": there, "count": jobs})
+        wall = await release(url, "fire", {"url": there, "count": jobs}, connections=connections)
         return {"wall": wall, "cpu": time.process_time() - cpu}
 
 
@@ -189,7 +217,7 @@ def serve_rounds(side: str, url: str) -> None:
     if "orjson" not in faster:
         wire._fast_dumps = None
     factory = importlib.import_module("uvloop").new_event_loop if "uvloop" in faster else None
-    run = callbacks if name in (TAKING, BARE, FASTAPI) else creates
+    run = callbacks if name in (TAKING, DURABLE, BARE, BARE_TO_MANY, HANDLER, FASTAPI) else creates
     for line in sys.stdin:
         with asyncio.Runner(loop_factory=factory) as runner:
             print(json.dumps(runner.run(run(name, url, json.loads(line)["jobs"], None))), flush=True)
@@ -221,7 +249,7 @@ def table(title: str, us: str, found: dict[str, Round], rivals: dict[str, str]) 
     """How many times as many as each rival; `rivals`: the target in words, or why one was not run."""
     mine = found[us]
     ratios = {name: {clock: found[name][clock] / mine[clock] for clock in mine} for name in rivals if name in found}
-    rows = [["xiling_async", f"{1e6 / mine['wall']:,.0f}", f"{mine['cpu']:,.0f}", "1.00", "1.00", ""]]
+    rows = [[us, f"{1e6 / mine['wall']:,.0f}", f"{mine['cpu']:,.0f}", "1.00", "1.00", ""]]
     for name, target in rivals.items():
         if name not in found:
             rows.append([name, *["-"] * 4, "not installed"])
@@ -241,18 +269,22 @@ def compare(service: LeanService, quick: bool) -> bool:
     rivals = {RAW: f">= {RAW_RATIO}"} | {name: f">= {PEER_RATIO:g}" if name == fastest else "" for name in PEERS}
     creates_ratios = table(f"Creates, {CALLERS} callers", OURS, found, rivals)
 
-    sides = {BARE: jobs, TAKING: jobs}
+    sides = {BARE: jobs, TAKING: jobs, HANDLER: jobs}
     if installed("fastapi") is not None and installed("uvicorn") is not None:
         sides[FASTAPI] = jobs // 2
     found = best(service, sides, rounds, "held")
-    rivals = {BARE: f">= {BARE_RATIO}", FASTAPI: f">= {FASTAPI_RATIO:g}"}
+    rivals = {BARE: f">= {BARE_RATIO}", HANDLER: "", FASTAPI: f">= {FASTAPI_RATIO:g}"}
     title = f"Callbacks, {CONNECTIONS} connections, each resumes a waiter"
     callback_ratios = table(title, TAKING, found, rivals)
+    found = best(service, {BARE_TO_MANY: jobs, DURABLE: jobs}, rounds, "held")
+    title = f"Callbacks, on the disk before they are answered, {SENDERS} connections"
+    durable_ratios = table(title, DURABLE, found, {BARE_TO_MANY: f">= {DURABLE_RATIO}"})
     speedups(service, rounds, jobs)
     return (
         creates_ratios[RAW]["wall"] >= RAW_RATIO
         and (not fastest or creates_ratios[fastest]["wall"] >= PEER_RATIO)
         and callback_ratios[BARE]["wall"] >= BARE_RATIO
+        and durable_ratios[BARE_TO_MANY]["wall"] >= DURABLE_RATIO
         and (FASTAPI not in found or callback_ratios[FASTAPI]["wall"] >= FASTAPI_RATIO)
     )
 

@@ -69,7 +69,8 @@ class RetryBudget:
         self._refund = refund
 
     def succeeded(self) -> None:
-        self._tokens = min(self._most, round(self._tokens + self._refund, 6))  # ten tenths are one
+        if self._tokens < self._most:
+            self._tokens = min(self._most, round(self._tokens + self._refund, 6))  # ten tenths are one
 
     def take(self) -> bool:
         """Whether one more repeat is allowed; it is counted."""

@@ -52,13 +52,14 @@ class MemoryStore:
         return self._secret
 
     async def add(self, record: JobRecord) -> JobRecord:
-        taken = [None if record.key is None else self._ids_by_key.get(record.key)]
-        taken += [self._ids_by_task.get(task_id) for task_id in record.task_ids]
-        for job_id in (record.id, *filter(None, taken)):
-            if job_id in self._jobs:
-                return self._jobs[job_id]
-        self._keep(None, record)
-        return record
+        held = self._jobs.get(record.id)
+        if held is None and record.key is not None:
+            held = await self.by_key(record.key)
+        for task_id in record.task_ids:
+            held = held or await self.by_task(task_id)
+        if held is None:
+            self._keep(None, record)
+        return held or record
 
     async def change(self, job_id: str, event: Event) -> Change:
         record = self._jobs.get(job_id)

@@ -1,0 +1,159 @@
+"""What a create and a callback are made of, part by part, for instructions.py: each runs one part so many times.
+
+Whatever a part needs is made here, when this is imported, or costs the same however often the part runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from lean import callback_request
+from speed import REQUEST
+
+from xiling_async import MemoryStore, wire
+from xiling_async.capability import SECRET_BYTES, Capability, Claim
+from xiling_async.clock import SystemClock
+from xiling_async.finding import Post
+from xiling_async.intake import Intake
+from xiling_async.job import Desk, Job
+from xiling_async.kinds import ImageToVideo
+from xiling_async.lifecycle import Accepted
+from xiling_async.models import JobRecord, State, Succeeded, Timeouts
+from xiling_async.registry import Registry
+from xiling_async.tasks import Tasks
+from xiling_async.transport import Answer
+
+MOST = 256  # times that a part runs
+NOW = 1_800_000_000.0
+JOB_ID = "0123456789abcdef" * 2
+TASK_ID = f"i2v-{JOB_ID}"
+KIND = ImageToVideo.kind
+CLOCK = SystemClock()
+CAPABILITY = Capability([bytes(SECRET_BYTES)], "http://127.0.0.1:8080")
+URL = CAPABILITY.url(kind_number=1, tasks=1, job_id=JOB_ID, attempt=1, expires_at=NOW)
+CALLBACK = callback_request(URL, TASK_ID, 1.0).partition(b"\r\n\r\n")[2]
+ANSWER = Answer(
+    status=200, headers={}, body=b'{"code": 0, "msg": "ok", "data": {"task_ids": ["%b"]}}' % TASK_ID.encode()
+)
+Part = Callable[[int], object]
+
+
+def intent(number: int) -> JobRecord:
+    return JobRecord(
+        id=f"{number:032x}", kind=KIND.name, key=None, request=REQUEST, asked=1, created_at=NOW, changed_at=NOW
+    )
+
+
+POST = Post(
+    record=intent(0), kind=KIND, now=NOW, due_at=NOW, doubt_until=NOW, is_adoptable=True, api_key="sim-key",
+)  # fmt: skip
+RESULT = wire.callback(KIND, CALLBACK).outcome
+
+
+def again(part: Callable[[], object]) -> Part:
+    def run(times: int) -> None:
+        for _ in range(times):
+            part()
+
+    return run
+
+
+def in_a_loop(part: Callable[[], Awaitable[object]]) -> Part:
+    async def run(times: int) -> None:
+        for _ in range(times):
+            await part()
+
+    return lambda times: asyncio.run(run(times))
+
+
+def with_jobs(part: Callable[[Registry, int], Coroutine[Any, Any, None]], *, accepted: bool) -> Part:
+    """`part` gets a registry that knows `MOST` jobs, and how often it shall do what it does."""
+
+    async def run(times: int) -> None:
+        registry = Registry(MemoryStore())
+        for number in range(MOST):
+            slot = await registry.open(intent(number))
+            if accepted:
+                await registry.commit(slot.record.id, answered(number))
+        await part(registry, times)
+
+    return lambda times: asyncio.run(run(times))
+
+
+def answered(number: int) -> Accepted:
+    return Accepted(attempt=1, at=NOW, task_ids=(f"task-{number}",), due_at=NOW)
+
+
+async def write_answers(registry: Registry, times: int) -> None:
+    for number in range(times):
+        await registry.commit(f"{number:032x}", answered(number))
+
+
+async def settle(registry: Registry, times: int) -> None:
+    intake = Intake(
+        registry=registry, clock=CLOCK, first_due=lambda kind: NOW, on_callback=lambda: None, only_wakes=False
+    )
+    assert isinstance(RESULT, Succeeded)
+    for number in range(times):
+        claim = Claim(kind_number=1, tasks=1, job_id=f"{number:032x}", attempt=1, expires_at=NOW)
+        told = Succeeded(f"task-{number}", RESULT.result)
+        await intake.settle(claim, wire.Report(task_id=told.task_id, outcome=told))
+
+
+async def wake(registry: Registry, times: int) -> None:
+    desk = Desk(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
+    slots = [registry.slot(intent(number)) for number in range(MOST)]
+    for slot in slots:
+        slot.fresh = True
+        slot.update(intent(0).but(state=State.ACCEPTED))
+    waiters = [asyncio.create_task(Job[Any](slot, desk).result()) for slot in slots]
+    await asyncio.sleep(0)
+    done = intent(0).but(state=State.DONE, outcomes=(RESULT,), version=99)
+    for slot, waiter in list(zip(slots, waiters, strict=True))[:times]:
+        slot.update(done)
+        await waiter
+    os._exit(0)  # to send the others home would be counted, too
+
+
+async def _nobody(slot: object) -> None:
+    raise AssertionError("nobody is asked")
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _in_time() -> None:
+    async with CLOCK.timeout(60):
+        pass
+
+
+def _open(times: int) -> None:
+    async def run() -> None:
+        registry = Registry(MemoryStore())
+        for number in range(times):
+            await registry.open(intent(number))
+
+    asyncio.run(run())
+
+
+_tasks = Tasks()
+PARTS: dict[str, Part] = {
+    "create: look for local files": again(REQUEST.local_files),
+    "create: the intent, written": _open,
+    "create: a task that outlives its caller": in_a_loop(lambda: _tasks.outlive(_nothing(), name="POST")),
+    "create: the callback URL, signed": again(
+        lambda: CAPABILITY.url(kind_number=1, tasks=1, job_id=JOB_ID, attempt=1, expires_at=NOW)
+    ),
+    "create: the body": again(lambda: wire.create_body(REQUEST, URL)),
+    "create: a timeout": in_a_loop(_in_time),
+    "create: the answer, read strictly": again(lambda: POST.answered(ANSWER)),
+    "create: the answer, written": with_jobs(write_answers, accepted=False),
+    "callback: the token, checked": again(lambda: CAPABILITY.check(URL[-80:], NOW)),
+    "callback: the body, read strictly": again(lambda: wire.callback(KIND, CALLBACK)),
+    "callback: settled": with_jobs(settle, accepted=True),
+    "callback: its waiter, resumed": with_jobs(wake, accepted=True),
+}
