@@ -15,30 +15,18 @@ import tempfile
 import time
 from typing import Final
 
+from flow import TimedReceiver
 from report import show
 from sides import LeanService, cores, pin
 from speed import REQUEST, at_once, release
 
-from xiling_async import Client, MemoryStore, Reply, SQLiteStore, WebhookReceiver
-from xiling_async.capability import Claim
+from xiling_async import Client, MemoryStore, SQLiteStore
 from xiling_async.job import Job
 from xiling_async.store.base import Store
 
 PER_SECOND: Final = 1000
 ROUNDS: Final = 3
 TARGET_P99_MS: Final = 5.0
-
-
-class TimedReceiver(WebhookReceiver):
-    """Notes when a callback's body was there, by its job."""
-
-    def __init__(self) -> None:
-        super().__init__(port=0)
-        self.received: dict[str, float] = {}
-
-    async def _take(self, claim: Claim, body: bytes) -> Reply:
-        self.received[claim.job_id] = time.perf_counter()
-        return await super()._take(claim, body)
 
 
 async def delays(url: str, store: Store, jobs: int) -> list[float]:

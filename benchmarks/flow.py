@@ -23,18 +23,12 @@ import aiohttp
 from aiohttp import web
 from attrs import frozen
 from report import show
+from speed import REQUEST
 
-from xiling_async import Client, ImageToVideo, Reply, WebhookReceiver
+from xiling_async import Client, Reply, WebhookReceiver
+from xiling_async.capability import Claim
 
 CALLERS = 64
-REQUEST = ImageToVideo(
-    model="V",
-    prompt="A running golden retriever, sunny meadow, high quality, cinematic feel",
-    image_url="https://example.com/start_frame.jpg",
-    aspect_ratio="16:9",
-    aspect_resolution="1080p",
-    duration=6,
-)
 Job = Callable[[], Awaitable[object]]
 
 
@@ -81,7 +75,7 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(port=0)
         self.received: dict[str, float] = {}
 
-    async def _take(self, claim, body: bytes) -> Reply:  # type: ignore[no-untyped-def]
+    async def _take(self, claim: Claim, body: bytes) -> Reply:
         self.received[claim.job_id] = time.perf_counter()
         return await super()._take(claim, body)
 

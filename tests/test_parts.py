@@ -154,6 +154,15 @@ def test_a_length_that_is_none_is_not_there(length: str) -> None:
         of_whole(Content_Length=length)
 
 
+@pytest.mark.parametrize("said", ["bytes ٣-٣/4", "bytes 3-٣/4", "bytes 3-3/٣"])
+def test_a_range_is_in_ascii_digits(said: str) -> None:
+    """As a length is: what is a digit elsewhere is none in HTTP."""
+    with pytest.raises(Contradiction, match="no Content-Range"):
+        announced.of_rest(CIMultiDict({"Content-Range": said}), 3)
+    assert announced.unsatisfied_total(CIMultiDict({"Content-Range": "bytes */٣"})) is None
+    assert announced.unsatisfied_total(CIMultiDict({"Content-Range": "bytes */3"})) == 3
+
+
 def test_later_answers_add_to_what_is_known() -> None:
     """As long as they do not contradict."""
     first = Announced(validator='"1"', total=None, digests={"md5": MD5})

@@ -13,8 +13,8 @@ from xiling_async import checksums
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
-_CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-_UNSATISFIED: Final = re.compile(r"bytes +\*/(\d{1,18})")
+_CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_UNSATISFIED: Final = re.compile(r"bytes +\*/(\d{1,18})", re.ASCII)
 _VISIBLE: Final = re.compile(r"[!-~][ -~]{0,998}")
 
 
