@@ -34,7 +34,7 @@ from peers import PEERS, installed
 from report import show
 from sides import LeanService, Process, cores, pin
 
-from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver, wire
+from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver, strict_json
 from xiling_async.job import Job
 from xiling_async.store.base import Store
 
@@ -216,7 +216,7 @@ def serve_rounds(side: str, url: str) -> None:
     pin(cores()[1])
     name, _, faster = side.partition(WITH)
     if "orjson" not in faster:
-        wire._fast_dumps = None
+        strict_json.fast_dumps = None
     factory = importlib.import_module("uvloop").new_event_loop if "uvloop" in faster else None
     run = callbacks if name in (TAKING, DURABLE, BARE, BARE_TO_MANY, HANDLER, FASTAPI) else creates
     for line in sys.stdin:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
@@ -13,7 +15,7 @@ import blockbuster
 import pytest
 from virtual import SeededLoop
 
-from xiling_async.clock import Clock, ManualClock, SkippingClock, SystemClock
+from xiling_async.clock import LANES, Clock, ManualClock, SkippingClock, SystemClock
 from xiling_async.redact import shown
 
 T = TypeVar("T")
@@ -301,10 +303,28 @@ def test_every_loop_has_its_own_timer() -> None:
         return asyncio.get_running_loop().time()
 
     async def many() -> list[float]:
-        return await asyncio.gather(*(timed_out(1.0 + number) for number in range(3 * SystemClock.LANES)))
+        return await asyncio.gather(*(timed_out(1.0 + number) for number in range(3 * LANES)))
 
     for _ in range(2):
-        assert played(many()) == [1.0 + number for number in range(3 * SystemClock.LANES)]
+        assert played(many()) == [1.0 + number for number in range(3 * LANES)]
+
+
+def test_clocks_that_come_and_go_leave_one_timer() -> None:
+    """A client for each request, and no timer of any of them piles up; a loop that is gone is not kept."""
+
+    async def many() -> int:
+        for _ in range(100):
+            async with SystemClock().timeout(1_800):
+                await asyncio.sleep(0)
+        return len(cast("SeededLoop", asyncio.get_running_loop())._scheduled)
+
+    loop = SeededLoop(random.Random(1), limit_s=1e6)
+    assert loop.play(many()) == 1
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
 
 
 # --- of this machine -----------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from xiling_async.wire import Envelope, Report
 # "": xiling_async/__init__.py, the face.
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
-        "redact", "clock", "tasks", "backoff", "fate", "capability", "checksums", "guard", "sniff", "store.hold",
-        "store.schema", "store.pg_schema", "sockets",
+        "redact", "strict_json", "clock", "tasks", "backoff", "fate", "capability", "checksums", "guard", "sniff",
+        "store.hold", "store.schema", "store.pg_schema", "sockets",
     ),
     ("errors", "pace", "pictures", "threads", "announced"),
     ("models", "settings", "parts", "store.writer", "store.pg_driver"),
@@ -72,7 +72,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("store.sqlite", "store.schema", "store.writer"),
     "asyncpg": ("store.pg_driver",),
     "jinja2": ("cli.gallery",),
-    "orjson": ("wire",),
+    "orjson": ("strict_json",),
     "uvloop": ("cli.loops",),
     "asyncio.run": ("cli.loops",),
     "typer": ("cli*",),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import client_of, model_v
 
-from xiling_async import ImageToVideo, SQLiteStore, WebhookReceiver, wire
+from xiling_async import ImageToVideo, SQLiteStore, WebhookReceiver, strict_json
 from xiling_async.cli import loops
 from xiling_async.simulator import Simulator, faults
 
@@ -20,9 +20,9 @@ uvloop = pytest.importorskip("uvloop", reason="not made for this system")
 WITHOUT = """
 import sys
 sys.modules["uvloop"] = sys.modules["orjson"] = None
-from xiling_async import wire
+from xiling_async import strict_json
 from xiling_async.cli import loops, main
-assert loops.LOOP_FACTORY is None and wire.encoded({"a": "ä"}) == '{"a":"ä"}'.encode()
+assert loops.LOOP_FACTORY is None and strict_json.written({"a": "ä"}) == '{"a":"ä"}'.encode()
 main()
 """
 
@@ -72,4 +72,4 @@ def test_a_command_runs_without_the_extra(tmp_path: Path) -> None:
 )
 def test_both_write_the_same(body: dict[str, object]) -> None:
     """What is sent says the same with orjson and without."""
-    assert json.loads(wire.encoded(body)) == json.loads(wire.plainly_encoded(body)) == body
+    assert json.loads(strict_json.written(body)) == json.loads(strict_json.plainly_written(body)) == body

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.models import Failed, Succeeded
 from xiling_async.redact import SAMPLE_BYTES
+from xiling_async.strict_json import NESTING
 from xiling_async.wire import (
-    NESTING,
     TASK_ID_CHARACTERS,
     Envelope,
     Malformed,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 
 class Timer(Protocol):
@@ -40,24 +41,26 @@ class _Lane:
     `asyncio.timeout` sets a timer for each, and nearly all of them are called off again.
     """
 
-    def __init__(self, delay_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, delay_s: float) -> None:
         self.waiting: dict[_LaneTimeout, None] = {}
-        self.delay_s = delay_s
+        self._delay_s = delay_s
         self._is_timed = False
 
     def add(self, timeout: "_LaneTimeout") -> None:
+        loop = asyncio.get_running_loop()
+        timeout.ends_at = loop.time() + self._delay_s
         self.waiting[timeout] = None
         if not self._is_timed:
             self._is_timed = True
-            self.loop.call_at(timeout.due_at, self._look)
+            loop.call_at(timeout.ends_at, self._look)
 
     def _look(self) -> None:
-        now = self.loop.time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         while self.waiting:
             first = next(iter(self.waiting))
-            if first.due_at > now:
-                self.loop.call_at(first.due_at, self._look)
+            if first.ends_at > now:
+                loop.call_at(first.ends_at, self._look)
                 return
             del self.waiting[first]
             first.expire()
@@ -67,7 +70,9 @@ class _Lane:
 class _LaneTimeout:
     """`asyncio.timeout`, in a lane."""
 
-    __slots__ = ("_cancelling", "_is_expiring", "_lane", "_task", "due_at")
+    __slots__ = ("_cancelling", "_is_expiring", "_lane", "_task", "ends_at")
+
+    ends_at: float  # by the loop's time
 
     def __init__(self, lane: _Lane) -> None:
         self._lane = lane
@@ -77,7 +82,6 @@ class _LaneTimeout:
         task = asyncio.current_task()
         assert task is not None, "a timeout belongs into a task"
         self._task, self._cancelling = task, task.cancelling()
-        self.due_at = self._lane.loop.time() + self._lane.delay_s
         self._lane.add(self)
 
     def expire(self) -> None:
@@ -93,14 +97,33 @@ class _LaneTimeout:
             raise TimeoutError from error
 
 
+LANES = 16  # of a loop: there are a handful of lengths, but callers may give their own
+
+# Of all clocks together: a lane's timer stays until it is due, and clients that come and go must not pile them up.
+_lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Lane]] = WeakKeyDictionary()
+
+
+def _lane(delay_s: float) -> _Lane | None:
+    """None: there are too many already."""
+    loop = asyncio.get_running_loop()
+    lanes = _lanes.get(loop)
+    if lanes is None:
+        lanes = _lanes[loop] = {}
+    lane = lanes.get(delay_s)
+    if lane is None:
+        if len(lanes) >= LANES:
+            for length_s in [length_s for length_s, other in lanes.items() if not other.waiting]:
+                del lanes[length_s]
+        if len(lanes) < LANES:
+            lane = lanes[delay_s] = _Lane(delay_s)
+    return lane
+
+
 class SystemClock:
     """The time of this machine, from the moment it was made on by the monotonic clock: NTP steps do not reach it."""
 
-    LANES = 16  # lengths of timeouts that are timed together; there are a handful, but callers may give their own
-
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
-        self._lanes: dict[float, _Lane] = {}
 
     def time(self) -> float:
         return self._offset_s + time.monotonic()
@@ -113,14 +136,9 @@ class SystemClock:
 
     def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
         # Never `wait_for`: on Python 3.11 it can swallow a cancellation.
-        loop = asyncio.get_running_loop()
-        lane = self._lanes.get(delay_s)
-        if lane is None or lane.loop is not loop:
-            if len(self._lanes) >= self.LANES:
-                self._lanes = {length_s: other for length_s, other in self._lanes.items() if other.waiting}
-            if not 0 < delay_s < math.inf or len(self._lanes) >= self.LANES:
-                return asyncio.timeout(None if delay_s == math.inf else delay_s)
-            lane = self._lanes[delay_s] = _Lane(delay_s, loop)
+        lane = _lane(delay_s) if 0 < delay_s < math.inf else None
+        if lane is None:
+            return asyncio.timeout(None if delay_s == math.inf else delay_s)
         return _LaneTimeout(lane)
 
 

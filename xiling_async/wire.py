@@ -6,31 +6,22 @@ plain cattrs would turn `null` into "None" and "false" into True) or refused wit
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
 
 from attrs import NOTHING, define, fields, frozen, resolve_types
 from cattrs import BaseValidationError, Converter, override, transform_error
 from cattrs.gen import make_dict_structure_fn
 
+from xiling_async import strict_json
 from xiling_async.errors import ProtocolError
 from xiling_async.kinds import KINDS
 from xiling_async.models import JSON, Failed, Kind, Outcome, Progress, Request, Succeeded, is_http_url
 from xiling_async.redact import sample, scrub
 
-try:
-    import orjson
-except ImportError:
-    _fast_dumps: Callable[[JSON], bytes] | None = None
-else:
-    _fast_dumps = orjson.dumps
-
 T = TypeVar("T")
 
-NESTING: Final = 64  # the documented answers have 3 levels; what is deep here must not break a recursion elsewhere
 TASK_ID_CHARACTERS: Final = 256  # ids are opaque; the longest seen has 37 characters
 
 
@@ -66,29 +57,12 @@ class Report:
 # --- out ---------------------------------------------------------------------------------------------------------
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 def create_body(request: Request[Any], callback_url: str | None) -> bytes:
     """The JSON of a create: the request's own fields, and where to call back."""
     body = request.fields()
     if callback_url is not None:
         body["callback_url"] = callback_url
-    return encoded(body)
-
-
-def plainly_encoded(body: JSON) -> bytes:
-    """Without orjson."""
-    return _encoder.encode(body).encode()
-
-
-def encoded(body: JSON) -> bytes:
-    """UTF-8 JSON of what a request has checked. With orjson where it is installed (extra `speedups`), but for what it
-    refuses and Python writes: whole numbers beyond 64 bits."""
-    if _fast_dumps is not None:
-        with contextlib.suppress(TypeError):
-            return _fast_dumps(body)
-    return plainly_encoded(body)
+    return strict_json.written(body)
 
 
 def file_part(file_name: str, content_type: str, boundary: str) -> tuple[bytes, bytes]:
@@ -103,54 +77,12 @@ def file_part(file_name: str, content_type: str, boundary: str) -> tuple[bytes, 
 # --- in ----------------------------------------------------------------------------------------------------------
 
 
-def _no_duplicates(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError("a number beyond all bounds")
-    return number
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
-
-
-_SPACE: Final = " \t\n\r"  # what RFC 8259 calls white space
-
-
-def _check_depth(found: JSON) -> None:
-    layer = [found]
-    for _ in range(NESTING + 1):
-        holders = [item for item in layer if isinstance(item, (dict, list))]
-        layer = [inner for item in holders for inner in (item.values() if isinstance(item, dict) else item)]
-    if layer:
-        raise ValueError("nested too deeply")
-
-
 def parse(body: bytes) -> JSON:
     """Strict UTF-8 JSON. Raises `Malformed`."""
     try:
-        text = body.decode("utf-8").strip(_SPACE)
-        found, end = _decoder.raw_decode(text)  # `decode` looks for the space around it with two regular expressions
-        if end != len(text):
-            raise ValueError("something follows")
-        if body.count(b"{") + (body.count(b"[") if b"[" in body else 0) > NESTING:
-            _check_depth(found)
-        if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):
-            # Half a surrogate pair (an emoji cut in two) is no text, and no store could keep it; the rest is worth it.
-            found = _decoder.decode(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode())
-    except (ValueError, RecursionError) as why:  # ValueError: bad UTF-8, bad JSON, numbers beyond int's digit limit
+        return strict_json.read(body)
+    except (ValueError, RecursionError) as why:
         raise Malformed("$", f"no JSON ({type(why).__name__})") from None
-    return found
 
 
 def _strict(kind: type[T]) -> Any:
