@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from chromium import PROGRAM, Tab, chromium, opened
+from chromium import DEADLINE_S, PROGRAM, Tab, chromium, opened
 from markupsafe import Markup
 
 import xiling_async
@@ -237,8 +237,17 @@ async def test_the_keyboard_alone(tab: Tab, out: Path) -> None:
 async def test_what_a_screen_reader_is_told(tab: Tab, out: Path) -> None:
     """Every control, link and list has a name and a role; what only decorates is not told."""
     await tab.open(await written(out, done(out, 1), clip(2, "a fox", status=Status.FAILED, message="no face")))
-    tree = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
-    told = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]}
+    told: set[tuple[str, str]] = set()
+    async with asyncio.timeout(DEADLINE_S):
+        while (
+            "StaticText",
+            "no face",
+        ) not in told:  # cards (`content-visibility: auto`) are told of once a frame has them
+            await tab.js("new Promise(requestAnimationFrame)")
+            tree = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+            told = {
+                (node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]
+            }
     assert told >= {
         ("heading", "jobs.csv"), ("searchbox", "Search in prompts"), ("combobox", "Status"), ("combobox", "Model"),
         ("combobox", "Sort"), ("main", "Clips"), ("link", "Play clip 1: waves at dawn"),
