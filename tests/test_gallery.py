@@ -238,11 +238,9 @@ async def test_what_a_screen_reader_is_told(tab: Tab, out: Path) -> None:
     """Every control, link and list has a name and a role; what only decorates is not told."""
     await tab.open(await written(out, done(out, 1), clip(2, "a fox", status=Status.FAILED, message="no face")))
     told: set[tuple[str, str]] = set()
+    of_a_card = ("StaticText", "no face")  # cards have `content-visibility: auto`: told of once a frame has them
     async with asyncio.timeout(DEADLINE_S):
-        while (
-            "StaticText",
-            "no face",
-        ) not in told:  # cards (`content-visibility: auto`) are told of once a frame has them
+        while of_a_card not in told:
             await tab.js("new Promise(requestAnimationFrame)")
             tree = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
             told = {

@@ -44,14 +44,14 @@ class _Lane:
     def __init__(self, delay_s: float) -> None:
         self.waiting: dict[_LaneTimeout, None] = {}
         self._delay_s = delay_s
-        self._is_timed = False
+        self.is_timed = False
 
     def add(self, timeout: "_LaneTimeout") -> None:
         loop = asyncio.get_running_loop()
         timeout.ends_at = loop.time() + self._delay_s
         self.waiting[timeout] = None
-        if not self._is_timed:
-            self._is_timed = True
+        if not self.is_timed:
+            self.is_timed = True
             loop.call_at(timeout.ends_at, self._look)
 
     def _look(self) -> None:
@@ -64,7 +64,7 @@ class _Lane:
                 return
             del self.waiting[first]
             first.expire()
-        self._is_timed = False
+        self.is_timed = False
 
 
 class _LaneTimeout:
@@ -99,12 +99,13 @@ class _LaneTimeout:
 
 LANES = 16  # of a loop: there are a handful of lengths, but callers may give their own
 
-# Of all clocks together: a lane's timer stays until it is due, and clients that come and go must not pile them up.
+# Of all clocks together: a lane's timer, and so the lane, stays until it is due; clients that come and go, and lengths
+# that are used once, must not pile them up.
 _lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Lane]] = WeakKeyDictionary()
 
 
 def _lane(delay_s: float) -> _Lane | None:
-    """None: there are too many already."""
+    """None: there are too many already, each with a timer that is not due yet."""
     loop = asyncio.get_running_loop()
     lanes = _lanes.get(loop)
     if lanes is None:
@@ -112,7 +113,7 @@ def _lane(delay_s: float) -> _Lane | None:
     lane = lanes.get(delay_s)
     if lane is None:
         if len(lanes) >= LANES:
-            for length_s in [length_s for length_s, other in lanes.items() if not other.waiting]:
+            for length_s in [length_s for length_s, other in lanes.items() if not other.is_timed]:
                 del lanes[length_s]
         if len(lanes) < LANES:
             lane = lanes[delay_s] = _Lane(delay_s)

@@ -83,7 +83,7 @@ def anonymous(reply: Reply) -> web.Response:
 class Ready(web.StreamResponse):
     """One answer for all requests that it `fits`: its bytes are made once a second, and sent as they are.
 
-    aiohttp's own makes its headers for each request, which takes as long as all that we do with a callback.
+    aiohttp's own makes its headers for each request: 58,000 instructions more (valgrind, aiohttp 3.14.5, 2026-11-24).
     """
 
     def __init__(self, reply: Reply, clock: Clock) -> None:

@@ -168,8 +168,7 @@ class Submission:
     async def _turn(self, *, patient: bool) -> None:
         """Take a permit while the gate is open; it may have closed while we queued."""
         while True:
-            if not self._gate.is_open:
-                await self._gate.passed()
+            await self._gate.passed()
             if patient:
                 await self._outage.passed()
             await self._permits.acquire()

@@ -26,7 +26,7 @@ class Tasks:
         """The result of this work, which goes on when whoever waits here is cancelled."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
-        # Not `shield` around `start`: that takes three turns of the loop more, and this is done for each POST.
+        # Not `shield` around `start`: that takes more turns of the loop, and this is done for each POST.
         task = loop.create_task(_carried(work, result), name=name)
         self._running[task] = result, work
         task.add_done_callback(self._ended)
