@@ -21,8 +21,8 @@ from sides import LeanService, cores, pin
 from speed import REQUEST, at_once, release
 
 from xiling_async import Client, MemoryStore, SQLiteStore
-from xiling_async.job import Job
-from xiling_async.store.base import Store
+from xiling_async.jobs.job import Job
+from xiling_async.stores.base import Store
 
 PER_SECOND: Final = 1000
 ROUNDS: Final = 3

@@ -26,7 +26,7 @@ from report import show
 from speed import REQUEST
 
 from xiling_async import Client, Reply, WebhookReceiver
-from xiling_async.capability import Claim
+from xiling_async.webhooks.tokens import Claim
 
 CALLERS = 64
 Job = Callable[[], Awaitable[object]]

@@ -20,9 +20,11 @@ from typing import Any, Final
 from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
-from xiling_async.job import Desk, Job
-from xiling_async.models import JobRecord, Request, State, Timeouts
-from xiling_async.registry import Registry, Slot
+from xiling_async.jobs.job import Desk, Job
+from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.models.record import JobRecord, State
+from xiling_async.models.request import Request
+from xiling_async.models.settings import Timeouts
 
 TARGET_BYTES: Final = 1024
 TARGET_IMPORT_MS: Final = 40

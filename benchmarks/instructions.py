@@ -28,7 +28,8 @@ from report import machine, show
 from sides import LeanService
 from speed import REQUEST, bare, raw, release
 
-from xiling_async import Client, WebhookReceiver, strict_json
+from xiling_async import Client, WebhookReceiver
+from xiling_async._internal import json as strict_json
 
 RECORDED: Final = Path(__file__).with_name("instructions.json")
 ALLOWED: Final = 1.10

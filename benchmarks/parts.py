@@ -13,18 +13,20 @@ from typing import Any
 from lean import callback_request
 from speed import REQUEST
 
-from xiling_async import MemoryStore, wire
-from xiling_async.capability import SECRET_BYTES, Capability, Claim
-from xiling_async.clock import SystemClock
-from xiling_async.finding import Post
-from xiling_async.intake import Intake
-from xiling_async.job import Desk, Job
+from xiling_async import MemoryStore
+from xiling_async._internal.clock import SystemClock
+from xiling_async._internal.tasks import Tasks
+from xiling_async.api import wire
+from xiling_async.api.calls import Post
+from xiling_async.api.transport import Answer
+from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.job import Desk, Job
+from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import ImageToVideo
-from xiling_async.lifecycle import Accepted
-from xiling_async.models import JobRecord, State, Succeeded, Timeouts
-from xiling_async.registry import Registry
-from xiling_async.tasks import Tasks
-from xiling_async.transport import Answer
+from xiling_async.models.lifecycle import Accepted
+from xiling_async.models.record import JobRecord, State, Succeeded
+from xiling_async.models.settings import Timeouts
+from xiling_async.webhooks.tokens import SECRET_BYTES, Capability, Claim
 
 MOST = 256  # times that a part runs
 NOW = 1_800_000_000.0

@@ -50,11 +50,11 @@ from report import show
 from sides import Process
 
 from xiling_async import Client, ImageToVideo, PostgresStore, Reply, WebhookReceiver
-from xiling_async.capability import SECRET_BYTES, Capability, Claim
-from xiling_async.models import JobRecord, State
-from xiling_async.reception import Reception
-from xiling_async.store.pg_schema import hashed
-from xiling_async.store.rows import COLUMNS, row_of
+from xiling_async.jobs.callback_worker import Reception
+from xiling_async.models.record import JobRecord, State
+from xiling_async.stores.postgres.schema import hashed
+from xiling_async.stores.rows import COLUMNS, row_of
+from xiling_async.webhooks.tokens import SECRET_BYTES, Capability, Claim
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
 SECRET: Final = b"s" * SECRET_BYTES

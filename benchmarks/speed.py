@@ -34,9 +34,10 @@ from peers import PEERS, installed
 from report import show
 from sides import LeanService, Process, cores, pin
 
-from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver, strict_json
-from xiling_async.job import Job
-from xiling_async.store.base import Store
+from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver
+from xiling_async._internal import json as strict_json
+from xiling_async.jobs.job import Job
+from xiling_async.stores.base import Store
 
 CALLERS: Final = 64
 CONNECTIONS: Final = 32

@@ -25,12 +25,12 @@ from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver
 from xiling_async.kinds import Video
-from xiling_async.lifecycle import Accepted, Heard, decide
-from xiling_async.models import JobRecord, State, Succeeded
+from xiling_async.models.lifecycle import Accepted, Heard, decide
+from xiling_async.models.record import JobRecord, State, Succeeded
 from xiling_async.simulator import Simulator
-from xiling_async.store.base import Store
-from xiling_async.store.rows import COLUMNS, record_of, row_of
-from xiling_async.store.schema import MIGRATIONS
+from xiling_async.stores.base import Store
+from xiling_async.stores.rows import COLUMNS, record_of, row_of
+from xiling_async.stores.sqlite_schema import MIGRATIONS
 
 CALLERS = 100
 WAITERS = 200

@@ -37,9 +37,9 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.lifecycle import Change, Event, Heard
-from xiling_async.models import JobRecord, State
-from xiling_async.store.base import Store, Watcher
+from xiling_async.models.lifecycle import Change, Event, Heard
+from xiling_async.models.record import JobRecord, State
+from xiling_async.stores.base import Store, Watcher
 
 
 @attrs.frozen(kw_only=True)

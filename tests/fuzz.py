@@ -12,14 +12,14 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from attrs import frozen
 
-from xiling_async import wire
-from xiling_async.backoff import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_after_429, retry_after
-from xiling_async.capability import Capability
-from xiling_async.door import Guests, counted_as
+from xiling_async.api import wire
+from xiling_async.api.retry import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_after_429, retry_after
 from xiling_async.kinds import KINDS
-from xiling_async.models import Failed, Succeeded
-from xiling_async.settings import networks_of
-from xiling_async.targets import stem_of
+from xiling_async.media.paths import stem_of
+from xiling_async.models.record import Failed, Succeeded
+from xiling_async.models.settings import networks_of
+from xiling_async.webhooks.handler import Guests, counted_as
+from xiling_async.webhooks.tokens import Capability
 
 NOW = 1_800_000_000.0
 DOOR = Capability([b"the secret of the fuzzed receiver"], "https://media.example.com/xiling")

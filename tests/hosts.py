@@ -12,7 +12,7 @@ from typing import Self
 import attrs
 import trustme
 
-from xiling_async.clock import SystemClock, Timer
+from xiling_async._internal.clock import SystemClock, Timer
 
 PUBLIC = "127.0.0.2"  # taken for an address of the open internet by those tests that need one
 

@@ -15,9 +15,9 @@ from attrs import frozen
 from support import IMAGE, Proxy, client_of, closed_port, gone, model_v, pumped, settle, started
 
 from xiling_async import Job, XilingError
-from xiling_async.clock import ManualClock
 from xiling_async.simulator import Simulator, faults
 from xiling_async.simulator.faults import Fault
+from xiling_async.testing.clock import ManualClock
 
 MARKER: Final = "<!-- post-table -->"
 

@@ -14,10 +14,10 @@ import aiohttp
 from yarl import URL
 
 from xiling_async import Client, ImageToVideo, MemoryStore, StoreError, WebhookReceiver
-from xiling_async.clock import ManualClock
-from xiling_async.lifecycle import Change, Event, Heard
-from xiling_async.models import JobRecord
+from xiling_async.models.lifecycle import Change, Event, Heard
+from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator
+from xiling_async.testing.clock import ManualClock
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from xiling_async.errors import (
     XilingError,
 )
 from xiling_async.kinds import Video
-from xiling_async.models import Failed, Succeeded
+from xiling_async.models.record import Failed, Succeeded
 
 SIGNED = "https://media.example/v.mp4?Signature=SECRETSIGNATURE"
 CLASSES = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, XilingError)]

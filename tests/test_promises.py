@@ -49,10 +49,10 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.clock import ManualClock
-from xiling_async.lifecycle import Accepted, Heard, Lost
-from xiling_async.models import JobRecord
+from xiling_async.models.lifecycle import Accepted, Heard, Lost
+from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
+from xiling_async.testing.clock import ManualClock
 
 ROOT = Path(__file__).resolve().parent.parent
 DAY_S = 24 * 3600.0
@@ -652,7 +652,7 @@ async def test_promise_10_no_secret_is_shown_anywhere() -> None:
     tokens = {token_of(post.callback_url) for post in sim.ledger.posts if post.callback_url}
     assert len(tokens) > 10
     assert {line.split(":")[0] for line in heard.lines} >= {
-        "asyncio", "xiling_async.receiver", "xiling_async.submission",
+        "asyncio", "xiling_async.webhooks.receiver", "xiling_async.jobs.submission",
     }  # fmt: skip
     assert {type(thing).__name__ for thing in things} >= {
         "ClientClosed", "InvalidRequest", "NotSent", "ProtocolError", "Rejected", "ServiceError", "StoreError",

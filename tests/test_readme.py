@@ -48,7 +48,7 @@ async def _run(number: int, sim: Simulator, folder: Path, monkeypatch: pytest.Mo
     # Without a receiver the client asks every 30 s; here every 10 ms, and media may come from this machine.
     text = text.replace("Client() as client", "Client(polling=Polling(every=0.01)) as client")
     text = text.replace("(on_event=on_event) as", "(on_event=on_event, polling=Polling(every=0.01)) as")
-    picture = Path(simulator.__file__).with_name("media") / "landscape.webp"
+    picture = Path(simulator.__file__).with_name("media") / "samples" / "landscape.webp"
     text = text.replace('"boat.jpg"', repr(str(picture))).replace('"boat.mp4"', '"boat.mp4", allow_private=True')
     code = compile(text, f"README.md, Python block {number + 1}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     running = eval(code, {"Polling": Polling})

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support import FailingStore, client_of, closed_port, model_v, plain_session, port_of, post, raw_exchange, token_of
-from test_cli_submit import xiling
+from test_submit import xiling
 
 from xiling_async import (
     Client,
@@ -33,10 +33,10 @@ from xiling_async import (
     errors,
     simulator,
 )
-from xiling_async.clock import SkippingClock
-from xiling_async.lifecycle import Accepted
-from xiling_async.otel import OpenTelemetry
+from xiling_async.models.lifecycle import Accepted
 from xiling_async.simulator import Simulator, faults
+from xiling_async.telemetry.otel import OpenTelemetry
+from xiling_async.testing.clock import SkippingClock
 
 KEY = "canary-key-51f0c8e2"
 SECRET = "canary-secret-7b1d93aa-and-more"
@@ -44,7 +44,7 @@ PASSWORD = "canary-password-0c44"
 SIGNATURE = "canarysignature8f3e"
 SIGNED = f"https://images.example/sea.jpg?X-Goog-Signature={SIGNATURE}&X-Goog-Expires=604800"
 ECHO = f"Bearer {KEY}, {SIGNED}"  # of a service that quotes what it was sent
-PICTURE = Path(simulator.__file__).with_name("media") / "landscape.webp"
+PICTURE = Path(simulator.__file__).with_name("media") / "samples" / "landscape.webp"
 SIMULATORS_SIGNATURE = re.compile(r"X-Goog-Signature=([0-9a-zA-Z]{16,})")
 ABSTRACT = {"XilingError", "ServiceError", "DownloadError"}  # raised as themselves too, but not wanted here
 
@@ -250,7 +250,11 @@ async def test_no_canary_is_found(tmp_path: Path) -> None:
     assert len(links) > 3
     kinds = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, XilingError)}
     assert {name for name in kinds if not name.startswith("_")} - {type(e).__name__ for e in seen.errors} <= ABSTRACT
-    assert {line.split(":")[0] for line in heard.lines} >= {"asyncio", "xiling_async.events", "xiling_async.receiver"}
+    assert {line.split(":")[0] for line in heard.lines} >= {
+        "asyncio",
+        "xiling_async.telemetry.events",
+        "xiling_async.webhooks.receiver",
+    }
     canaries = {KEY, SECRET, PASSWORD, SIGNATURE, *tokens, *links}
     assert len(leaks(iter([ECHO, *tokens]), canaries)) == 1 + 1 + len(tokens)  # the search does find them
     assert leaks(seen.texts(), canaries) == []

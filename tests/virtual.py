@@ -17,10 +17,10 @@ import aiohttp
 import attrs
 
 from xiling_async import MemoryStore, StoreError, WebhookReceiver
-from xiling_async.clock import Timer
-from xiling_async.lifecycle import Change, Event, GaveUp, Verdict
-from xiling_async.models import JobRecord
-from xiling_async.transport import Answer, Transport
+from xiling_async._internal.clock import Timer
+from xiling_async.api.transport import Answer, Transport
+from xiling_async.models.lifecycle import Change, Event, GaveUp, Verdict
+from xiling_async.models.record import JobRecord
 
 T = TypeVar("T")
 

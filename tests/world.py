@@ -35,16 +35,17 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.capability import Capability
-from xiling_async.failure import error_of
-from xiling_async.intake import Intake
-from xiling_async.job import Desk
-from xiling_async.models import JobRecord, Kind
-from xiling_async.pace import Gate
-from xiling_async.registry import Registry
-from xiling_async.submission import Submission
-from xiling_async.sweeper import Sweeper
-from xiling_async.uploads import Uploads
+from xiling_async.api.failures import error_of
+from xiling_async.api.throttle import Gate
+from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.job import Desk
+from xiling_async.jobs.poller import Sweeper
+from xiling_async.jobs.registry import Registry
+from xiling_async.jobs.submission import Submission
+from xiling_async.media.uploads import Uploads
+from xiling_async.models.record import JobRecord
+from xiling_async.models.request import Kind
+from xiling_async.webhooks.tokens import Capability
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
 SECRET: Final = b"thirty-two bytes of webhook key."

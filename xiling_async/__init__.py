@@ -6,7 +6,6 @@ Never lose a job that was paid for, never pay for one twice. Begin with `Client`
 import logging
 
 from xiling_async.client import Client
-from xiling_async.door import ReceiverLimits, Reply
 from xiling_async.errors import (
     ClientClosed,
     ConfigurationError,
@@ -28,13 +27,16 @@ from xiling_async.errors import (
     WaitTimeout,
     XilingError,
 )
-from xiling_async.fanout import Finished
-from xiling_async.job import Job
+from xiling_async.jobs.job import Job
+from xiling_async.jobs.map import Finished
 from xiling_async.kinds import ImageToVideo, Video
-from xiling_async.models import Failed, Limits, Polling, Request, State, Succeeded, Timeouts
-from xiling_async.monitor import Stats
-from xiling_async.receiver import WebhookReceiver
-from xiling_async.store import MemoryStore, PostgresStore, SQLiteStore, Store
+from xiling_async.models.record import Failed, State, Succeeded
+from xiling_async.models.request import Request
+from xiling_async.models.settings import Limits, Polling, Timeouts
+from xiling_async.stores import MemoryStore, PostgresStore, SQLiteStore, Store
+from xiling_async.telemetry.stats import Stats
+from xiling_async.webhooks.handler import ReceiverLimits, Reply
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 __all__ = [
     "Client",

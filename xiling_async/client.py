@@ -14,21 +14,23 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 import aiohttp
 from yarl import URL
 
-from xiling_async import settings
-from xiling_async.clock import Clock, SystemClock
-from xiling_async.downloads import MAX_BYTES, Wish
-from xiling_async.engine import Engine, Settings
+from xiling_async._internal.clock import Clock, SystemClock
+from xiling_async.api.failures import error_of
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
-from xiling_async.events import Hook, hooks_of
-from xiling_async.failure import error_of
-from xiling_async.fanout import FanOut, Finished, Items, checked
-from xiling_async.job import Job
+from xiling_async.jobs.engine import Engine, Settings
+from xiling_async.jobs.job import Job
+from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
-from xiling_async.models import JobRecord, Limits, Polling, Request, State, Timeouts
-from xiling_async.monitor import Stats
-from xiling_async.receiver import WebhookReceiver
-from xiling_async.store.base import Store
-from xiling_async.store.memory import MemoryStore
+from xiling_async.media.downloads import MAX_BYTES, Wish
+from xiling_async.models import settings
+from xiling_async.models.record import JobRecord, State
+from xiling_async.models.request import Request
+from xiling_async.models.settings import Limits, Polling, Timeouts
+from xiling_async.stores.base import Store
+from xiling_async.stores.memory import MemoryStore
+from xiling_async.telemetry.events import Hook, hooks_of
+from xiling_async.telemetry.stats import Stats
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 R = TypeVar("R")
 
@@ -44,8 +46,8 @@ class Client:
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
     `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
     remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from
-    this machine and private networks (the simulator). `on_event`: called in the loop with each event (events.py), or
-    several such callables; `OpenTelemetry()` of `xiling_async.otel` is one. `clock`: for tests (`ManualClock`).
+    this machine and private networks (the simulator). `on_event`: called in the loop with each event, or
+    several such callables; `OpenTelemetry()` of `xiling_async.telemetry.otel` is one. `clock`: for tests.
 
     Raises `ConfigurationError`. Use it with `async with`, in one event loop.
     """

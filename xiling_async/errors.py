@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 
 import attrs
 
-from xiling_async.redact import scrub, shown
+from xiling_async._internal.redact import scrub, shown
 
 Charged = Literal["no", "maybe", "yes"]
 

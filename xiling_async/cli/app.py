@@ -19,14 +19,14 @@ from typing import Annotated, Final, ParamSpec
 import typer
 
 from xiling_async.cli import report
-from xiling_async.cli.batch import batch
-from xiling_async.cli.demo import demo
-from xiling_async.cli.download import download
-from xiling_async.cli.jobs import jobs
-from xiling_async.cli.receive import receive
-from xiling_async.cli.simulate import simulate
-from xiling_async.cli.submit import submit
-from xiling_async.cli.wait import wait
+from xiling_async.cli.batch.command import batch
+from xiling_async.cli.commands.download import download
+from xiling_async.cli.commands.jobs import jobs
+from xiling_async.cli.commands.receive import receive
+from xiling_async.cli.commands.simulate import simulate
+from xiling_async.cli.commands.submit import submit
+from xiling_async.cli.commands.wait import wait
+from xiling_async.cli.demo.command import demo
 from xiling_async.errors import XilingError
 
 P = ParamSpec("P")

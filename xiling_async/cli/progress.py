@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from xiling_async.cli import screen
-from xiling_async.cli.audit import count
+from xiling_async._internal.clock import SystemClock
+from xiling_async.cli import output
+from xiling_async.cli.demo.checks import count
 from xiling_async.cli.report import printable
 from xiling_async.cli.watch import Watch
-from xiling_async.clock import SystemClock
-from xiling_async.models import JobRecord, State, Succeeded
+from xiling_async.models.record import JobRecord, State, Succeeded
 
 _TOLD: Final = {
     State.NOT_SENT: "not reached: nothing was sent",
@@ -39,7 +39,7 @@ async def shown(
     """
     async with AsyncExitStack() as stack:
         live = None
-        if screen.is_live(out):
+        if output.is_live(out):
             live = stack.enter_context(Live(console=out, auto_refresh=False, transient=True))
         teller = _Teller(out, watch, below)
         stack.callback(teller.tell)
@@ -67,7 +67,7 @@ class _Teller:
             if live is not None:
                 live.update(self._all(), refresh=True)
             with suppress(TimeoutError):
-                async with self._clock.timeout(math.inf if live is None else screen.REPAINT_S):
+                async with self._clock.timeout(math.inf if live is None else output.REPAINT_S):
                     await self._watch.changed()
 
     def tell(self) -> None:
@@ -75,7 +75,7 @@ class _Teller:
         for record in self._watch.news():
             for line in _lines(self._before.get(record.id), record, self._elapsed()):
                 mark = f"{record.id[:8]}  " if len(self._watch.jobs) > 1 else ""
-                screen.say(self._out, printable(mark + line))
+                output.say(self._out, printable(mark + line))
             self._before[record.id] = record
 
     def _elapsed(self) -> str:

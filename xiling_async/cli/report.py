@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from attrs import asdict, frozen
 
+from xiling_async.api.failures import error_of
 from xiling_async.errors import InvalidRequest, WaitTimeout, XilingError
-from xiling_async.failure import error_of
-from xiling_async.models import Failed, JobRecord, Outcome, Request, State, Succeeded
+from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
+from xiling_async.models.request import Request
 
 
 class Stopped(XilingError):

@@ -14,12 +14,12 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column
 
-from xiling_async.cli import screen
+from xiling_async.cli import output
 from xiling_async.cli.report import printable
 from xiling_async.client import Client
 from xiling_async.errors import ConfigurationError, DownloadError, ResultExpired, XilingError
 from xiling_async.kinds import KINDS
-from xiling_async.targets import NoTarget, targets_of
+from xiling_async.media.paths import NoTarget, targets_of
 
 BOTH: Final = "both"
 NAME_CELLS: Final = 20
@@ -97,7 +97,7 @@ class Shelf:
         if types and not self._overwrite:
             found = await asyncio.to_thread(self._there_already, result.task_id, what, types)
             if found is not None:
-                screen.say(self._out, printable(f"there already: {found}"))
+                output.say(self._out, printable(f"there already: {found}"))
                 return found
         bar = _Bar(self._bars, self._out, f"{result.task_id}{'' if what == 'video' else f' {what}'}" if types else "")
         try:
@@ -107,7 +107,7 @@ class Shelf:
             )  # fmt: skip
         finally:
             bar.end()
-        screen.say(self._out, printable(f"saved: {path.name}, {decimal(bar.size)}"))
+        output.say(self._out, printable(f"saved: {path.name}, {decimal(bar.size)}"))
         return path
 
     def _there_already(self, task_id: str, what: str, types: tuple[str, ...]) -> Path | None:
@@ -143,8 +143,8 @@ class _Bar:
         self.size = size
         if self._id is None:
             self._id = self._bars.add_task(self._name, total=total)
-            if not screen.is_live(self._out):
-                screen.say(self._out, f"downloading: {self._name}{'' if total is None else f', {decimal(total)}'}")
+            if not output.is_live(self._out):
+                output.say(self._out, f"downloading: {self._name}{'' if total is None else f', {decimal(total)}'}")
         self._bars.update(self._id, completed=size, total=total)
 
     def end(self) -> None:

@@ -15,19 +15,20 @@ import typer
 from attrs import evolve, field, frozen
 from rich.console import Console
 
-from xiling_async import settings
-from xiling_async.cli import loops, progress, screen
+from xiling_async._internal.clock import SystemClock
+from xiling_async.api.failures import error_of
+from xiling_async.cli import output, progress, runtime
 from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, words_of
 from xiling_async.cli.saving import Shelf, unsaved
 from xiling_async.cli.watch import Watch, watched
 from xiling_async.client import Client
-from xiling_async.clock import SystemClock
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
-from xiling_async.failure import error_of
-from xiling_async.job import Job
-from xiling_async.models import JobRecord, Polling, State, Succeeded, Timeouts
-from xiling_async.receiver import WebhookReceiver
-from xiling_async.store import Store
+from xiling_async.jobs.job import Job
+from xiling_async.models import settings
+from xiling_async.models.record import JobRecord, State, Succeeded
+from xiling_async.models.settings import Polling, Timeouts
+from xiling_async.stores import Store
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Session:
     overwrite: bool = False
     watch: Watch = field(factory=Watch)
     jobs: Store = field(init=False, repr=False)
-    out: Console = field(factory=lambda: screen.console(stderr=True))
+    out: Console = field(factory=lambda: output.console(stderr=True))
     shelf: Shelf | None = field(init=False, repr=False)
 
     @property
@@ -126,7 +127,7 @@ class Session:
         if self.shelf is not None:
             await self.shelf.make()
         below = None if self.shelf is None else self.shelf.bars
-        with screen.complaining(self.out):
+        with output.complaining(self.out):
             async with progress.shown(self.out, self.watch, below), client:
                 yield client
 
@@ -142,7 +143,7 @@ class Session:
     def run(self, work: Coroutine[Any, Any, list[Ending]]) -> list[Ending]:
         """Run this to its end. Ctrl-C ends the waiting in good order; what went wrong is in the endings."""
         try:
-            return loops.run(self.interruptible(work))
+            return runtime.run(self.interruptible(work))
         except XilingError as error:
             return [Ending(self.watch.last, error)]
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -159,7 +160,7 @@ class Session:
             nonlocal presses
             presses += 1
             if presses == 1 and any(record.state is State.SENDING for record in self.watch.jobs.values()):
-                screen.say(self.out, WAITING)
+                output.say(self.out, WAITING)
             elif presses == 2:
                 _on_signals(loop, None)
             task.cancel()
@@ -203,7 +204,7 @@ class Session:
             if isinstance(error, Rejected) and self.store is None:  # one that a store remembers may become known yet
                 told = error.service_message or f"HTTP {error.status}"
                 raise Rejected(f"The service does not know the task {job.task_ids[0]} ({told}).") from None
-            screen.say(self.out, words_of(error))
+            output.say(self.out, words_of(error))
 
     def _timed_out(self, over: WaitTimeout) -> WaitTimeout:
         record = self.watch.jobs.get(over.job_id or "")
@@ -275,18 +276,18 @@ def deliver(
     files: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
     """Results on standard output; then raise what kept jobs from succeeding. `files`: their paths are the results."""
-    out = screen.console()
+    out = output.console()
     for ending in endings:
         if machine:
-            screen.write(out, as_json(ending, files))
+            output.write(out, as_json(ending, files))
         elif ending.record is not None and ids_only and ending.error is None:
-            screen.write(out, " ".join([ending.record.id, *ending.record.task_ids]))
+            output.write(out, " ".join([ending.record.id, *ending.record.task_ids]))
         elif ending.record is not None and files is not None:
             for path in paths(ending.record, files):
-                screen.write(out, path)
+                output.write(out, path)
         elif ending.record is not None and ending.record.state.is_final:
             for url in urls(ending.record):
-                screen.write(out, url)
+                output.write(out, url)
     raise_errors(endings)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from xiling_async.lifecycle import Change, Event
-from xiling_async.models import JobRecord
-from xiling_async.store import MemoryStore, SQLiteStore, Store
+from xiling_async.models.lifecycle import Change, Event
+from xiling_async.models.record import JobRecord
+from xiling_async.stores import MemoryStore, SQLiteStore, Store
 
 
 class Watch:

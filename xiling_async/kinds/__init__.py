@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from xiling_async.kinds.image_to_video import ImageToVideo, Video
-from xiling_async.models import Kind
+from xiling_async.models.request import Kind
 
 KINDS: Final[tuple[Kind[Any], ...]] = (ImageToVideo.kind,)
 BY_NAME: Final = {kind.name: kind for kind in KINDS}

@@ -15,9 +15,9 @@ from typing import ClassVar, Final, Self
 from attrs import field, frozen
 from yarl import URL
 
+from xiling_async._internal.redact import shown
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models import JSON, Kind, Media, Progress, Request, are_plain, is_http_url, values_of
-from xiling_async.redact import shown
+from xiling_async.models.request import JSON, Kind, Media, Progress, Request, are_plain, is_http_url, values_of
 
 PROMPT_CHARACTERS: Final = 1000
 GENERATE_COUNT: Final = range(1, 5)

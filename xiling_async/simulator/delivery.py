@@ -9,7 +9,7 @@ from aiohttp import web
 
 from xiling_async.simulator.connection import pause
 from xiling_async.simulator.ledger import Ledger, MediaRecord
-from xiling_async.simulator.media import PIECE_BYTES, Content
+from xiling_async.simulator.media.files import PIECE_BYTES, Content
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from xiling_async.simulator import faults
 from xiling_async.simulator.faults import Fault
-from xiling_async.simulator.media_faults import HASHED_BY_DIRECTIVE_BYTES
+from xiling_async.simulator.media.faults import HASHED_BY_DIRECTIVE_BYTES
 
 _DIRECTIVE = re.compile(r"\[sim:([^\]=]*)(?:=([^\]]*))?\]")
 

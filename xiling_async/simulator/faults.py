@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import attrs
 
 from xiling_async.simulator.fault import Fault, find
-from xiling_async.simulator.media_faults import (
+from xiling_async.simulator.media.faults import (
     big_media,
     changing_media,
     cut_media,

@@ -4,7 +4,7 @@ import asyncio
 
 from xiling_async.simulator import faults
 from xiling_async.simulator.callbacks import CallbackSender
-from xiling_async.simulator.desk import Desk
+from xiling_async.simulator.creates import Desk
 from xiling_async.simulator.jobs import Job
 from xiling_async.simulator.ledger import Ledger
 

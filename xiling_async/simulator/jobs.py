@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import attrs
 
-from xiling_async.simulator import faults, media
+from xiling_async.simulator import faults
 from xiling_async.simulator.faults import Fault
 from xiling_async.simulator.kinds import Kind
+from xiling_async.simulator.media import files
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +56,7 @@ def result_data(task: Task, origin: str, state: str) -> dict[str, object]:
         "task_id": task.id,
         "status": state,
         **{
-            field: media.signed_url(origin, f"{task.id}.{suffix}", task.url_number) if done else ""
+            field: files.signed_url(origin, f"{task.id}.{suffix}", task.url_number) if done else ""
             for field, suffix in task.job.kind.results.items()
         },
         "error_message": task.error_message if state == task.status else "",

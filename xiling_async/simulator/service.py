@@ -14,15 +14,15 @@ from xiling_async.simulator import faults
 from xiling_async.simulator.answers import Answer, parameter_error, unauthorised
 from xiling_async.simulator.callbacks import CallbackSender
 from xiling_async.simulator.connection import cut, headers_of, not_found, write
+from xiling_async.simulator.creates import Decision, Desk
 from xiling_async.simulator.delivery import Note, deliver
-from xiling_async.simulator.desk import Decision, Desk
 from xiling_async.simulator.fault import Fault, checked, names
 from xiling_async.simulator.generations import Generations
 from xiling_async.simulator.jobs import Job
 from xiling_async.simulator.kinds import KINDS, Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
-from xiling_async.simulator.media_faults import MediaFault
-from xiling_async.simulator.storage import Storage
+from xiling_async.simulator.media.faults import MediaFault
+from xiling_async.simulator.media.storage import Storage
 from xiling_async.simulator.uploads import Uploads
 
 # How long a client that stalls in the middle of its request can delay the end.

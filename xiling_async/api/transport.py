@@ -1,0 +1,120 @@
+"""The HTTP sessions: the API's, which alone carries the key, and those for media; they repeat and follow nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping
+from typing import Final
+
+import aiohttp
+from attrs import define
+from yarl import URL
+
+from xiling_async._internal.clock import Clock
+from xiling_async.errors import ClientClosed
+from xiling_async.models.settings import Timeouts
+
+ANSWER_BYTES: Final = 1024 * 1024  # answers are a few hundred bytes; a larger one is none of the API's
+# An idle connection is given up before a server or a balancer does: a stale one costs an uncertain submit.
+KEEP_ALIVE_S: Final = 3.0
+SLOWEST_UPLOAD: Final = 64 * 1024  # bytes a second, half a megabit: a slower one is taken for stuck
+
+
+MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
+
+
+class AnswerTooLarge(aiohttp.ClientPayloadError):
+    """The answer's body is larger than any answer of the API can be."""
+
+
+@define(kw_only=True)
+class Answer:
+    """A whole answer: bounded body, headers as they came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Posts and gets below one base URL. Exceptions of aiohttp pass through: fate.py says what they prove."""
+
+    def __init__(
+        self,
+        base_url: URL,
+        api_key: str,
+        *,
+        timeouts: Timeouts,
+        clock: Clock,
+        headers: Mapping[str, str],
+        session: aiohttp.ClientSession | None,
+    ) -> None:
+        self._base = str(base_url).rstrip("/")
+        self._headers = {**headers, "Authorization": f"Bearer {api_key}", "Accept": "application/json"}
+        self._post_headers = {**self._headers, "Content-Type": "application/json"}
+        self._timeouts = timeouts
+        self._clock = clock
+        self._session = session
+        self._is_borrowed = session is not None
+        # No total: it would run while a request queues. `connect` is DNS, TCP and TLS; the rest is timed by our clock.
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+
+    def open(self) -> None:
+        if self._session is None:
+            # limit=0: the semaphore in front of submits is the limit; waiting here would look like a slow connect.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
+            )
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None and not self._is_borrowed:
+            await session.close()
+
+    async def post(self, path: str, body: bytes) -> Answer:
+        return await self._exchange("POST", path, body, self._post_headers)
+
+    async def get(self, path: str) -> Answer:
+        return await self._exchange("GET", path, None, self._headers)
+
+    async def upload(self, path: str, body: AsyncIterable[bytes], *, size_bytes: int, content_type: str) -> Answer:
+        """Stream a body of known length. It may take `Timeouts.connect + answer`, and a second for each 64 KiB."""
+        headers = {**self._headers, "Content-Type": content_type, "Content-Length": str(size_bytes)}
+        return await self._exchange("POST", path, body, headers, allowance_s=size_bytes / SLOWEST_UPLOAD)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes] | None,
+        headers: Mapping[str, str],
+        *,
+        allowance_s: float = 0.0,
+    ) -> Answer:
+        if self._session is None:
+            raise ClientClosed("The client is closed: nothing was sent. Open a new one with the same store.")
+        url = URL(f"{self._base}/{path}", encoded=True)
+        async with (
+            self._clock.timeout(self._timeouts.connect + self._timeouts.answer + allowance_s),
+            self._session.request(
+                method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False,
+                raise_for_status=False,
+            ) as response,
+        ):  # fmt: skip
+            return Answer(status=response.status, headers=response.headers, body=await _bounded(response))
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    if response.content.is_eof():  # a small answer is here whole by the time its headers are read
+        body = response.content.read_nowait()
+        if len(body) <= ANSWER_BYTES:
+            return body
+        raise AnswerTooLarge(f"more than {ANSWER_BYTES} bytes")
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > ANSWER_BYTES:
+            raise AnswerTooLarge(f"more than {ANSWER_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,1 @@
+"""`xiling batch`: rows in, videos and a page out, resumable."""

@@ -1,0 +1,213 @@
+"""`xiling batch`: buy every row of a file, keep the results in a folder, and show them on a page."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from attrs import evolve, field, frozen
+
+from xiling_async._internal.clock import SystemClock
+from xiling_async.cli import output, runtime, session
+from xiling_async.cli.batch import display, gallery, run
+from xiling_async.cli.batch import input as rows
+from xiling_async.cli.batch.gallery import Page, Phase, Status
+from xiling_async.cli.batch.input import Flaw, Found, Row
+from xiling_async.cli.batch.run import Flow, Shelves
+from xiling_async.cli.batch.state import Tally
+from xiling_async.cli.demo.checks import count
+from xiling_async.cli.report import Stopped, printable
+from xiling_async.cli.session import Session
+from xiling_async.client import Client
+from xiling_async.errors import Charged, ConfigurationError, InvalidRequest
+from xiling_async.kinds.image_to_video import ImageToVideo
+from xiling_async.models import settings
+from xiling_async.models.record import JobRecord
+from xiling_async.models.settings import Polling, Timeouts
+from xiling_async.stores import SQLiteStore
+
+STORE: Final = "jobs.db"
+IN_FLIGHT: Final = 100
+
+
+def batch(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, metavar="JOBS", help="A .jsonl or .csv file, one row a job.")
+    ],
+    *,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, metavar="FOLDER", help="For everything: videos, page, results, jobs.db.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the file; send nothing.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Go on without the rows that are not valid.")
+    ] = False,
+    in_flight: Annotated[int, typer.Option(min=1, metavar="JOBS", help="How many jobs at once.")] = IN_FLIGHT,
+    public_url: session.PublicUrlOption = None,
+    port: session.PortOption = None,
+    timeout: session.TimeoutOption = session.WAIT_S,
+    poll_every: session.PollOption = None,
+    base_url: session.BaseUrlOption = None,
+) -> None:
+    """Buy every row of a file, and keep the results in a folder.
+
+    A row has the fields of the API: model, prompt, image_url, end_image_url, reference_images, aspect_ratio,
+    aspect_resolution, duration, generate_audio, generate_count. A picture is a URL or a local file, seen from the jobs
+    file; in CSV, several are separated by "|". `key` names a job; else its name is made of the row's content. The same
+    key is the same job: it is bought once, however often the command runs.
+
+    Every row and every picture is checked before anything is sent; what is wrong is listed with its line. The folder
+    gets the videos, index.html (a page to look at, it grows meanwhile), results.jsonl (a line a task) and jobs.db.
+    After Ctrl-C, a crash or a failure the same command goes on, and buys nothing twice.
+
+    Exit codes: 0 every row succeeded (with --skip-invalid: every valid one) and is saved; 1 some did not; 2 the options
+    or rows are wrong, nothing was sent; 3 some are still running after --timeout, all others succeeded; 130 Ctrl-C.
+
+    \b
+    Examples:
+      xiling batch jobs.csv --out clips --dry-run
+      xiling batch jobs.csv --out clips
+    """
+    of = Batch(
+        file=file, place=out, in_flight=in_flight, skip_invalid=skip_invalid, store=out / STORE, base_url=base_url,
+        public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
+    )  # fmt: skip
+    of.check()
+    found, known = runtime.run(looked_up(rows.read(file), out / STORE))
+    wanted = of.valid(found)
+    for row in wanted:
+        of.tally.add(row, known.get(row.key))
+    if dry_run:
+        display.foretell(output.console(), of.tally, skipped=found.flawed)
+        return
+    of.buy_all()
+    display.summary(output.console(), of.tally, out, skipped=found.flawed)
+    statuses = {entry.status() for entry in of.tally.bad}
+    if statuses:
+        raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
+
+
+# --- what is to be bought ------------------------------------------------------------------------------------------
+
+
+async def looked_up(found: Found, path: Path) -> tuple[Found, dict[str, JobRecord]]:
+    """The same rows held against what the store in this file remembers, and the jobs that it has of them.
+
+    Raises `StoreError`.
+    """
+    if not await asyncio.to_thread(path.exists):
+        return found, {}
+    store = SQLiteStore(path)
+    await store.open()
+    try:
+        wanted = {row.key: row for row in found.rows}
+        known = {record.key: record async for record in store.jobs() if record.key in wanted}
+    finally:
+        await store.close()
+    held = {key: record for key, record in known.items() if key is not None}
+    rows_now = tuple(_as_bought(row, held.get(row.key)) for row in found.rows)
+    taken = [
+        Flaw(row.line, f"key={row.key!r}: already names a job with another request in {path}; accepted: a new key")
+        for row in rows_now
+        if row.key in held and held[row.key].request != row.request
+    ]
+    return Found(rows_now, found.flaws).without(taken), held
+
+
+def _as_bought(row: Row, record: JobRecord | None) -> Row:
+    """The row with its pictures where they were when it was bought: the folder of the batch may have moved since.
+
+    A key made of the content says that the names are the same.
+    """
+    if record is None or not row.is_derived or record.state in session.NOT_BOUGHT:
+        return row
+    return evolve(row, request=record.request) if isinstance(record.request, ImageToVideo) else row
+
+
+@frozen(kw_only=True)
+class Batch(Session):
+    """One run of the command. `place`: the folder of everything."""
+
+    file: Path
+    place: Path
+    in_flight: int
+    skip_invalid: bool
+    tally: Tally = field(factory=lambda: Tally(began_at=SystemClock().time()))
+
+    def valid(self, found: Found) -> tuple[Row, ...]:
+        """The rows to buy. Raises `InvalidRequest` with every flaw, unless rows may be left out."""
+        told = f"{found.flawed} of {count(len(found.rows) + found.flawed, 'row')} in {self.file} cannot be bought"
+        if found.flaws and not (self.skip_invalid and found.rows):
+            raise InvalidRequest("\n".join([f"{told}. Nothing was sent.", *map(str, found.flaws)]))
+        for line in [told, *map(str, found.flaws)] if found.flaws else []:
+            output.say(self.out, printable(line))
+        return found.rows
+
+    def buy_all(self) -> None:
+        """Buy what is not bought yet, and save all of it. Raises `Stopped`, and what ends the whole batch."""
+        if gallery.is_somebody_elses(self.place):
+            raise ConfigurationError(
+                f"{self.place / gallery.NAME} is a page of somebody else's. Nothing was sent: choose another --out."
+            )
+        phase = Phase.STOPPED
+        try:
+            runtime.run(self.interruptible(self._buy_all()))
+            phase = Phase.FINISHED
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise self.stopped() from None
+        finally:
+            if self.place.is_dir() and (told := run.write_page(self.page, phase)):
+                output.say(self.out, printable(told))
+
+    async def _buy_all(self) -> None:
+        # The simulator's files are on this machine too; those of the real service never are.
+        allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
+        client = Client(
+            base_url=self.base_url,
+            receiver=self._receiver(),
+            store=self.jobs,
+            timeouts=Timeouts(wait=self.timeout),
+            polling=Polling(every=self.poll_every),
+        )
+        shelves = Shelves(self.place, client, allow_private=allow_private)
+        await shelves.make()
+        with output.complaining(self.out):
+            async with display.shown(self.out, self.tally, self.watch) as tell, client:
+                await Flow(client, self.jobs, self.tally, shelves, self.page, tell).run(self.in_flight)
+
+    def page(self, phase: Phase) -> tuple[Path, Page]:
+        """Where the page is, and what is on it now."""
+        note = "" if phase is Phase.RUNNING or not self.tally.unfinished else f"Go on with: {self.again}"
+        clips = self.tally.clips()
+        return self.place, Page(
+            title=self.file.name, clips=clips, phase=phase, written_at=SystemClock().time(), note=note
+        )
+
+    @property
+    def again(self) -> str:
+        """The same command."""
+        given = {
+            "--in-flight": None if self.in_flight == IN_FLIGHT else self.in_flight,
+            "--base-url": self.base_url,
+            "--public-url": self.public_url,
+            "--port": self.port,
+            "--timeout": None if self.timeout == session.WAIT_S else f"{self.timeout:g}",
+            "--poll-every": None if self.poll_every is None else f"{self.poll_every:g}",
+        }
+        options = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+        flags = ["--skip-invalid"] if self.skip_invalid else []
+        return shlex.join(["xiling", "batch", str(self.file), "--out", str(self.place), *flags, *options])
+
+    def stopped(self) -> Stopped:
+        """What Ctrl-C leaves behind."""
+        steps = self.tally.steps
+        told = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
+        charged: Charged = "yes" if any(entry.is_bought for entry in self.tally.entries.values()) else "no"
+        return Stopped(
+            f"Stopped: of {count(len(self.tally.entries), 'row')} {told}. Nothing is lost: the same command goes on, "
+            f"and buys nothing twice: {self.again}",
+            charged=charged,
+        )

@@ -1,0 +1,156 @@
+"""One run of a batch: rows through `Client.map`, their files saved, written down, and shown on the page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from xiling_async._internal.clock import SystemClock
+from xiling_async._internal.tasks import Tasks
+from xiling_async.cli.batch import gallery
+from xiling_async.cli.batch.gallery import Page, Phase
+from xiling_async.cli.batch.results import Results
+from xiling_async.cli.batch.state import Entry, Tally
+from xiling_async.cli.saving import Shelf
+from xiling_async.client import Client
+from xiling_async.errors import Unauthorized
+from xiling_async.jobs.map import Finished
+from xiling_async.models.record import Succeeded
+from xiling_async.stores import Store
+
+SETTLING: Final = 64  # rows whose files are being saved; the client itself downloads fewer at once
+PAGE_S: Final = 2.0  # between two pages while things change
+BEAT_S: Final = 30.0  # and while nothing does: the page tells that the batch is alive
+PAGE_SHARE: Final = 20  # writing pages may take one part of so many of the time
+
+
+class Shelves:
+    """Where the files go: the video that matters, and the thumbnail, without which a clip is good all the same."""
+
+    def __init__(self, folder: Path, client: Client, *, allow_private: bool) -> None:
+        nowhere = Console(quiet=True)  # a line for each file would be too many
+        self.folder = folder
+        self._client = client
+        self._allow_private = allow_private
+        self._videos = Shelf(folder, nowhere)
+        self._thumbnails = Shelf(folder, nowhere, what="thumbnail")
+
+    async def make(self) -> None:
+        """Make the folder. Raises `ConfigurationError`."""
+        await self._videos.make()
+
+    async def save(self, entry: Entry, results: Sequence[Any]) -> None:
+        """Save these, and note in the entry what is there and why something is not."""
+        errors = await self._videos.save(self._client, results, allow_private=self._allow_private)
+        pictured = [result for result in results if getattr(result, "thumbnail_url", None)]
+        await self._thumbnails.save(self._client, pictured, allow_private=self._allow_private)
+        entry.unsaved = tuple(errors)
+        for result in results:
+            for shelf, names in ((self._videos, entry.files), (self._thumbnails, entry.thumbnails)):
+                if result.task_id in shelf.files:
+                    names[result.task_id] = shelf.files[result.task_id][0].name
+
+
+class Flow:
+    """`page`: where the page is, and what is on it now. `tell` is called with each row that is over."""
+
+    def __init__(
+        self,
+        client: Client,
+        jobs: Store,
+        tally: Tally,
+        shelves: Shelves,
+        page: Callable[[Phase], tuple[Path, Page]],
+        tell: Callable[[Entry], None],
+    ) -> None:
+        self._client = client
+        self._jobs = jobs
+        self._tally = tally
+        self._shelves = shelves
+        self._page = page
+        self._tell = tell
+        self._clock = SystemClock()
+        self._results = Results(shelves.folder)
+        self._writing = asyncio.Lock()
+        self._room = asyncio.Semaphore(SETTLING)
+        self._settling = Tasks()
+        self._painting = Tasks()
+        self._broken: Exception | None = None
+        self._runner: asyncio.Task[Any] | None = None
+
+    async def run(self, in_flight: int) -> None:
+        """Every row to its end. Raises what ends the whole batch: a key that is not accepted, a full disk."""
+        await asyncio.to_thread(self._results.open)
+        self._runner = asyncio.current_task()
+        self._painting.start(self._paint(), name="xiling page")
+        pairs = ((entry.row.key, entry.row.request) for entry in self._tally.in_turn())
+        try:
+            async with aclosing(self._client.map(pairs, in_flight=in_flight)) as endings:
+                async for ending in endings:
+                    await self._room.acquire()
+                    self._settling.start(self._settle(ending), name=f"xiling settle {ending.key}")
+            await self._settling.drain()
+        except asyncio.CancelledError:
+            if self._broken is None or self._runner is None:
+                raise
+            self._runner.uncancel()  # it was us
+        finally:
+            self._runner = None
+            await self._settling.cancel()
+            await self._painting.cancel()
+        if self._broken is not None:
+            raise self._broken
+
+    async def _settle(self, ending: Finished[Any]) -> None:
+        """Save what a row has brought, write it down, and tell."""
+        try:
+            if isinstance(ending.error, Unauthorized):  # so it will be with every other row
+                raise ending.error
+            entry = self._tally.entries[ending.key or ""]
+            record = await self._jobs.by_key(entry.row.key)
+            self._tally.saw([] if record is None else [record])
+            entry.error = ending.error
+            outcomes = record.outcomes if record is not None else ()
+            await self._shelves.save(entry, [one.result for one in outcomes if isinstance(one, Succeeded)])
+            async with self._writing:
+                await asyncio.to_thread(self._results.add, entry.lines())
+            self._tally.ended(entry, self._clock.time())
+            self._tell(entry)
+        except Exception as error:
+            self._break(error)
+        finally:
+            self._room.release()
+
+    def _break(self, error: Exception) -> None:
+        """The batch cannot go on."""
+        if self._broken is None:
+            self._broken = error
+            if self._runner is not None:
+                self._runner.cancel()
+
+    async def _paint(self) -> None:
+        """The page, written anew when something has changed, and now and then when nothing has."""
+        shown: Page | None = None
+        while True:
+            folder, page = self._page(Phase.RUNNING)
+            began_at = self._clock.time()
+            if shown is None or page.clips != shown.clips or page.written_at - shown.written_at >= BEAT_S:
+                with suppress(OSError):  # it is told when the last one cannot be written either
+                    await asyncio.to_thread(gallery.write, page, folder)
+                    shown = page
+            await self._clock.sleep(max(PAGE_S, PAGE_SHARE * (self._clock.time() - began_at)))
+
+
+def write_page(page: Callable[[Phase], tuple[Path, Page]], phase: Phase) -> str:
+    """The page as it stays when the command has ended, or why it cannot; it blocks."""
+    folder, last = page(phase)
+    try:
+        gallery.write(last, folder)
+    except OSError as error:
+        return f"The page {folder / gallery.NAME} cannot be written: {error.strerror or type(error).__name__}."
+    return ""

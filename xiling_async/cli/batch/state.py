@@ -1,0 +1,278 @@
+"""Where each row of a batch stands: its job, its files, its trouble; as numbers, clips and words."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from attrs import Factory, define, field
+
+from xiling_async.cli.batch.gallery import Clip, Status
+from xiling_async.cli.batch.input import Row
+from xiling_async.cli.demo.checks import count
+from xiling_async.cli.report import printable
+from xiling_async.errors import Charged, ResultExpired, TaskFailed, WaitTimeout, XilingError
+from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
+
+MONEY: Final[Mapping[Charged, str]] = {
+    "no": "not bought", "maybe": "may have been bought", "yes": "bought",
+}  # fmt: skip
+_RECENT: Final = 200  # endings that the rate is made of
+_NOT_BOUGHT: Final = frozenset({State.NOT_SENT, State.REJECTED})
+_IN_DOUBT: Final = frozenset({State.UNCERTAIN, State.UNKNOWN, State.EXPIRED})
+
+
+@define(eq=False)
+class Entry:
+    """One row as it goes. `files`, `thumbnails`: names of files, by task."""
+
+    row: Row
+    record: JobRecord | None = None
+    was_bought: bool = False  # before this run
+    was_final: bool = False  # before this run: it tells nothing of how fast things go now
+    is_over: bool = False
+    error: Exception | None = None  # why the job did not succeed
+    unsaved: tuple[XilingError, ...] = ()  # why there is no file of a task that succeeded
+    files: dict[str, str] = Factory(dict)
+    thumbnails: dict[str, str] = Factory(dict)
+
+    @property
+    def is_bought(self) -> bool:
+        """Whether there is, or may be, a job that was paid for."""
+        return self.record is not None and self.record.state not in _NOT_BOUGHT
+
+    @property
+    def turn(self) -> int:
+        if not self.is_bought:
+            return 1
+        return 0 if self.record is not None and self.record.task_ids else 2
+
+    @property
+    def is_good(self) -> bool:
+        return self.is_over and self.problem is None
+
+    @property
+    def problem(self) -> Exception | None:
+        """What kept this row from succeeding."""
+        return self.error or next(iter(self.unsaved), None)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the same command would do something about it."""
+        return not self.is_over or bool(self.unsaved) or self.status() in (Status.REFUSED, Status.RUNNING)
+
+    @property
+    def charged(self) -> Charged:
+        """What its problem means for the money."""
+        record = self.record
+        if record is not None and record.task_ids:
+            return "yes"
+        if isinstance(self.problem, XilingError):
+            return self.problem.charged
+        return "no" if record is None or record.state in _NOT_BOUGHT else "maybe"
+
+    @property
+    def step(self) -> str:
+        """What is being done with it now, in a word for the terminal."""
+        if self.is_over:
+            return "done" if self.problem is None else "failed"
+        if self.record is None or self.record.state in _NOT_BOUGHT:
+            return "waiting"
+        if self.record.state.is_final:
+            return "saving"
+        return "sending" if self.record.state is State.SENDING else "at the service"
+
+    def status(self, outcome: Outcome | None = None) -> Status:
+        """What the page says of it, or of one of its tasks."""
+        if isinstance(outcome, Failed):
+            return Status.FAILED
+        if isinstance(outcome, Succeeded):
+            if outcome.task_id in self.files:
+                return Status.DONE
+            return Status.UNSAVED if self.is_over else Status.RUNNING
+        if not self.is_over:
+            return Status.WAITING if self.step == "waiting" else Status.RUNNING
+        if isinstance(self.error, WaitTimeout) and self.charged == "yes":
+            return Status.RUNNING
+        if self.charged == "no":
+            return Status.REFUSED
+        return Status.FAILED if self.charged == "yes" and not _is_in_doubt(self.record) else Status.UNCERTAIN
+
+    def clips(self) -> list[Clip]:
+        """What the page shows of it: a clip for each task, or one where there is none yet."""
+        request, record = self.row.request, self.record
+        sound = ("sound",) if request.generate_audio is True else ()
+        known: dict[str, Any] = {
+            "line": self.row.line, "key": self.row.key, "prompt": request.prompt, "model": request.model,
+            "parameters": (request.aspect_ratio, request.aspect_resolution, f"{request.duration} s", *sound),
+            "job_id": "" if record is None else record.id,
+        }  # fmt: skip
+        outcomes = dict(zip(record.task_ids, record.outcomes, strict=False)) if record is not None else {}
+        if record is None or not outcomes:
+            return [Clip(**known, status=self.status(), message=self.words(None))]
+        return [
+            Clip(
+                **known,
+                task_id=task_id,
+                status=self.status(outcome),
+                file=self.files.get(task_id, ""),
+                thumbnail=self.thumbnails.get(task_id, ""),
+                duration_s=_duration_of(outcome) or (request.duration if isinstance(outcome, Succeeded) else None),
+                ended_at=record.changed_at if outcome is not None else None,
+                message=self.words(outcome),
+            )
+            for task_id, outcome in outcomes.items()
+        ]
+
+    def words(self, outcome: Outcome | None) -> str:
+        """Why there is no clip."""
+        if isinstance(outcome, Failed):
+            reason = (outcome.message or "The service gave no reason").rstrip()  # in the service's own words
+            return f"{reason}{'' if reason.endswith(('.', '!', '?')) else '.'} It was bought."
+        if isinstance(outcome, Succeeded):
+            return next((str(error) for error in self.unsaved if outcome.task_id in error.task_ids), "")
+        return "" if self.error is None else self.why
+
+    @property
+    def why(self) -> str:
+        """What kept it from succeeding, for who reads a screen."""
+        record, names = self.record, ""
+        if record is not None:
+            names = f" (task{'s' if len(record.task_ids) > 1 else ''} {', '.join(record.task_ids)})"
+        match self.error:
+            case TaskFailed(outcomes=outcomes):
+                bad = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+                told = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in bad)
+                return f"{len(bad)} of {count(len(outcomes), 'task')} failed at the service ({told})."
+            case WaitTimeout() if record is not None and record.task_ids:
+                return f"It is not finished within --timeout{names}: only the wait is over."
+            case WaitTimeout():
+                return "It was sent and its answer was lost; no callback has told of it within --timeout."
+            case ResultExpired() if record is not None:
+                return f"The service has not told what became of it for longer than it can take{names}."
+            case None:
+                told = " ".join(map(str, self.unsaved[:1]))
+                more = f" (and {len(self.unsaved) - 1} more)" if len(self.unsaved) > 1 else ""
+                return f"Not every file could be saved: {told}{more}"
+            case error:
+                return str(error)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What results.jsonl has of it: a line for each task that is over and whose file, if it can be had, is here."""
+        record = self.record
+        if record is None:
+            return []
+        gone = {task_id for error in self.unsaved if isinstance(error, ResultExpired) for task_id in error.task_ids}
+        return [
+            _line(self, record, outcome)
+            for outcome in record.outcomes
+            if isinstance(outcome, Failed)
+            or (isinstance(outcome, Succeeded) and (outcome.task_id in self.files or outcome.task_id in gone))
+        ]
+
+
+def _is_in_doubt(record: JobRecord | None) -> bool:
+    return record is None or record.state in _IN_DOUBT
+
+
+def _duration_of(outcome: Outcome | None) -> float | None:
+    return getattr(outcome.result, "duration", None) if isinstance(outcome, Succeeded) else None
+
+
+def _line(entry: Entry, record: JobRecord, outcome: Outcome) -> dict[str, Any]:
+    """All names are always there. No URL: it is signed, and ends; the file stays."""
+    is_good = isinstance(outcome, Succeeded)
+    result = outcome.result if isinstance(outcome, Succeeded) else None
+    request = entry.row.request
+    return {
+        "task_id": outcome.task_id,
+        "ok": is_good,
+        "file": entry.files.get(outcome.task_id),
+        "thumbnail": entry.thumbnails.get(outcome.task_id),
+        "line": entry.row.line,
+        "key": entry.row.key,
+        "job_id": record.id,
+        "model": request.model,
+        "prompt": request.prompt,
+        **{name: getattr(result, name, None) for name in ("duration", "width", "height")},
+        "ended_at": record.changed_at,
+        "message": entry.words(outcome) or None,
+    }
+
+
+@define(eq=False)
+class Tally:
+    """All rows of a batch, in the order of the file."""
+
+    began_at: float  # Unix seconds
+    entries: dict[str, Entry] = Factory(dict)  # by key
+    _endings: deque[float] = field(factory=lambda: deque(maxlen=_RECENT))
+
+    def add(self, row: Row, record: JobRecord | None = None) -> None:
+        """A row to buy. `record`: what is remembered of it from an earlier run."""
+        was_bought = record is not None and record.state not in _NOT_BOUGHT
+        was_final = was_bought and record is not None and record.state.is_final
+        self.entries[row.key] = Entry(row, record, was_bought=was_bought, was_final=was_final)
+
+    def saw(self, records: Iterable[JobRecord]) -> None:
+        """These were written."""
+        for record in records:
+            entry = self.entries.get(record.key or "")
+            if entry is not None and (entry.record is None or entry.record.version <= record.version):
+                entry.record = record
+
+    def ended(self, entry: Entry, now: float) -> None:
+        """This row is over. `now`: Unix seconds."""
+        entry.is_over = True
+        if not entry.was_final:
+            self._endings.append(now)
+
+    def in_turn(self) -> list[Entry]:
+        """In the order in which to go on: what is bought, what is new, and last what was sent with an unknown fate.
+
+        Such rows may have to be waited for in vain: they would take the places of all others.
+        """
+        return sorted(self.entries.values(), key=lambda entry: entry.turn)
+
+    @property
+    def over(self) -> int:
+        return sum(entry.is_over for entry in self.entries.values())
+
+    @property
+    def bad(self) -> list[Entry]:
+        """The rows that are over and did not succeed."""
+        return [entry for entry in self.entries.values() if entry.is_over and not entry.is_good]
+
+    @property
+    def unfinished(self) -> int:
+        """How many rows the same command would go on with."""
+        return sum(entry.can_go_on for entry in self.entries.values())
+
+    @property
+    def steps(self) -> Counter[str]:
+        """How many rows are at which step."""
+        return Counter(entry.step for entry in self.entries.values())
+
+    @property
+    def videos(self) -> int:
+        """How many files are there."""
+        return sum(len(entry.files) for entry in self.entries.values())
+
+    def clips(self) -> list[Clip]:
+        return [clip for entry in self.entries.values() for clip in entry.clips()]
+
+    def rate(self, now: float) -> float | None:
+        """Rows that end in a second, lately; None while there is nothing to measure."""
+        since = self._endings[0] if len(self._endings) == _RECENT else self.began_at
+        return len(self._endings) / (now - since) if self._endings and now > since else None
+
+    def left_s(self, now: float) -> float | None:
+        """About how long the rest takes, in seconds."""
+        rate = self.rate(now)
+        return None if rate is None else (len(self.entries) - self.over) / rate
+
+
+def words_of_problem(entry: Entry) -> tuple[str, str]:
+    """What went wrong with a row, and what it means for the money."""
+    return printable(" ".join(entry.why.split())), MONEY[entry.charged]

@@ -1,0 +1,1 @@
+"""Buying and awaiting: engine, registry, submission, poller, callbacks, job, map, auto-save."""

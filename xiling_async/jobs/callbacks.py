@@ -1,0 +1,83 @@
+"""What a callback means: settle its task, adopt its job, or only wake it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from attrs import frozen
+
+from xiling_async._internal.clock import Clock
+from xiling_async.api.wire import Report
+from xiling_async.jobs.registry import Registry
+from xiling_async.kinds import BY_NUMBER
+from xiling_async.models.lifecycle import Asked, Heard, Verdict
+from xiling_async.models.record import JobRecord, Succeeded
+from xiling_async.models.request import Kind
+from xiling_async.telemetry.stats import UNWATCHED, Monitor
+from xiling_async.webhooks.tokens import Claim
+
+log = logging.getLogger("xiling_async.jobs.callbacks")
+
+
+@frozen(kw_only=True)
+class Intake:
+    """Runs in tasks that nobody cancels.
+
+    `first_due(kind)`: when the sweeper should look at a job that a callback adopts.
+    `only_wakes`: callbacks are not believed; each makes the sweeper ask at once (`trust="status"`).
+    """
+
+    registry: Registry
+    clock: Clock
+    first_due: Callable[[Kind[object]], float]
+    on_callback: Callable[[], None]
+    only_wakes: bool
+    monitor: Monitor = UNWATCHED
+
+    async def settle(self, claim: Claim, report: Report) -> Verdict:
+        """Commit what the callback says. Raises `StoreError`."""
+        began_at = self.clock.time()
+        verdict = await self._settled(claim, report, began_at)
+        if verdict in (Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT):
+            outcome = report.outcome
+            self.monitor.took(
+                claim.job_id,
+                claim.attempt,
+                report.task_id,
+                verdict.value,
+                None if outcome is None else "succeeded" if isinstance(outcome, Succeeded) else "failed",
+                began_at=began_at,
+                at=self.clock.time(),
+            )
+        return verdict
+
+    async def _settled(self, claim: Claim, report: Report, now: float) -> Verdict:
+        kind = BY_NUMBER[claim.kind_number]
+        heard = Heard(
+            attempt=claim.attempt,
+            at=now,
+            task_id=report.task_id,
+            outcome=None if self.only_wakes else report.outcome,
+            due_at=self.first_due(kind),
+        )
+        change = await self.registry.commit(claim.job_id, heard)
+        if change.verdict is Verdict.NO_JOB:
+            return await self._adopt(claim, kind, report.task_id)
+        if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
+            self.on_callback()
+            if self.only_wakes and report.outcome is not None:
+                await self.registry.commit(claim.job_id, Asked(at=now, due_at=now))
+        return change.verdict
+
+    async def _adopt(self, claim: Claim, kind: Kind[object], task_id: str) -> Verdict:
+        """The token is ours, the job is not in the store: a restored backup, a lost store. It was paid for."""
+        now = self.clock.time()
+        lost = JobRecord(
+            id=claim.job_id, kind=kind.name, key=None, request=None, asked=max(1, claim.tasks), created_at=now,
+            changed_at=now, attempt=claim.attempt,
+        )  # fmt: skip
+        heard = Heard(attempt=claim.attempt, at=now, task_id=task_id, outcome=None, due_at=now)
+        verdict = (await self.registry.adopt(lost, heard)).verdict
+        log.warning("job %s (task %s) was not in the store: adopted, asking for its status", claim.job_id, task_id)
+        return verdict

@@ -1,0 +1,221 @@
+"""The parts of a client, put together: who knows whom, what starts first, what stops last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from attrs import field, frozen
+from yarl import URL
+
+from xiling_async._internal.clock import Clock
+from xiling_async._internal.tasks import Tasks
+from xiling_async.api.throttle import Gate
+from xiling_async.api.transport import Transport
+from xiling_async.jobs.auto_save import Keeper
+from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.job import Desk
+from xiling_async.jobs.poller import Sweeper
+from xiling_async.jobs.registry import Registry
+from xiling_async.jobs.submission import Submission
+from xiling_async.media.downloads import Downloads
+from xiling_async.media.http import MediaTransport
+from xiling_async.media.uploads import Uploads
+from xiling_async.models.record import JobRecord
+from xiling_async.models.request import Kind
+from xiling_async.models.settings import Limits, Polling, Timeouts
+from xiling_async.stores.base import Store
+from xiling_async.telemetry.events import Hook
+from xiling_async.telemetry.stats import Monitor, Stats
+from xiling_async.webhooks.receiver import WebhookReceiver
+from xiling_async.webhooks.tokens import SECRET_BYTES
+
+log = logging.getLogger("xiling_async.jobs.engine")
+
+TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What the user said, checked."""
+
+    api_key: str = field(repr=False)
+    base_url: URL
+    receiver: WebhookReceiver | None
+    store: Store
+    session: aiohttp.ClientSession | None
+    limits: Limits
+    timeouts: Timeouts
+    polling: Polling
+    headers: Mapping[str, str] = field(repr=False)
+    save_to: Path | None
+    allow_private: bool
+    on_event: tuple[Hook, ...]
+    clock: Clock
+
+
+class Engine:
+    """Every part of one client, made of its settings; nothing runs before `open`."""
+
+    def __init__(self, given: Settings) -> None:
+        self._given = given
+        self._transport = Transport(
+            given.base_url,
+            given.api_key,
+            timeouts=given.timeouts,
+            clock=given.clock,
+            headers=given.headers,
+            session=given.session,
+        )
+        self._gate = Gate(given.clock)
+        self._monitor = monitor = Monitor(given.on_event)
+        self.registry = Registry(given.store, on_change=self._changed, monitor=monitor)
+        self.sweeper = Sweeper(
+            store=given.store,
+            registry=self.registry,
+            transport=self._transport,
+            clock=given.clock,
+            gate=self._gate,
+            limits=given.limits,
+            polling=given.polling,
+            random=random.random,
+            has_receiver=given.receiver is not None,
+            api_key=given.api_key,
+            monitor=monitor,
+        )
+        self.uploads = Uploads(
+            transport=self._transport,
+            clock=given.clock,
+            gate=self._gate,
+            random=random.random,
+            api_key=given.api_key,
+            monitor=monitor,
+        )
+        self.submission = Submission(
+            registry=self.registry,
+            transport=self._transport,
+            uploads=self.uploads,
+            clock=given.clock,
+            gate=self._gate,
+            limits=given.limits,
+            timeouts=given.timeouts,
+            random=random.random,
+            callback_url=self._callback_url,
+            first_due=self.sweeper.first_due,
+            api_key=given.api_key,
+            monitor=monitor,
+        )
+        self.downloads = self._downloads()
+        self._keeper = None if given.save_to is None else self._keeper_of(given.save_to)
+        self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
+        self.maps = Tasks()  # of `Client.map`
+        self._undo = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Start everything, or leave nothing running."""
+        given = self._given
+        async with AsyncExitStack() as undo:
+            await given.store.open()  # a store that refuses, since another client has it, is not ours to close
+            undo.push_async_callback(given.store.close)
+            undo.push_async_callback(self._transport.close)
+            self._transport.open()
+            undo.push_async_callback(self.registry.close)
+            given.store.listen(self.registry)
+            unfinished = await given.store.takeover(
+                given.clock.time(), doubt_s=given.timeouts.uncertain, per_second=given.limits.gets_per_second
+            )
+            self._monitor.found(unfinished)
+            if unfinished:
+                log.info("the store has %d unfinished jobs of earlier clients", unfinished)
+            if given.receiver is not None:  # before the sweeper: a callback is cheaper than a GET
+                await self._start(given.receiver)
+                undo.push_async_callback(given.receiver.stop)
+            undo.push_async_callback(self.sweeper.close)
+            self.sweeper.start()
+            undo.push_async_callback(self.submission.close)
+            undo.push_async_callback(self.uploads.close)
+            undo.push_async_callback(self.downloads.close)
+            undo.push_async_callback(self.maps.cancel)
+            if self._keeper is not None:
+                undo.push_async_callback(self._keeper.close)
+                await self._keeper.start()
+            self._undo = undo.pop_all()
+
+    def _downloads(self) -> Downloads:
+        given = self._given
+        return Downloads(
+            transport=MediaTransport(timeouts=given.timeouts, clock=given.clock),
+            clock=given.clock,
+            limits=given.limits,
+            timeouts=given.timeouts,
+            random=random.random,
+            outcome=self.sweeper.outcome,
+            ended_at=self._ended_at,
+            monitor=self._monitor,
+        )
+
+    def _keeper_of(self, folder: Path) -> Keeper:
+        given = self._given
+        return Keeper(
+            folder,
+            allow_private=given.allow_private,
+            store=given.store,
+            registry=self.registry,
+            downloads=self.downloads,
+            clock=given.clock,
+        )
+
+    def _changed(self, record: JobRecord) -> None:
+        self.sweeper.changed(record)
+        if self._keeper is not None:
+            self._keeper.changed(record)
+
+    def stats(self) -> Stats:
+        in_flight = {
+            "submits": self.submission.in_flight,
+            "uploads": self.uploads.in_flight,
+            "downloads": self.downloads.in_flight,
+        }
+        return self._monitor.stats(in_flight, self._gate.closed_until)
+
+    async def close(self) -> None:
+        """Stop everything, the last started first: no new submits, then no receiver, then no store."""
+        await self._undo.aclose()
+
+    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
+        receiver = self._given.receiver
+        if receiver is None:
+            return None
+        return receiver.callback_url(
+            kind_number=kind.number,
+            tasks=min(tasks, 255),
+            job_id=job_id,
+            attempt=attempt,
+            expires_at=self._given.clock.time() + TOKEN_LIFE_S,
+        )
+
+    async def _ended_at(self, task_id: str) -> float | None:
+        """When the result of this task was known, as far as the store knows."""
+        record = await self._given.store.by_task(task_id)
+        return record.changed_at if record is not None and record.state.is_final else None
+
+    async def _start(self, receiver: WebhookReceiver) -> None:
+        intake = Intake(
+            registry=self.registry,
+            clock=self._given.clock,
+            first_due=self.sweeper.first_due,
+            on_callback=self.sweeper.heard_callback,
+            only_wakes=receiver.trust == "status",
+            monitor=self._monitor,
+        )
+        kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
+        await receiver.start(intake.settle, self._given.clock, kept_secret, refused=self._refused)
+
+    def _refused(self, status: int, job_id: str | None) -> None:
+        self._monitor.refused(status, job_id, at=self._given.clock.time())

@@ -1,0 +1,186 @@
+"""Many at once through one `submit`: pulled lazily, never more than so many unfinished; one failure harms no neighbour.
+
+Nothing is started but while the consumer asks for the next one, and what is done but not yet taken counts as well: so
+a slow consumer slows the source, and memory does not grow with its length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+from attrs import frozen
+
+from xiling_async._internal.tasks import Tasks
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed
+from xiling_async.jobs.job import Job
+from xiling_async.models.record import Succeeded
+from xiling_async.models.request import Request
+
+R = TypeVar("R")
+Item = Request[R] | tuple[str, Request[R]]
+Items = Iterable[Item[R]] | AsyncIterable[Item[R]]
+Submit = Callable[[Request[R], str | None], Awaitable[Job[R]]]
+
+
+@frozen(kw_only=True)
+class Finished(Generic[R]):
+    """What became of one item of `Client.map`.
+
+    `index`: its place in the source, from 0. `job`: None if there is none (it was refused before anything was sent).
+    `results`: of its tasks that succeeded, in task order. `error`: why there are not all of them; `charged` of it says
+    what it means for the money.
+    """
+
+    index: int
+    key: str | None
+    request: Request[R]
+    job: Job[R] | None
+    results: tuple[R, ...] = ()
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Every task of it succeeded."""
+        return self.error is None
+
+
+def checked(items: Items[R]) -> Items[R]:
+    """Raises `InvalidRequest` for what cannot be the source, and for the wrong items of a list, before any is sent."""
+    if isinstance(items, (str, bytes, Request)) or not isinstance(items, (Iterable, AsyncIterable)):
+        raise InvalidRequest(
+            f"map takes an iterable of requests or (key, request) pairs, not {type(items).__name__}. Nothing was sent."
+        )
+    if isinstance(items, (list, tuple)):
+        _check_keys([_pair(place, item) for place, item in enumerate(items)])
+    return items
+
+
+def _pair(place: int, item: object) -> tuple[str | None, Request[Any]]:
+    key, request = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
+    if not isinstance(request, Request) or (item is not request and (not isinstance(key, str) or not key)):
+        what = f"({type(key).__name__}, {type(request).__name__})" if item is not request else type(item).__name__
+        raise InvalidRequest(f"Item {place} of map is no request and no (key, request) pair: {what}. It was not sent.")
+    return key, request
+
+
+def _check_keys(pairs: list[tuple[str | None, Request[Any]]]) -> None:
+    first: dict[str, Request[Any]] = {}
+    problems = [
+        Problem(field="key", value=key, rule=f"names another request at item {place}", accepted="a key of its own")
+        for place, (key, request) in enumerate(pairs)
+        if key is not None and first.setdefault(key, request) != request
+    ]
+    if problems:
+        raise InvalidRequest.of("map", problems)
+
+
+class FanOut(Generic[R]):
+    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed."""
+
+    def __init__(self, items: Items[R], submit: Submit[R], *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
+        self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
+        self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        self._submit = submit
+        self._tasks = tasks
+        self._in_flight = in_flight
+        self._ordered = ordered
+        self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
+        self._exhausted = False
+        self._broken: Exception | None = None  # what the source raised: told when all that was started is done
+        self._pulled = 0
+        self._taken = 0
+        self._running: set[asyncio.Task[Finished[R]]] = set()
+        self._order: deque[asyncio.Task[Finished[R]]] = deque()  # in which they are given out
+        self._news = asyncio.Event()
+
+    async def results(self) -> AsyncGenerator[Finished[R], None]:
+        """Each item as it finishes, or in the order of the source. However this ends, nothing is left running."""
+        try:
+            while True:
+                self._fill()
+                if self._order and self._order[0].done():
+                    yield self._take(self._order.popleft())
+                elif self._exhausted and not self._running:
+                    break
+                else:
+                    self._news.clear()
+                    await self._news.wait()
+        finally:
+            await self._stop()
+        if self._broken is not None:
+            raise self._broken
+
+    def _take(self, task: asyncio.Task[Finished[R]]) -> Finished[R]:
+        self._taken += 1
+        if task.cancelled():  # not by us: the owner of the tasks is closing
+            raise ClientClosed("The client was closed while `map` was running: what was bought stays in its store.")
+        return task.result()
+
+    # --- the source ----------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start as many as there may be."""
+        while not self._exhausted and self._pulled - self._taken < self._in_flight:
+            try:
+                if isinstance(self._source, AsyncIterator):
+                    if self._pull is None:
+                        self._pull = self._tasks.start(_next(self._source), name="xiling map source")
+                        self._pull.add_done_callback(lambda _: self._news.set())
+                    if not self._pull.done():
+                        return
+                    pull, self._pull = self._pull, None
+                    item = pull.result()
+                else:
+                    item = next(self._source)
+                self._start(*_pair(self._pulled, item))
+            except (StopIteration, StopAsyncIteration):
+                self._exhausted = True
+            except asyncio.CancelledError:
+                raise ClientClosed("The client was closed while `map` was running: nothing more was sent.") from None
+            except Exception as error:
+                self._exhausted, self._broken = True, error
+
+    def _start(self, key: str | None, request: Request[R]) -> None:
+        task = self._tasks.start(self._run(self._pulled, key, request), name=f"xiling map {self._pulled}")
+        self._pulled += 1
+        self._running.add(task)
+        if self._ordered:
+            self._order.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Finished[R]]) -> None:
+        self._running.discard(task)
+        if not self._ordered:
+            self._order.append(task)
+        self._news.set()
+
+    async def _run(self, index: int, key: str | None, request: Request[R]) -> Finished[R]:
+        job: Job[R] | None = None
+        try:
+            job = await self._submit(request, key)
+            results = await job.result()
+        except ClientClosed:
+            raise
+        except Exception as error:
+            known = job or cast("Job[R] | None", getattr(error, "job", None))
+            return Finished(index=index, key=key, request=request, job=known, results=_good(error), error=error)
+        return Finished(index=index, key=key, request=request, job=job, results=results)
+
+    async def _stop(self) -> None:
+        tasks = {*self._running, *(() if self._pull is None else (self._pull,))}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def _next(source: AsyncIterator[Item[R]]) -> Item[R]:
+    return await anext(source)
+
+
+def _good(error: Exception) -> tuple[Any, ...]:
+    outcomes = error.outcomes if isinstance(error, TaskFailed) else ()
+    return tuple(outcome.result for outcome in outcomes if isinstance(outcome, Succeeded))

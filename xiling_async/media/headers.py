@@ -1,0 +1,126 @@
+"""What a host says of a file, read from the headers of its answer; no I/O."""
+
+from __future__ import annotations
+
+import re
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from attrs import field, frozen
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from xiling_async.media import checksums
+
+Headers = CIMultiDict[str] | CIMultiDictProxy[str]
+
+_CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_UNSATISFIED: Final = re.compile(r"bytes +\*/(\d{1,18})", re.ASCII)
+_VISIBLE: Final = re.compile(r"[!-~][ -~]{0,998}")
+
+
+class Contradiction(ValueError):
+    """The headers say two things at once, or not what was asked for."""
+
+
+@frozen(kw_only=True)
+class Announced:
+    """`validator`: what `If-Range` may be asked with. `total`: bytes of the file. `digests`: by name, in base64."""
+
+    validator: str | None = None
+    total: int | None = None
+    digests: dict[str, str] = field(factory=dict)
+
+    @property
+    def is_provable(self) -> bool:
+        """Whether a digest can prove the whole file."""
+        return checksums.chosen(self.digests) is not None
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the rest of this file can be asked for: by its validator, or because a digest proves the whole."""
+        return self.validator is not None or self.is_provable
+
+    def fits(self, later: Announced) -> bool:
+        """Whether what a later answer says can be of the same file; how long it is is not compared."""
+        if self.validator and later.validator and self.validator != later.validator:
+            return False
+        return all(later.digests.get(name, value) == value for name, value in self.digests.items())
+
+    def with_more(self, later: Announced) -> Announced:
+        """Both together, of the same file."""
+        return Announced(
+            validator=self.validator or later.validator,
+            total=later.total if self.total is None else self.total,
+            digests={**self.digests, **later.digests},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {"validator": self.validator, "total": self.total, "digests": self.digests}
+
+    @classmethod
+    def from_json(cls, found: Any) -> Announced | None:
+        """What `as_json` gave; None: somebody else's, or broken."""
+        if not isinstance(found, dict):
+            return None
+        validator, total, digests = found.get("validator"), found.get("total"), found.get("digests")
+        if validator is not None and not (isinstance(validator, str) and _VISIBLE.fullmatch(validator)):
+            return None
+        if total is not None and not (type(total) is int and total >= 0):
+            return None
+        if not isinstance(digests, dict) or not all(
+            isinstance(value, str) and checksums.is_digest(name, value) for name, value in digests.items()
+        ):
+            return None
+        return cls(validator=validator, total=total, digests=digests)
+
+
+def of_whole(headers: Headers) -> Announced:
+    """What a 200 says. Raises `Contradiction` for a body that nothing can prove whole: it may end anywhere."""
+    length = _length(headers)
+    said = Announced(validator=_validator(headers), total=length, digests=_digests(headers))
+    if length is None and not said.is_provable and headers.get("Transfer-Encoding", "").lower() != "chunked":
+        raise Contradiction("neither a length nor a digest is announced")
+    return said
+
+
+def of_rest(headers: Headers, start: int) -> Announced:
+    """What a 206 says to a request for all from `start` on. Raises `Contradiction` when it is anything else."""
+    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    if found is None:
+        raise Contradiction("no Content-Range of bytes")
+    first, last = int(found[1]), int(found[2])
+    total = None if found[3] == "*" else int(found[3])
+    if first != start or last < first or (total is not None and last != total - 1):
+        raise Contradiction("another range than the one that was asked for")
+    length = _length(headers)
+    if length is not None and length != last - first + 1:
+        raise Contradiction("Content-Length and Content-Range differ")
+    return Announced(validator=_validator(headers), total=total, digests=_digests(headers))
+
+
+def unsatisfied_total(headers: Headers) -> int | None:
+    """How long the file is, by a 416."""
+    found = _UNSATISFIED.fullmatch(headers.get("Content-Range", "").strip())
+    return None if found is None else int(found[1])
+
+
+def _length(headers: Headers) -> int | None:
+    text = headers.get("Content-Length", "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def _digests(headers: Headers) -> dict[str, str]:
+    return checksums.announced(headers.getall("x-goog-hash", []))
+
+
+def _validator(headers: Headers) -> str | None:
+    """A strong one (RFC 9110, 8.8): an ETag that is not weak, else a date that no later change can share."""
+    etag = headers.get("ETag", "").strip()
+    if etag.startswith('"') and _VISIBLE.fullmatch(etag):
+        return etag
+    modified = headers.get("Last-Modified", "").strip()
+    try:
+        age = parsedate_to_datetime(headers.get("Date", "")) - parsedate_to_datetime(modified)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return modified if age.total_seconds() >= 1 and _VISIBLE.fullmatch(modified) else None

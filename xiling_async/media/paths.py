@@ -1,0 +1,93 @@
+"""Where a download goes, and what it is called: names are made of the user's words and the task's id alone.
+
+Nothing of a URL or of a header gets into a name. A task id is the service's opaque text: what is not plain in it is
+replaced, and a hash of all of it tells such names apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from xiling_async.media.partial_file import part_beside
+
+UNKNOWN: Final = "bin"  # the type of what nobody knows
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?")
+_STRANGE: Final = re.compile(r"[^A-Za-z0-9_-]")
+_STEM_CHARACTERS: Final = 64
+# Devices on Windows, with any ending.
+_RESERVED: Final = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
+
+
+class NoTarget(ValueError):
+    """Nothing can be written there; the message says why."""
+
+
+def stem_of(task_id: str) -> str:
+    """A name for this id that stays in its folder, on every system: the id itself where it is plain.
+
+    Different ids have different names: `~` stands in no plain one.
+    """
+    if _PLAIN.fullmatch(task_id) and not _RESERVED.fullmatch(task_id):
+        return task_id
+    mark = hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{_STRANGE.sub('_', task_id)[:_STEM_CHARACTERS]}~{mark}"
+
+
+@frozen(kw_only=True)
+class Target:
+    """`name` is the user's own; None: `<stem>.<type>`, the type being that of the bytes.
+
+    `folder` is absolute, and `said` the same folder as the user wrote it.
+    """
+
+    folder: Path
+    said: Path
+    name: str | None
+    stem: str
+    what: str
+    types: Sequence[str]  # that are to be expected
+
+    @property
+    def part(self) -> Path:
+        return part_beside(self.folder / (f"{self.stem}.{self.what}" if self.name is None else self.name))
+
+    def path(self, found: str | None) -> Path:
+        """The file itself, when its bytes are of this type."""
+        return self.folder / (f"{self.stem}.{found or UNKNOWN}" if self.name is None else self.name)
+
+    def in_the_way(self) -> Path | None:
+        """What exists already where the file is to be; blocks."""
+        paths = (self.path(found) for found in self.types)
+        return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def targets_of(to: str | os.PathLike[str], task_id: str, wanted: Mapping[str, Sequence[str]]) -> list[Target]:
+    """A target for each wanted file (by what it is: its types), the first one with the name that `to` says.
+
+    `to` is a folder if there is one of this name, or if it ends in a separator; then it must exist, and the names are
+    ours. Blocks. Raises `NoTarget`, `OSError`.
+    """
+    given: Any = os.fspath(to)
+    try:
+        if not isinstance(given, str) or not given or b"\0" in os.fsencode(given):
+            raise NoTarget("it is no path")
+    except UnicodeError:  # half a surrogate pair: no name on this system
+        raise NoTarget("it is no path") from None
+    said = Path(given)
+    is_folder = given.endswith(tuple(filter(None, (os.sep, os.altsep)))) or said.is_dir()
+    folder = said if is_folder else said.parent
+    if not folder.is_dir():
+        raise NoTarget(f"there is no folder {str(folder)!r}: make it first")
+    name = None if is_folder else said.name
+    stem = stem_of(task_id) if is_folder else said.stem
+    return [
+        Target(folder=folder.absolute(), said=folder, name=None if number else name, stem=stem, what=what, types=types)
+        for number, (what, types) in enumerate(wanted.items())
+    ]

@@ -1,0 +1,349 @@
+"""Local pictures up: checked before anything is sent, uploaded before anything is paid for, once per content.
+
+An upload costs nothing, so it is repeated wherever classify.py allows; what fails here was not bought. What a client
+has uploaded it remembers by its SHA-256.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from attrs import frozen
+from yarl import URL
+
+from xiling_async._internal.clock import Clock
+from xiling_async._internal.redact import scrub
+from xiling_async._internal.tasks import Shared, Tasks
+from xiling_async._internal.threads import Threads
+from xiling_async.api import classify, retry, wire
+from xiling_async.api.classify import Happened, Step
+from xiling_async.api.failures import upload_error
+from xiling_async.api.throttle import Gate
+from xiling_async.api.transport import Answer, Transport
+from xiling_async.errors import ClientClosed, InvalidRequest, NotSent, Problem, XilingError
+from xiling_async.media.images import ACCEPTED, LIMIT_BYTES, Picture, Unfit, inspected
+from xiling_async.models.request import Request
+from xiling_async.telemetry.stats import UNWATCHED, Monitor, Transfer
+
+T = TypeVar("T")
+Rq = TypeVar("Rq", bound=Request[Any])
+Source = Path | bytes | AsyncIterator[bytes]
+
+PATH: Final = "figure-resource/upload/file"  # service.md, "Upload"
+AT_ONCE: Final = 4  # more share the same line
+TRIES: Final = 4  # no budget: so few at once multiply no storm
+RATE_LIMIT_WAITS: Final = 8  # of an upload that got a 429, as of a create
+REMEMBERED: Final = 1024
+REMEMBERED_S: Final = 24 * 3600.0  # how long the service keeps uploads is not documented; its results live 7 days
+
+
+@frozen
+class _Spoiled:
+    """The file was not what had been checked, so its upload was not ended; `why` belongs to this source alone."""
+
+    source: Path | bytes
+    why: str
+
+
+@frozen
+class _Setback:
+    """An upload that did not work out, and what classify.py allows next."""
+
+    step: Step
+    error: XilingError
+    pause_s: float = 0.0
+
+
+class Uploads:
+    """The uploads of one client. They take turns at the gate of its API, `AT_ONCE` at a time."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        clock: Clock,
+        gate: Gate,
+        random: Callable[[], float],
+        api_key: str,
+        remembered: int = REMEMBERED,
+        monitor: Monitor = UNWATCHED,
+    ) -> None:
+        self._monitor = monitor
+        self._transport = transport
+        self._clock = clock
+        self._gate = gate
+        self._random = random
+        self._api_key = api_key
+        self._remembered = remembered
+        self._permits = asyncio.Semaphore(AT_ONCE)
+        self._threads = Threads(AT_ONCE, "xiling upload", clock)
+        self._tasks = Tasks()
+        self._running: dict[bytes, Shared[str | _Spoiled]] = {}  # by SHA-256
+        self._known: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # until when, and the URL; oldest first
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    async def close(self) -> None:
+        """End every upload: nothing depends on it but jobs that were not bought yet."""
+        self._closed = True
+        await self._tasks.cancel()
+        await self._threads.close()
+
+    async def sendable(self, request: Rq) -> Rq:
+        """The request with the URLs of its local files. Raises `InvalidRequest` before anything was sent, and what
+        uploads raise; in either case nothing was bought."""
+        by_path: dict[Path, str] = {}
+        for name, path in request.local_files().items():
+            by_path[path] = f"{by_path[path]}, {name}" if path in by_path else name
+        if not by_path:
+            return request
+        pictures = await self._checked(type(request).__name__, by_path.items())
+        urls = await self._together((self._url_of(picture) for picture in pictures), "xiling wait for upload")
+        return request.with_urls(dict(zip(by_path, urls, strict=True)))
+
+    async def upload(self, source: Source) -> URL:
+        """The URL of this picture. Raises as `sendable` does."""
+        if isinstance(source, (bytearray, memoryview)):
+            source = bytes(source)
+        if isinstance(source, AsyncIterable):
+            source = await _collected(source)
+        if not isinstance(source, (Path, bytes)):
+            raise _invalid("source", source, "is no picture", "a pathlib.Path, bytes or an async iterator of bytes")
+        pictures = await self._checked("upload", [(source, "source")])
+        (url,) = await self._together((self._url_of(picture) for picture in pictures), "xiling wait for upload")
+        return URL(url, encoded=True)
+
+    # --- checking ------------------------------------------------------------------------------------------------
+
+    async def _checked(self, what: str, named: Iterable[tuple[Path | bytes, str]]) -> list[Picture]:
+        """Each of these pictures, or every reason why one of them is none."""
+        found = await self._together((self._look_at(source, name) for source, name in named), "xiling check")
+        problems = [each for each in found if isinstance(each, Problem)]
+        if problems:
+            raise InvalidRequest.of(what, problems)
+        return [each for each in found if isinstance(each, Picture)]
+
+    async def _look_at(self, source: Path | bytes, name: str) -> Picture | Problem:
+        try:
+            return await self._threads.run(functools.partial(inspected, source))
+        except Unfit as why:
+            return _problem(name, source, str(why), ACCEPTED)
+
+    # --- once per content ----------------------------------------------------------------------------------------
+
+    async def _url_of(self, picture: Picture) -> str:
+        """Where this picture is, uploaded now, by somebody else at this moment, or before."""
+        while True:
+            until, url = self._known.get(picture.sha256, (0.0, ""))
+            if until > self._clock.time():
+                return url
+            told = await self._shared(picture).join()
+            if isinstance(told, str):
+                return told
+            if told.source == picture.source:  # else another file of this content was spoiled: ours is not
+                raise NotSent(
+                    f"The upload of {picture} failed: while it was sent, the file changed ({told.why}). Nothing was "
+                    "bought: submit it again when the file stays as it is."
+                )
+
+    def _shared(self, picture: Picture) -> Shared[str | _Spoiled]:
+        """The upload of this content: one for all who want it; it ends when the last of them has gone."""
+        shared = self._running.get(picture.sha256)
+        if shared is None or shared.is_over:
+            task = self._tasks.start(self._send(picture), name=f"xiling upload {picture.file_name}")
+            shared = self._running[picture.sha256] = Shared(task)
+            task.add_done_callback(functools.partial(self._forget, picture.sha256, shared))
+        return shared
+
+    def _forget(self, sha256: bytes, shared: Shared[str | _Spoiled], _: object) -> None:
+        if self._running.get(sha256) is shared:
+            del self._running[sha256]
+
+    def _remember(self, sha256: bytes, url: str) -> None:
+        self._known.pop(sha256, None)
+        self._known[sha256] = (self._clock.time() + REMEMBERED_S, url)
+        if len(self._known) > self._remembered:
+            self._known.popitem(last=False)
+
+    def forget(self, sent: Request[Any]) -> None:
+        """The service could not fetch an image of this request: it may have dropped our uploads. The next submit of
+        these pictures uploads them anew."""
+        values = [item for value in sent.fields().values() for item in (value if isinstance(value, list) else [value])]
+        for sha256, (_, url) in tuple(self._known.items()):
+            if url in values:
+                del self._known[sha256]
+
+    async def _together(self, works: Iterable[Coroutine[Any, Any, T]], name: str) -> list[T]:
+        """All of these at once; the first that fails, or a cancellation, ends the others."""
+        self._check_open()
+        tasks = [self._tasks.start(work, name=name) for work in works]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            return [task.result() for task in tasks if task.done()]  # not all are done only if one has failed
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and caller is not None and not caller.cancelling():
+                raise _closed() from None
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
+
+    # --- one upload ----------------------------------------------------------------------------------------------
+
+    async def _send(self, picture: Picture) -> str | _Spoiled:
+        with self._monitor.uploading(picture.size_bytes, self._clock) as transfer:
+            return await self._sent(picture, transfer)
+
+    async def _sent(self, picture: Picture, transfer: Transfer) -> str | _Spoiled:
+        tries = waits = 0
+        while True:
+            transfer.tries += 1
+            told = await self._one_try(picture)
+            if isinstance(told, str):
+                self._remember(picture.sha256, told)
+            elif isinstance(told, _Spoiled):
+                transfer.error = NotSent.__name__
+            if not isinstance(told, _Setback):
+                return told
+            if told.step is Step.WAIT:
+                self._gate.close_for(told.pause_s)
+                waits += 1
+                if waits > RATE_LIMIT_WAITS:
+                    raise told.error
+            else:
+                tries += 1
+                if told.step is not Step.AGAIN or tries == TRIES:
+                    raise told.error
+                await self._gate.pause(max(told.pause_s, retry.full_jitter(tries - 1, self._random)))
+
+    async def _turn(self) -> None:
+        """Take a permit while the gate is open; it may have closed while we queued."""
+        while True:
+            await self._gate.passed()
+            await self._permits.acquire()
+            if self._gate.is_open:
+                return
+            self._permits.release()
+
+    async def _one_try(self, picture: Picture) -> str | _Spoiled | _Setback:
+        await self._turn()
+        body = _Body(picture, self._threads)
+        try:
+            answer = await self._transport.upload(
+                PATH, body, size_bytes=body.size_bytes, content_type=body.content_type
+            )
+        except XilingError:
+            raise
+        except Exception as error:
+            if body.spoiled is not None:
+                return _Spoiled(picture.source, str(body.spoiled))
+            return self._broke(picture, error)
+        finally:
+            self._permits.release()
+        return self._judged(picture, answer)
+
+    def _broke(self, picture: Picture, error: Exception) -> _Setback:
+        happened = classify.of_exception(error)
+        why = scrub(f"{type(error).__name__}: {error}", self._api_key)
+        told = NotSent(
+            f"The upload of {picture} failed ({why}). Nothing was bought: look at the base URL and the network, then "
+            "submit it again."
+        )
+        return _Setback(Step.FAIL if happened is None else classify.after_upload(happened), told)
+
+    def _judged(self, picture: Picture, answer: Answer) -> str | _Setback:
+        frame = wire.upload_envelope(answer.body)
+        happened = classify.of_status(answer.status, has_api_body=frame is not None)
+        if happened is Happened.ANSWERED:
+            try:
+                return wire.uploaded_url(frame)
+            except wire.Malformed as malformed:
+                if frame is None or frame.code == 0:
+                    what = f"The upload of {picture} was answered with something else, nothing was bought: {malformed}"
+                    told = wire.protocol_error(what, malformed.path, answer.body, self._api_key, charged="no")
+                    return _Setback(classify.after_upload(Happened.BAD_BODY), told)
+                happened = Happened.REFUSED
+        step = classify.after_upload(happened)
+        pause_s = retry.retry_after(answer.headers.get("Retry-After"), self._clock.time())
+        if pause_s is None and step is Step.WAIT:
+            pause_s = retry.RATE_LIMIT_S
+        refused = upload_error(str(picture), answer.status, frame, api_key=self._api_key, retry_after=pause_s)
+        return _Setback(step, refused, pause_s or 0.0)
+
+
+class _Body:
+    """The multipart body of an upload as aiohttp pulls it. No generator: one that is left in the middle would have to
+    be closed, and whoever is cancelled waits for nothing."""
+
+    def __init__(self, picture: Picture, threads: Threads) -> None:
+        boundary = secrets.token_hex(16)
+        self._head, self._tail = wire.file_part(picture.file_name, picture.media_type, boundary)
+        self._reader = picture.reader()
+        self._threads = threads
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self.size_bytes = len(self._head) + picture.size_bytes + len(self._tail)
+        self.spoiled: Unfit | None = None
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        try:
+            piece = await self._threads.run(self._reader.next_piece)
+        except Unfit as why:
+            self.spoiled = why
+            raise
+        if not piece:
+            piece, self._tail = self._tail, b""
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+
+async def _collected(source: AsyncIterable[bytes]) -> bytes:
+    collected = bytearray()
+    try:
+        async for piece in source:
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                raise _invalid("source", piece, "is no piece of a picture", "an async iterator of bytes")
+            collected += piece
+            if len(collected) > LIMIT_BYTES:
+                raise _invalid("source", "<bytes>", f"has more than {LIMIT_BYTES} bytes", ACCEPTED)
+    finally:
+        close: Callable[[], Awaitable[None]] | None = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+    return bytes(collected)
+
+
+def _problem(name: str, source: object, rule: str, accepted: str) -> Problem:
+    return Problem(field=name, value=_named(source), rule=rule, accepted=accepted)
+
+
+def _named(source: object) -> object:
+    return "<bytes>" if isinstance(source, bytes) else str(source) if isinstance(source, Path) else source
+
+
+def _invalid(name: str, source: object, rule: str, accepted: str) -> InvalidRequest:
+    return InvalidRequest.of("upload", [_problem(name, source, rule, accepted)])
+
+
+def _closed() -> ClientClosed:
+    return ClientClosed("The client was closed before the pictures were uploaded: nothing was bought.")

@@ -1,0 +1,281 @@
+"""What may happen to a job: the states, the events, and one pure function that applies one to the other.
+
+Every store applies events with `decide`, inside a transaction of its own; a refused event changes nothing.
+
+| event    | from                                  | to |
+| -------- | ------------------------------------- | --- |
+| Resent   | not_sent, rejected                    | sending, the next attempt |
+| Accepted | any but not_sent, rejected            | accepted (done, failed: the ids put in order) |
+| Refused  | sending                               | not_sent, rejected |
+| Lost     | sending                               | uncertain |
+| Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
+| GaveUp   | accepted; uncertain                   | expired; unknown |
+| Asked    | accepted                              | accepted, due again later |
+| Kept     | accepted, done, failed, expired       | the same: a task's result has a file |
+
+Heard is a callback or a status answer. It comes from a URL that only we minted, so it proves that the service took
+the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from attrs import define, evolve, field
+
+from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
+
+
+# What lives for one exchange only is not frozen, here and elsewhere: attrs takes four times as long to make it.
+@define(kw_only=True)
+class Resent:
+    """One more POST is about to leave; the ones before never reached the service or were refused by it."""
+
+    at: float
+
+
+@define(kw_only=True)
+class Accepted:
+    """The service answered with task ids."""
+
+    attempt: int
+    at: float
+    task_ids: tuple[str, ...]
+    due_at: float | None
+
+
+@define(kw_only=True)
+class Refused:
+    """The POST bought nothing: it never arrived (`not_sent`), or the service said no."""
+
+    attempt: int
+    at: float
+    refusal: Refusal
+    sent: bool
+
+
+@define(kw_only=True)
+class Lost:
+    """The POST left, and its answer did not come or could not be read."""
+
+    attempt: int
+    at: float
+    refusal: Refusal
+    due_at: float | None
+
+
+@define(kw_only=True)
+class Heard:
+    """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job."""
+
+    attempt: int
+    at: float
+    task_id: str
+    outcome: Outcome | None
+    due_at: float | None
+
+
+@define(kw_only=True)
+class GaveUp:
+    """Nothing was heard for as long as one waits. `was`: the state that was waited in; in another one it is refused."""
+
+    at: float
+    was: State | None = None
+
+
+@define(kw_only=True)
+class Asked:
+    """A status GET brought no outcome (`failed`: not even an answer), or should be made: ask at `due_at`."""
+
+    at: float
+    due_at: float
+    failed: bool = False
+
+
+@define(kw_only=True)
+class Kept:
+    """The result of a task is in this file now, whole."""
+
+    at: float
+    task_id: str
+    file: str
+
+
+Event = Kept | Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
+
+
+class Verdict(Enum):
+    """What became of an event. Only `APPLIED` changes the record."""
+
+    APPLIED = "applied"
+    REPEAT = "repeat"  # already so
+    CONFLICT = "conflict"  # a second, different end of a task: the first one stays
+    STRANGE = "strange"  # an attempt or a task id that is not this job's
+    REFUSED = "refused"  # not legal in this state
+    NO_JOB = "no job"  # the store does not know the job
+
+
+@define
+class Change:
+    """The verdict, and the record as it is now. `was`: the state before an `APPLIED` change, for those who count."""
+
+    verdict: Verdict
+    record: JobRecord | None
+    was: State | None = field(default=None, eq=False)
+
+
+LEGAL: Final[dict[type[Event], frozenset[State]]] = {
+    Resent: frozenset({State.NOT_SENT, State.REJECTED}),
+    Accepted: frozenset(
+        {
+            State.SENDING,
+            State.UNCERTAIN,
+            State.UNKNOWN,
+            State.ACCEPTED,
+            State.DONE,
+            State.FAILED,
+            State.EXPIRED,
+        }
+    ),
+    Refused: frozenset({State.SENDING}),
+    Lost: frozenset({State.SENDING}),
+    Heard: frozenset(State),
+    GaveUp: frozenset({State.ACCEPTED, State.UNCERTAIN}),
+    Asked: frozenset({State.ACCEPTED}),
+    Kept: frozenset({State.ACCEPTED, State.DONE, State.FAILED, State.EXPIRED}),
+}
+
+
+_OF_AN_ATTEMPT: Final = (Heard, Accepted, Refused, Lost)
+
+
+def decide(record: JobRecord, event: Event) -> Change:
+    """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
+    kind = type(event)
+    if isinstance(event, _OF_AN_ATTEMPT) and event.attempt != record.attempt:
+        return Change(Verdict.STRANGE, record)
+    if record.state not in LEGAL[kind]:
+        return Change(Verdict.REFUSED, record)
+    return _APPLY[kind](record, event)
+
+
+def _resent(record: JobRecord, event: Resent) -> Change:
+    attempt = record.attempt + 1
+    return _applied(record, state=State.SENDING, attempt=attempt, changed_at=event.at, refusal=None, due_at=None)
+
+
+def _refused(record: JobRecord, event: Refused) -> Change:
+    state = State.REJECTED if event.sent else State.NOT_SENT
+    return _applied(record, state=state, refusal=event.refusal, changed_at=event.at)
+
+
+def _lost(record: JobRecord, event: Lost) -> Change:
+    return _applied(record, state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
+
+
+def _gave_up(record: JobRecord, event: GaveUp) -> Change:
+    if event.was not in (None, record.state):
+        return Change(Verdict.REFUSED, record)
+    state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
+    return _applied(record, state=state, changed_at=event.at, due_at=None)
+
+
+def _asked(record: JobRecord, event: Asked) -> Change:
+    return _applied(record, due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
+
+
+def _applied(record: JobRecord, **changes: Any) -> Change:
+    return Change(Verdict.APPLIED, record.but(**changes), record.state)
+
+
+def _accepted(record: JobRecord, event: Accepted) -> Change:
+    """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places.
+
+    A task that a callback told of and the answer left out stays, as long as no more were made than were asked for.
+    """
+    if not record.task_ids and record.state not in (State.DONE, State.FAILED):  # as nearly always: no callback yet
+        nothing_yet = (None,) * len(event.task_ids)
+        return _progressed(record, event.task_ids, nothing_yet, len(event.task_ids), event.at, event.due_at)
+    known = dict(zip(record.task_ids, record.outcomes, strict=True))
+    left_out = [task_id for task_id in known if task_id not in event.task_ids]
+    room = max(0, _allowed(record) - len(event.task_ids))
+    task_ids = (*event.task_ids, *left_out[:room])
+    is_known = task_ids == record.task_ids and len(task_ids) == record.asked
+    if is_known and record.state in (State.ACCEPTED, State.DONE, State.FAILED):
+        return Change(Verdict.REPEAT, record)
+    if record.state in (State.DONE, State.FAILED) and set(task_ids) != set(record.task_ids):
+        return Change(Verdict.CONFLICT, record)
+    outcomes = tuple(known.get(task_id) for task_id in task_ids)
+    return _progressed(record, task_ids, outcomes, len(task_ids), event.at, event.due_at)
+
+
+def _allowed(record: JobRecord) -> int:
+    """How many tasks a job may have: what its request asked for, or what the answer said if that was more."""
+    return max(record.asked, record.request.task_count if record.request else 0)
+
+
+def _heard(record: JobRecord, event: Heard) -> Change:
+    task_ids, outcomes = record.task_ids, record.outcomes
+    is_over = record.state in (State.DONE, State.FAILED)
+    if event.task_id not in task_ids:
+        if len(task_ids) >= _allowed(record):
+            return Change(Verdict.STRANGE, record)
+        if is_over and event.outcome is None:
+            return Change(Verdict.REPEAT, record)
+        task_ids, outcomes = (*task_ids, event.task_id), (*outcomes, None)
+    place = task_ids.index(event.task_id)
+    before = outcomes[place]
+    if before is not None and event.outcome is not None:
+        # A signature in a URL may differ from answer to answer: the same end told again is a repeat.
+        same = type(before) is type(event.outcome)
+        return Change(Verdict.REPEAT if same else Verdict.CONFLICT, record)
+    if event.outcome is not None:
+        outcomes = (*outcomes[:place], event.outcome, *outcomes[place + 1 :])
+    elif is_over or (task_ids == record.task_ids and record.state is State.ACCEPTED):
+        return Change(Verdict.REPEAT, record)
+    due_at = record.due_at if record.state is State.ACCEPTED else event.due_at
+    return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at)
+
+
+def _kept(record: JobRecord, event: Kept) -> Change:
+    for place, outcome in enumerate(record.outcomes):
+        if isinstance(outcome, Succeeded) and outcome.task_id == event.task_id:
+            if outcome.file == event.file:
+                return Change(Verdict.REPEAT, record)
+            kept = evolve(outcome, file=event.file)
+            outcomes = (*record.outcomes[:place], kept, *record.outcomes[place + 1 :])
+            return _applied(record, outcomes=outcomes)
+    return Change(Verdict.STRANGE, record)
+
+
+def _progressed(
+    record: JobRecord,
+    task_ids: tuple[str, ...],
+    outcomes: tuple[Outcome | None, ...],
+    asked: int,
+    at: float,
+    due_at: float | None,
+) -> Change:
+    """The record with these outcomes: still accepted, or at its end when every task asked for has one."""
+    state = State.ACCEPTED
+    if len(outcomes) >= asked and None not in outcomes:
+        state = State.FAILED if Failed in map(type, outcomes) else State.DONE
+        due_at = None
+    changed = record.progressed(
+        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at
+    )
+    return Change(Verdict.APPLIED, changed, record.state)
+
+
+_APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {
+    Resent: _resent,
+    Accepted: _accepted,
+    Refused: _refused,
+    Lost: _lost,
+    Heard: _heard,
+    GaveUp: _gave_up,
+    Asked: _asked,
+    Kept: _kept,
+}

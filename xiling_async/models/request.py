@@ -1,0 +1,158 @@
+"""What can be bought: an endpoint family of the service (`Kind`), and one paid create of it (`Request`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from enum import StrEnum
+from functools import cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar, cast
+from urllib.parse import quote
+
+from attrs import NOTHING, AttrsInstance, fields_dict, frozen
+from yarl import URL
+
+from xiling_async.errors import InvalidRequest, Problem, ServiceError
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
+
+
+@cache
+def _fields_of(kind: Hashable) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    names = tuple(fields_dict(cast("type[AttrsInstance]", kind)))
+    return names, attrgetter(*names, "__class__")  # of one name alone it would not give a tuple
+
+
+def names_of(kind: type[object]) -> tuple[str, ...]:
+    """The names of the fields of an attrs class, in order."""
+    return _fields_of(cast("Hashable", kind))[0]  # mypy takes the `__hash__` of its instances for its own
+
+
+def values_of(instance: object) -> dict[str, Any]:
+    """The values of the fields of an attrs object by their names, in order."""
+    names, read = _fields_of(cast("Hashable", type(instance)))
+    return dict(zip(names, read(instance), strict=False))
+
+
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether there is nothing among them but texts, numbers, truth values and None: no file, no list."""
+    return _PLAIN.issuperset(map(type, values))
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+
+
+class Progress(StrEnum):
+    """What a status of the service means for a task."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@frozen
+class Media:
+    """A file that a result has: which field of it is the URL, and the types that are documented for it."""
+
+    field: str
+    types: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class Kind(Generic[R]):
+    """An endpoint family of the service: where it lives, how it speaks, how patient one must be with it.
+
+    `number` names the kind inside callback tokens (0-255) and never changes. Times are in seconds.
+    """
+
+    name: str
+    number: int
+    request: type[Request[R]]
+    result: type[R]  # it has a `task_id`, and the fields that `media` names
+    media: Mapping[str, Media]  # by the word that `Client.download` has for it; the one that matters first
+    path: str
+    max_tasks: int
+    statuses: Mapping[str, Progress]
+    refusals: Mapping[int, type[ServiceError]]  # by business code
+    not_found: int  # the business code of an unknown task
+    unreachable: int | None = None  # the business code of an image URL that the service could not fetch
+    poll_every_s: float
+    longest_s: float
+    result_ttl_s: float
+
+    def status_path(self, task_id: str) -> str:
+        return f"{self.path}/{quote(task_id, safe='')}"
+
+
+@frozen(kw_only=True)
+class Request(Generic[R_co]):
+    """One paid create: subclasses are the kinds of tasks that the service offers. They know their own rules."""
+
+    kind: ClassVar[Kind[Any]]
+
+    @property
+    def task_count(self) -> int:
+        """How many tasks, each with one output, this request asks for."""
+        return 1
+
+    def fields(self) -> dict[str, JSON]:
+        """The wire's own field names with the values to send; absent ones are left out.
+
+        Raises `InvalidRequest` while the request holds local files: what is sent of them is their URL.
+        """
+        raise NotImplementedError
+
+    def local_files(self) -> dict[str, Path]:
+        """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
+        found: dict[str, Path] = {}
+        values = values_of(self)
+        if are_plain(values.values()):
+            return found
+        for name, value in values.items():
+            if isinstance(value, Path):
+                found[name] = value
+            elif isinstance(value, tuple):
+                found |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Path)}
+        return found
+
+    def with_urls(self, urls: Mapping[Path, str]) -> Self:
+        """The same request with each of these files replaced by its URL; no rule is checked again."""
+
+        def sent(value: JSON) -> JSON:
+            if isinstance(value, tuple):
+                return tuple(sent(item) for item in value)
+            return urls.get(value, value) if isinstance(value, Path) else value
+
+        return self.restored({name: sent(value) for name, value in values_of(self).items()})
+
+    def check_sendable(self) -> None:
+        """Raises `InvalidRequest` if there are files that have no URL yet."""
+        accepted = "the URL that `client.upload` gives it"
+        problems = [
+            Problem(field=name, value=str(path), rule="is a local file", accepted=accepted)
+            for name, path in self.local_files().items()
+        ]
+        if problems:
+            raise InvalidRequest.of(f"{type(self).__name__} holds files that only `client.submit` sends", problems)
+
+    @classmethod
+    def restored(cls, values: Mapping[str, JSON]) -> Self:
+        """A request of these values with no rule checked: it was checked, or deliberately not, when it was made."""
+        request = cls.__new__(cls)
+        for name, attribute in fields_dict(cls).items():
+            value = values.get(name, None if attribute.default is NOTHING else attribute.default)
+            convert = cast("Callable[[JSON], JSON] | None", attribute.converter)
+            object.__setattr__(request, name, value if convert is None else convert(value))
+        return request
+
+
+def is_http_url(value: object) -> bool:
+    """An absolute http(s) URL as text, with nothing in it that a line of text cannot hold."""
+    try:
+        fine = isinstance(value, str) and (url := URL(value)).scheme in ("http", "https") and bool(url.host)
+    except ValueError:
+        return False
+    return fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()

@@ -1,0 +1,1 @@
+"""The result files of the simulated service, whole or faulty."""

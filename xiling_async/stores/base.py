@@ -1,0 +1,117 @@
+"""What a store promises.
+
+A store remembers jobs. It decides nothing: `lifecycle.decide` says what an event does to a record, and a store applies
+that inside one transaction. What it owes:
+
+1. When `add` or `change` returns, the new record is durable (in the store's own sense: a `MemoryStore` is not).
+   When it raises `StoreError`, nothing was changed.
+2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`).
+3. A verdict other than `APPLIED` changed nothing.
+4. Changes of one record are applied one after another; each returned record has the `version` of its change.
+
+| what is written                    | when                          | if the process dies right after |
+| ---------------------------------- | ----------------------------- | --- |
+| the intent (`add`, `Resent`)       | before its POST               | uncertain: costs waiting, not money |
+| the answer                         | before `submit` returns       | the restart knows the ids |
+| a callback or a status             | before its 200                | a repeat changes nothing |
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Final, Protocol, runtime_checkable
+
+from xiling_async.models.lifecycle import Change, Event
+from xiling_async.models.record import JobRecord
+
+
+class Watcher(Protocol):
+    """Who waits for jobs that other processes may change."""
+
+    def known(self, job_id: str) -> int | None:
+        """The version that is known of this job; None if nobody here waits for it."""
+        ...
+
+    def watched(self) -> list[str]:
+        """The ids of all jobs that somebody here waits for."""
+        ...
+
+    def told(self, record: JobRecord) -> None:
+        """This is the newest that the store holds of a job."""
+        ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Times are Unix seconds. Every method raises `StoreError` when the store cannot do its work."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes use it too: then jobs fall due, and change, that nobody here has heard of."""
+        ...
+
+    async def open(self) -> None:
+        """Make it ready; the client calls it when it is entered."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is left and let go of everything; a closed store can be opened again."""
+        ...
+
+    def listen(self, watcher: Watcher) -> None:
+        """From now on tell this watcher, in the event loop, what other processes make of the jobs that it knows. A
+        store that was cut off from the news tells the newest of all that is watched when it is back. A store that
+        nobody shares has nothing to tell."""
+        ...
+
+    async def secret(self, fresh: bytes) -> bytes:
+        """The secret of callback URLs that this store keeps: `fresh` if it had none."""
+        ...
+
+    async def add(self, record: JobRecord) -> JobRecord:
+        """Write a new job; or, if its id or its key is known, change nothing. Returns the job that the store holds."""
+        ...
+
+    async def change(self, job_id: str, event: Event) -> Change:
+        """Apply an event to a job and make it durable."""
+        ...
+
+    async def get(self, job_id: str) -> JobRecord | None: ...
+
+    async def by_key(self, key: str) -> JobRecord | None: ...
+
+    async def by_task(self, task_id: str) -> JobRecord | None: ...
+
+    def unfinished(self) -> AsyncIterator[JobRecord]:
+        """The jobs that are not at an end, oldest first; the store may change while one reads."""
+        ...
+
+    def jobs(self) -> AsyncIterator[JobRecord]:
+        """All jobs, the newest first: for listings; the store may change while one reads."""
+        ...
+
+    async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
+        """Up to `limit` jobs that are due, for one sweeper alone: they fall due again `lease_s` seconds from now."""
+        ...
+
+    async def next_due(self) -> float | None:
+        """When the next job falls due."""
+        ...
+
+    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        """Take over what a dead process left: its `sending` jobs become `uncertain` for at most `doubt_s` seconds, and
+        open jobs fall due spread over the time that `per_second` asks a second take, at most a minute. Returns how
+        many jobs are unfinished."""
+        ...
+
+    async def purge(self, older_than: timedelta | float) -> int:
+        """Forget jobs that ended more than `older_than` (seconds) ago, with their keys. Returns how many."""
+        ...
+
+
+SPREAD_S: Final = 60.0  # reliability.md, "Restart": due times are spread over the first minute
+
+
+def seconds(span: timedelta | float) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)

@@ -1,0 +1,308 @@
+"""A store in one SQLite file, for one process: every change is on the disk before it counts."""
+
+# ruff: noqa: S608 - statements are put together from our own words only
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from xiling_async._internal.clock import SystemClock
+from xiling_async._internal.file_lock import Held, hold, me
+from xiling_async.errors import StoreError
+from xiling_async.models.lifecycle import Change, Event, Verdict, decide
+from xiling_async.models.record import LEFT_BEHIND, JobRecord
+from xiling_async.stores.base import SPREAD_S, Watcher, seconds
+from xiling_async.stores.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.sqlite_schema import prepare
+from xiling_async.stores.sqlite_writer import Work, Writer
+
+log = logging.getLogger("xiling_async.stores")
+
+T = TypeVar("T")
+
+_SELECT: Final = f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM jobs"
+_BY_ID: Final = f"{_SELECT} WHERE id = ?"
+_BY_KEY: Final = f"{_SELECT} WHERE key = ?"
+_BY_TASK: Final = f"{_SELECT} WHERE id = (SELECT job_id FROM tasks WHERE task_id = ?)"
+_IS_TASK: Final = "SELECT 1 FROM tasks WHERE task_id = ?"
+_INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_UPDATE: Final = (
+    "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
+    "failed_asks = ?, version = ? WHERE id = ?"
+)
+_OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
+_PAGE: Final = 500
+_PURGE: Final = 5_000  # jobs looked at in one piece of work
+_OURS: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
+
+
+class SQLiteStore:
+    """Remembers jobs in the file `path`: they survive a crash, a `kill -9`, and (as far as the disk keeps its promises)
+    a power cut. One process at a time; several need a `PostgresStore`. While it is open there are two files more: a
+    `-wal`, and an `-owner` that says which process it is. What it makes is readable by its owner alone.
+
+    `connect`: how to open the file (for tests).
+    """
+
+    is_shared: Final = False
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+    ) -> None:
+        self._path = Path(path)  # looked up when it is opened, in the writer's thread
+        self._connect = connect
+        self._writer: Writer | None = None
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {self._path.name}>"
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._writer is not None:
+            self._writer.check_process()
+            raise StoreError(f"{self._path} {_OURS}")
+        writer = Writer(self._connected, str(self._path))
+        await writer.start()
+        self._writer = writer
+
+    async def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.stop()
+
+    async def _run(self, work: Work[T]) -> T:
+        if self._writer is None:
+            raise StoreError(f"{self._path} is not open.")
+        return await self._writer.run(work)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.ExitStack() as leaving:
+            try:
+                connection = self._take(leaving)
+            except Exception as error:
+                raise self._refused(error) from error
+            yield connection
+
+    def _take(self, leaving: contextlib.ExitStack) -> sqlite3.Connection:
+        path = self._path.resolve()
+        leaving.callback(hold(path.with_name(path.name + "-owner")))
+        # Made by us and not by SQLite, so that nobody else can read it; its -wal takes the same mode. A file that is
+        # there already is left to SQLite: to close a descriptor of it would drop locks (see hold.py).
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        if not os.access(path, os.W_OK):  # SQLite itself would speak of an I/O error
+            raise PermissionError(f"{path} is read-only")
+        connection = self._connect(path, timeout=0.5, isolation_level=None)
+        leaving.callback(connection.close)
+        prepare(connection)
+        return connection
+
+    def _refused(self, error: Exception) -> StoreError:
+        if isinstance(error, Held) and str(error) == me():
+            return StoreError(f"{self._path} {_OURS}")
+        is_locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+        if isinstance(error, Held) or is_locked:
+            owner = "another program" if is_locked else error
+            return StoreError(
+                f"{self._path} is held by {owner}. One process at a time may use a SQLiteStore: stop that one, "
+                "or let several share a PostgresStore. Nothing was sent."
+            )
+        return StoreError(f"{self._path} cannot be used as a store: {error}. Nothing was sent.")
+
+    # --- what base.py promises -----------------------------------------------------------------------------------
+
+    def listen(self, watcher: Watcher) -> None:
+        """Nobody else changes its jobs."""
+
+    async def secret(self, fresh: bytes) -> bytes:
+        def work(connection: sqlite3.Connection) -> bytes:
+            connection.execute("INSERT OR IGNORE INTO kept VALUES ('webhook secret', ?)", (fresh,))
+            (kept,) = connection.execute("SELECT value FROM kept WHERE name = 'webhook secret'").fetchone()
+            return bytes(kept)
+
+        return await self._run(work)
+
+    async def add(self, record: JobRecord) -> JobRecord:
+        def work(connection: sqlite3.Connection) -> JobRecord:
+            known = _read(connection, _BY_ID, record.id)
+            if known is None and record.key is not None:
+                known = _read(connection, _BY_KEY, record.key)
+            for task_id in record.task_ids:
+                known = known or _read(connection, _BY_TASK, task_id)
+            if known is not None:
+                return known
+            connection.execute(_INSERT, row_of(record))
+            _own(connection, record.id, record.task_ids)
+            return record
+
+        return await self._run(work)
+
+    async def change(self, job_id: str, event: Event) -> Change:
+        def work(connection: sqlite3.Connection) -> Change:
+            record = _read(connection, _BY_ID, job_id)
+            if record is None:
+                return Change(Verdict.NO_JOB, None)
+            change = decide(record, event)
+            if change.verdict is not Verdict.APPLIED or change.record is None:
+                return change
+            new = [task_id for task_id in change.record.task_ids if task_id not in record.task_ids]
+            if any(connection.execute(_IS_TASK, (task_id,)).fetchone() for task_id in new):
+                return Change(Verdict.STRANGE, record)
+            _own(connection, job_id, new)
+            _disown(connection, [task_id for task_id in record.task_ids if task_id not in change.record.task_ids])
+            _write(connection, change.record)
+            return change
+
+        return await self._run(work)
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        return await self._run(lambda connection: _read(connection, _BY_ID, job_id))
+
+    async def by_key(self, key: str) -> JobRecord | None:
+        return await self._run(lambda connection: _read(connection, _BY_KEY, key))
+
+    async def by_task(self, task_id: str) -> JobRecord | None:
+        return await self._run(lambda connection: _read(connection, _BY_TASK, task_id))
+
+    async def unfinished(self) -> AsyncIterator[JobRecord]:
+        after: tuple[float, str] | None = (float("-inf"), "")
+        while after is not None:
+            page, after = await self._run(lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
+            for record in page:
+                yield record
+
+    async def jobs(self) -> AsyncIterator[JobRecord]:
+        before: int | None = 2**63 - 1
+        while before is not None:
+            page, before = await self._run(lambda connection, before=before: _newest(connection, before))  # type: ignore[misc]
+            for record in page:
+                yield record
+
+    async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
+        def work(connection: sqlite3.Connection) -> list[JobRecord]:
+            due = connection.execute(f"{_SELECT} WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit)).fetchall()
+            connection.executemany(
+                "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
+                [(now + lease_s, row[0]) for row in due],
+            )
+            return [record.but(due_at=now + lease_s) for record in _readable(due)]
+
+        return await self._run(work)
+
+    async def next_due(self) -> float | None:
+        def work(connection: sqlite3.Connection) -> float | None:
+            (due_at,) = connection.execute("SELECT MIN(due_at) FROM jobs WHERE due_at IS NOT NULL").fetchone()
+            return None if due_at is None else float(due_at)
+
+        return await self._run(work)
+
+    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        until = now + doubt_s
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute(
+                "UPDATE jobs SET state = 'uncertain', refusal = ?, changed_at = ?, due_at = ?, version = version + 1 "
+                f"WHERE {_OPEN} AND state = 'sending'",
+                (refusal_row(LEFT_BEHIND), now, until),
+            )
+            connection.execute(
+                "UPDATE jobs SET due_at = MIN(COALESCE(due_at, ?), ?), version = version + 1 "
+                f"WHERE {_OPEN} AND state = 'uncertain' AND (due_at IS NULL OR due_at > ?)",
+                (now, until, until),
+            )
+            (count,) = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_OPEN}").fetchone()
+            connection.execute(
+                "UPDATE jobs SET due_at = ? + ? * (RANDOM() & 1023) / 1024.0, version = version + 1 "
+                f"WHERE {_OPEN} AND state = 'accepted'",
+                (now, min(SPREAD_S, count / per_second)),
+            )
+            return int(count)
+
+        return await self._run(work)
+
+    async def purge(self, older_than: timedelta | float) -> int:
+        before = SystemClock().time() - seconds(older_than)
+        purged = 0
+        after: int | None = 0
+        while after is not None:  # page by page: a submit does not wait for the whole of it
+            count, after = await self._run(lambda connection, after=after: _purge(connection, before, after))  # type: ignore[misc]
+            purged += count
+        return purged
+
+
+# --- rows and pages --------------------------------------------------------------------------------------------------
+
+
+def _read(connection: sqlite3.Connection, query: str, name: str) -> JobRecord | None:
+    row = connection.execute(query, (name,)).fetchone()
+    return None if row is None else record_of(row)
+
+
+def _readable(rows: Iterable[Sequence[Any]]) -> list[JobRecord]:
+    """The records of these rows. One that cannot be read (a broken disk, a newer version's) must not keep the sweeper
+    from all others; who asks for that very job gets a `StoreError`."""
+    records = []
+    for row in rows:
+        try:
+            records.append(record_of(row))
+        except (ValueError, TypeError, LookupError) as error:
+            log.error("job %s of the store cannot be read: %s", row[0], error)
+    return records
+
+
+def _page(connection: sqlite3.Connection, after: tuple[float, str]) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    where = f"{_SELECT} WHERE {_OPEN} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {_PAGE}"
+    rows = connection.execute(where, after).fetchall()
+    created_at = COLUMNS.index("created_at")
+    return _readable(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
+
+
+def _newest(connection: sqlite3.Connection, before: int) -> tuple[list[JobRecord], int | None]:
+    query = f"SELECT {', '.join(COLUMNS)}, rowid FROM jobs WHERE rowid < ? ORDER BY rowid DESC LIMIT {_PAGE}"
+    rows = connection.execute(query, (before,)).fetchall()
+    return _readable(row[:-1] for row in rows), rows[-1][-1] if rows else None
+
+
+def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
+    connection.execute(
+        _UPDATE,
+        (
+            record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
+            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, record.id,
+        ),
+    )  # fmt: skip
+
+
+def _own(connection: sqlite3.Connection, job_id: str, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        connection.execute("INSERT INTO tasks VALUES (?, ?)", (task_id, job_id))
+
+
+def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+
+
+def _purge(connection: sqlite3.Connection, before: float, after: int) -> tuple[int, int | None]:
+    """Forget what ended before then, among the next rows; how many, and the last of those rows if there may be more."""
+    (last,) = connection.execute(
+        f"SELECT MAX(rowid) FROM (SELECT rowid FROM jobs WHERE rowid > ? ORDER BY rowid LIMIT {_PURGE})",
+        (after,),
+    ).fetchone()
+    if last is None:
+        return 0, None
+    old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ?"
+    chosen = (after, last, before)
+    ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
+    for record in _readable(ended):
+        _disown(connection, record.task_ids)
+    return connection.execute(f"DELETE {old}", chosen).rowcount, last

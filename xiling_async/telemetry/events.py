@@ -1,0 +1,119 @@
+"""What happened, as frozen values for those who listen.
+
+They carry ids, names, counts and times (Unix seconds), and no secret: no key, no URL, no prompt, no message of the
+service's. Each is told after it was written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import Literal
+
+from attrs import frozen
+
+from xiling_async.errors import ConfigurationError
+from xiling_async.models.record import State
+
+
+@frozen(kw_only=True)
+class JobChanged:
+    """A job came into another state. `was`: None for a new one, and where it is not known."""
+
+    job_id: str
+    key: str | None
+    kind: str
+    state: State
+    was: State | None
+    task_ids: tuple[str, ...]
+    created_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class Submitted:
+    """One paid POST came to its end. `attempt`: above 1 it was sent again; `error`: a name of errors.py."""
+
+    job_id: str
+    key: str | None
+    kind: str
+    attempt: int
+    result: Literal["accepted", "rejected", "not_sent", "uncertain"]
+    error: str | None
+    task_ids: tuple[str, ...]
+    began_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class CallbackTaken:
+    """A callback was answered 200. `result`: "applied", "repeat", or "conflict" (a second, different end: ignored)."""
+
+    job_id: str
+    attempt: int
+    task_id: str
+    result: str
+    outcome: Literal["succeeded", "failed"] | None  # None: it told of progress
+    began_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class CallbackRefused:
+    """A callback was not taken. `job_id`: of its token, where that was one of ours."""
+
+    reason: str
+    status: int
+    job_id: str | None
+    at: float
+
+
+@frozen(kw_only=True)
+class Polled:
+    """One status GET came to its end. `job_id`: None when a download asked for a new link."""
+
+    job_id: str | None
+    task_id: str
+    result: Literal["succeeded", "failed", "running", "missing", "error"]
+    error: str | None
+    began_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class Uploaded:
+    """An upload came to its end, after so many tries. `error`: None, it is there."""
+
+    size_bytes: int
+    tries: int
+    error: str | None
+    began_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class Downloaded:
+    """A download of one task's files came to its end, after so many tries. `error`: None, they are there."""
+
+    task_id: str
+    what: str
+    tries: int
+    error: str | None
+    began_at: float
+    at: float
+
+
+Event = JobChanged | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+Hook = Callable[[Event], object]
+
+
+def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
+    """Raises `ConfigurationError` for what cannot be called with an event."""
+    hooks = () if given is None else (given,) if callable(given) else tuple(given)
+    for hook in hooks:
+        if not callable(hook) or iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__):
+            raise ConfigurationError(
+                f"on_event must be a plain callable, or several, not {hook!r}: it is called in the event loop and "
+                "must return at once; what takes time it hands to a task or a queue of its own."
+            )
+    return hooks

@@ -1,0 +1,207 @@
+"""Traces and metrics through the OpenTelemetry API, as a listener to events: `Client(on_event=OpenTelemetry())`.
+
+One trace for each job, in all processes: a job id is 32 hex digits, and so is a trace id, so the job's id *is* its
+trace's id. A callback that another process takes, hours later, knows the job from its own URL; it is in the trace of
+its submit without anything kept or sent. Search your tracing tool for the id that the logs and errors show.
+
+| span              | kind     | in                                                              |
+| ----------------- | -------- | --------------------------------------------------------------- |
+| `xiling.submit`   | producer | the job's trace; linked to the span that was current            |
+| `xiling.callback` | consumer | the job's trace; linked to the span that was current, if any is |
+| `xiling.poll`     | client   | the job's trace                                                 |
+| `xiling.upload`   | client   | the current trace: an upload comes before its job, and serves several |
+| `xiling.download` | client   | the current trace                                               |
+
+The span that was current gets a link to the job's trace in turn. The root of a job's trace is its id alone: no span is
+exported for it.
+
+| metric                   | what                                                            |
+| ------------------------ | --------------------------------------------------------------- |
+| `xiling.jobs`            | jobs that came into a state, by `xiling.job.state`, `xiling.kind` |
+| `xiling.job.duration`    | seconds from the intent to the end, by the state of the end     |
+| `xiling.submits`         | paid POSTs, by `xiling.result`                                  |
+| `xiling.callbacks`       | callbacks that were taken, by `xiling.result`                   |
+| `xiling.callbacks.refused` | by `xiling.reason`                                            |
+| `xiling.gets`            | status GETs, by `xiling.result`                                 |
+| `xiling.retries`         | of `submit`, `upload`, `download`, by `xiling.operation`        |
+| `xiling.operation.duration` | seconds of each span, by `xiling.operation`, `error.type`    |
+
+How many are uncertain is `xiling.jobs` with the state `uncertain`. A callback that is refused is counted and makes no
+span: anybody can send one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+    from opentelemetry.util.types import Attributes
+except ImportError as missing:
+    raise ImportError(
+        "xiling_async.telemetry.otel needs the OpenTelemetry API: pip install 'xiling-async[otel]'"
+    ) from missing
+
+from xiling_async.telemetry.events import (
+    CallbackRefused,
+    CallbackTaken,
+    Downloaded,
+    Event,
+    JobChanged,
+    Polled,
+    Submitted,
+    Uploaded,
+)
+
+SCOPE: Final = "xiling_async"
+# Seconds: a video takes minutes; results are looked for up to 7 days.
+TO_THE_END_S: Final = (5, 15, 30, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1800, 3600, 14400, 86400, 604800)
+_RATIO_BITS: Final = 64
+
+
+class OpenTelemetry:
+    """A hook for `Client(on_event=...)`; several clients may share one.
+
+    `tracer_provider`, `meter_provider`: else the global ones. `ratio`: which part of the jobs is marked as sampled, the
+    same jobs in every process; your sampler has the last word. Without an SDK nothing is done, as everywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        ratio: float = 1.0,
+    ) -> None:
+        self._bound = round(ratio * 2**_RATIO_BITS)
+        self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(SCOPE, meter_provider=meter_provider)
+        self._jobs = meter.create_counter("xiling.jobs", "{job}", "Jobs that came into a state.")
+        self._submits = meter.create_counter("xiling.submits", "{request}", "Paid POSTs that came to their end.")
+        self._callbacks = meter.create_counter("xiling.callbacks", "{callback}", "Callbacks that were answered 200.")
+        self._refused = meter.create_counter("xiling.callbacks.refused", "{callback}", "Callbacks that were refused.")
+        self._gets = meter.create_counter("xiling.gets", "{request}", "Status GETs.")
+        self._retries = meter.create_counter("xiling.retries", "{request}", "What was sent again.")
+        self._to_the_end = meter.create_histogram(
+            "xiling.job.duration", "s", "From the intent to the end of a job.",
+            explicit_bucket_boundaries_advisory=TO_THE_END_S,
+        )  # fmt: skip
+        self._duration = meter.create_histogram("xiling.operation.duration", "s", "How long an exchange took.")
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case JobChanged():
+                self._changed(event)
+            case Submitted():
+                self._submitted(event)
+            case CallbackTaken():
+                self._took(event)
+            case CallbackRefused():
+                self._refused.add(1, {"xiling.reason": event.reason})
+            case Polled():
+                self._polled(event)
+            case Uploaded():
+                self._again("upload", event.tries - 1)
+                self._span("upload", event, {"xiling.size": event.size_bytes, "xiling.tries": event.tries})
+            case Downloaded():
+                self._again("download", event.tries - 1)
+                known: Attributes = {
+                    "xiling.task.id": event.task_id,
+                    "xiling.what": event.what,
+                    "xiling.tries": event.tries,
+                }
+                self._span("download", event, known)
+
+    def _changed(self, event: JobChanged) -> None:
+        known = {"xiling.job.state": event.state.value, "xiling.kind": event.kind}
+        self._jobs.add(1, known)
+        if event.state.is_final:
+            self._to_the_end.record(event.at - event.created_at, known)
+
+    def _submitted(self, event: Submitted) -> None:
+        self._submits.add(1, {"xiling.result": event.result, "xiling.kind": event.kind})
+        self._again("submit", event.attempt > 1)
+        known: Attributes = {
+            "xiling.job.id": event.job_id,
+            "xiling.kind": event.kind,
+            "xiling.attempt": event.attempt,
+            "xiling.result": event.result,
+            "xiling.task.ids": event.task_ids,
+        }
+        self._span("submit", event, known, SpanKind.PRODUCER, job_id=event.job_id, is_linked=True)
+
+    def _took(self, event: CallbackTaken) -> None:
+        self._callbacks.add(1, {"xiling.result": event.result})
+        known: Attributes = {
+            "xiling.job.id": event.job_id,
+            "xiling.task.id": event.task_id,
+            "xiling.attempt": event.attempt,
+            "xiling.result": event.result,
+            "xiling.outcome": event.outcome or "progress",
+        }
+        self._span("callback", event, known, SpanKind.CONSUMER, job_id=event.job_id, is_linked=True)
+
+    def _polled(self, event: Polled) -> None:
+        self._gets.add(1, {"xiling.result": event.result})
+        known = {"xiling.task.id": event.task_id, "xiling.result": event.result}
+        if event.job_id is not None:
+            known["xiling.job.id"] = event.job_id
+        self._span("poll", event, known, job_id=event.job_id)
+
+    def _again(self, operation: str, times: int) -> None:
+        if times > 0:
+            self._retries.add(times, {"xiling.operation": operation})
+
+    def _span(
+        self,
+        operation: str,
+        event: Submitted | CallbackTaken | Polled | Uploaded | Downloaded,
+        known: Attributes,
+        kind: SpanKind = SpanKind.CLIENT,
+        *,
+        job_id: str | None = None,
+        is_linked: bool = False,
+    ) -> None:
+        """A span of what is over: with the times of the event."""
+        error = None if isinstance(event, CallbackTaken) else event.error
+        measured = {"xiling.operation": operation} | ({} if error is None else {"error.type": error})
+        self._duration.record(event.at - event.began_at, measured)
+        parent, links = self._place(job_id, is_linked=is_linked)
+        span = self._tracer.start_span(
+            f"xiling.{operation}", parent, kind, known, links, start_time=_nanoseconds(event.began_at)
+        )
+        if error is not None:
+            span.set_attribute("error.type", error)
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end(_nanoseconds(event.at))
+
+    def _place(self, job_id: str | None, *, is_linked: bool) -> tuple[Context | None, Sequence[Link]]:
+        """The context of the job's trace, and the link to where we are; the other way round the link is set here."""
+        job = None if job_id is None else self._root_of(job_id)
+        if job is None:
+            return None, ()
+        parent = trace.set_span_in_context(NonRecordingSpan(job), Context())
+        here = trace.get_current_span()
+        if not is_linked or not here.get_span_context().is_valid:
+            return parent, ()
+        if here.is_recording():
+            here.add_link(job)
+        return parent, (Link(here.get_span_context()),)
+
+    def _root_of(self, job_id: str) -> SpanContext | None:
+        """The root of a job's trace: the same one wherever it is computed."""
+        try:
+            number = int(job_id, 16)
+        except ValueError:
+            return None
+        is_sampled = number & (2**_RATIO_BITS - 1) < self._bound
+        flags = TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT)
+        root = SpanContext(number, number >> _RATIO_BITS, is_remote=True, trace_flags=flags)
+        return root if root.is_valid else None
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000_000)

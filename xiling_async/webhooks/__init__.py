@@ -1,0 +1,1 @@
+"""Callbacks in: receiver, tokens, handler, limits, own server, ASGI."""
