@@ -216,6 +216,7 @@ class Engine:
         )
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
         await receiver.start(intake.settle, self._given.clock, kept_secret, refused=self._refused)
+        self.registry.keyed_ids = receiver
 
     def _refused(self, status: int, job_id: str | None) -> None:
         self._monitor.refused(status, job_id, at=self._given.clock.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
@@ -9,7 +10,7 @@ from attrs import frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async.api.failures import error_of
-from xiling_async.errors import WaitTimeout
+from xiling_async.errors import StoreError, WaitTimeout
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded
@@ -108,6 +109,10 @@ class Job(Generic[R]):
                 self._slot = await self._desk.registry.fresh(self._slot)
                 return await self._desk.registry.wait(self._slot, _is_final)
         except TimeoutError:
+            with contextlib.suppress(StoreError):  # another process may have heard what was not told here
+                await self._desk.registry.reread(self._slot)
+            if self._slot.record.state.is_final:
+                return self._slot.record
             raise self._timed_out(limit_s) from None
 
     def _timed_out(self, limit_s: float) -> WaitTimeout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ class Monitor:
         for place, hook in enumerate(self._hooks):
             try:
                 hook(event)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # what a hook raises never ends what it was told of
                 if place not in self._complained:
                     self._complained.add(place)
                     log.exception("an on_event hook failed; this is logged once, and the hook is called on")

@@ -204,6 +204,11 @@ class WebhookReceiver:
             kind_number=kind_number, tasks=tasks, job_id=job_id, attempt=attempt, expires_at=expires_at
         )
 
+    def job_ids(self, key: str) -> tuple[str, ...]:
+        """The id of the job that has this key; then those by secrets that are still accepted and sign no more."""
+        assert self._capability is not None, "the client starts the receiver before it submits"
+        return self._capability.job_ids(key)
+
     def add_to(self, app: hearing.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""
         hearing.add_route(app, path, evolve(self._desk, take=self._shelter))

@@ -75,6 +75,17 @@ class Capability:
         token = base64.urlsafe_b64encode(head + self._mac(self._minting, head)).decode()
         return f"{self._public_url}/{token}"
 
+    def job_ids(self, key: str) -> tuple[str, ...]:
+        """The id that a job with this key has, by each secret; the first is that of the secret that signs.
+
+        A token holds the id of its job, so a job that comes back by its token alone is still the job of its key.
+        """
+        message = b"xiling_async job id\0" + key.encode("utf-8", "surrogatepass")
+        digests = (hmac.digest(secret, message, "sha256") for known in self._secrets.values() for secret in known)
+        ids = [digest[:_JOB_BYTES].hex() for digest in digests]
+        first = hmac.digest(self._minting, message, "sha256")[:_JOB_BYTES].hex()
+        return (first, *(job_id for job_id in ids if job_id != first))
+
     def check(self, token: str, now: float) -> Claim | None:
         """The claim of a valid token, None for every other one. `now`: Unix seconds."""
         if _SHAPE.fullmatch(token) is None:
