@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from attrs import define, field, fields_dict, frozen
 
@@ -21,6 +21,8 @@ class Succeeded(Generic[R_co]):
     result: R_co
     file: str | None = None
 
+    ok: ClassVar[Literal[True]] = True
+
 
 @frozen
 class Failed:
@@ -28,6 +30,8 @@ class Failed:
 
     task_id: str
     message: str
+
+    ok: ClassVar[Literal[False]] = False
 
 
 Outcome = Succeeded[Any] | Failed

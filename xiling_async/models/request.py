@@ -13,6 +13,7 @@ from urllib.parse import quote
 from attrs import NOTHING, AttrsInstance, fields_dict, frozen
 from yarl import URL
 
+from xiling_async._internal.redact import shown
 from xiling_async.errors import InvalidRequest, Problem, ServiceError
 
 R = TypeVar("R")
@@ -156,3 +157,17 @@ def is_http_url(value: object) -> bool:
     except ValueError:
         return False
     return fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
+
+
+def is_name(name: str) -> bool:
+    """Whether a store can hold it as a key or an id: text that is not empty, without NUL or half a surrogate pair."""
+    return bool(name) and not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
+
+
+def check_name(what: str, name: object, *, most: int | None = None) -> None:
+    """Raises `InvalidRequest` for what cannot be a key or an id, of at most `most` characters."""
+    if not isinstance(name, str) or not is_name(name) or (most is not None and len(name) > most):
+        limit = "" if most is None else f" of at most {most} characters"
+        raise InvalidRequest(
+            f"{what} must be text{limit} that is not empty, not {shown(name)[:100]}. Nothing was sent."
+        )

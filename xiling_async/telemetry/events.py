@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import iscoroutinefunction
-from typing import Literal
+from typing import Literal, cast
 
 from attrs import frozen
 
@@ -109,11 +109,14 @@ Hook = Callable[[Event], object]
 
 def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
     """Raises `ConfigurationError` for what cannot be called with an event."""
-    hooks = () if given is None else (given,) if callable(given) else tuple(given)
+    hooks: tuple[object, ...] = () if given is None else (given,)
+    if isinstance(given, (list, tuple)) and not callable(given):
+        hooks = tuple(given)
     for hook in hooks:
-        if not callable(hook) or iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__):
+        call = type(hook).__call__ if callable(hook) else None
+        if call is None or iscoroutinefunction(hook) or iscoroutinefunction(call):
             raise ConfigurationError(
                 f"on_event must be a plain callable, or several, not {hook!r}: it is called in the event loop and "
                 "must return at once; what takes time it hands to a task or a queue of its own."
             )
-    return hooks
+    return cast("tuple[Hook, ...]", hooks)
