@@ -155,6 +155,8 @@ class Registry:
             if slot is not None:
                 slot.update(change.record)
             if change.verdict is Verdict.APPLIED:
+                if isinstance(event, Heard) and event.outcome is not None:
+                    self._monitor.task_ended(change.record, event.outcome)
                 self._monitor.changed(change.record, change.was)
                 self._on_change(change.record)
         return change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import os
@@ -140,7 +141,10 @@ def _is_line(value: str) -> bool:
 
 
 def folder(given: str | os.PathLike[str] | None) -> Path | None:
-    """Where results are kept; it may be missing yet."""
+    """Where results are kept; it may be missing yet.
+
+    In an event loop the disk is not asked here: it could block. There `Client.open` finds out, in a thread.
+    """
     if given is None:
         return None
     path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else given
@@ -152,9 +156,17 @@ def folder(given: str | os.PathLike[str] | None) -> Path | None:
         fine = False
     if not fine:
         raise ConfigurationError(f"save_to must be the path of a folder, not {path!r}.")
-    if Path(path).is_file():
+    if not _in_event_loop() and Path(path).is_file():
         raise ConfigurationError(f"save_to must be a folder, but {path} is a file.")
     return Path(path)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def instance(name: str, value: T, kind: type[object], example: str) -> T:
