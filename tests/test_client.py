@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from support import client_of, model_v
+from support import FailingStore, client_of, model_v
 from yarl import URL
 
 from xiling_async import (
@@ -29,7 +29,9 @@ from xiling_async import (
     TaskFailed,
     Timeouts,
     WebhookReceiver,
+    XilingError,
 )
+from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 
 SECRET = "SECRETSECRETSECRET"
@@ -343,3 +345,16 @@ async def test_outcomes_tell_whether_they_are_good(sim: Simulator) -> None:
         (good,) = await (await client.submit(model_v("sand"))).outcomes()
         assert isinstance(good, Succeeded)
         assert good.ok
+
+
+async def test_an_unexpected_error_of_one_item_is_an_error_of_ours(sim: Simulator) -> None:
+    """A store of the user's that raises what no store may: `Finished.error` still says what it means for the money."""
+    store = FailingStore(JobRecord, error=RuntimeError("Bearer SECRETSECRETSECRET is broken"))
+    async with client_of(sim, store=store) as client:
+        (done,) = [done async for done in client.map([model_v()])]
+    assert (done.ok, done.job, done.results) == (False, None, ())
+    assert type(done.error) is XilingError
+    assert "RuntimeError" in str(done.error)
+    assert SECRET not in str(done.error)
+    assert done.error.charged == "maybe"
+    assert sim.ledger.posts == []

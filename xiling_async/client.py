@@ -26,7 +26,7 @@ from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.downloads import MAX_BYTES, Wish
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord, State
-from xiling_async.models.request import Request, check_name, is_name
+from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.stores.memory import MemoryStore
@@ -187,7 +187,7 @@ class Client:
     @overload
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["video", "thumbnail"] = "video",
@@ -200,7 +200,7 @@ class Client:
     @overload
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["both"],
@@ -212,7 +212,7 @@ class Client:
 
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["video", "thumbnail", "both"] = "video",

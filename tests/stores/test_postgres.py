@@ -235,7 +235,7 @@ async def test_a_look_at_a_shared_store_every_minute(sim: Simulator) -> None:
     """What another replica wrote falls due here too, though nobody said so."""
 
     class Shared(MemoryStore):
-        is_shared = True  # type: ignore[misc]
+        is_shared = True
 
     clock, store = ManualClock(), Shared()
     async with client_of(sim, store=store, clock=clock) as client:

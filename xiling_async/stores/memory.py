@@ -24,7 +24,7 @@ class MemoryStore:
     and those whose end is not certain, are kept until `purge`.
     """
 
-    is_shared: Final = False
+    is_shared: bool = False
 
     def __init__(self, *, keep: int = 2_000) -> None:
         self._keep_over = keep

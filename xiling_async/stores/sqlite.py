@@ -51,7 +51,7 @@ class SQLiteStore:
     `connect`: how to open the file (for tests).
     """
 
-    is_shared: Final = False
+    is_shared: bool = False
 
     def __init__(
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect

@@ -44,7 +44,7 @@ class PostgresStore:
     `connect={"statement_cache_size": 0}`.
     """
 
-    is_shared: Final = True
+    is_shared: bool = True
 
     def __init__(
         self,
