@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.downloads import MAX_BYTES, Wish
 from xiling_async.models import settings
-from xiling_async.models.record import JobRecord, State
+from xiling_async.models.record import JobRecord, State, bare_job_id
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -299,7 +298,7 @@ class Client:
             raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
         now = self._settings.clock.time()
         record = JobRecord(
-            id=hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32], kind=kind.kind.name, key=None, request=None,
+            id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None,
             asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
             due_at=now,
         )  # fmt: skip

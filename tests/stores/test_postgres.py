@@ -11,7 +11,7 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class Notes:
         self.versions[record.id] = record.version
         self.told_of.append(record.id)
         self._news.set()
+
+    def missing(self, job_ids: Iterable[str]) -> None:
+        pass
+
+    def in_hand(self) -> frozenset[str]:
+        return frozenset()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIVELY_S):

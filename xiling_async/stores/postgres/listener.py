@@ -24,6 +24,7 @@ log = logging.getLogger("xiling_async.stores")
 PAGE: Final = 500
 PAUSE_S: Final = 0.1  # before the first new try; doubled from try to try
 LONGEST_PAUSE_S: Final = 5.0
+REREAD_BEATS: Final = 6  # so many heartbeats apart, all jobs that are waited for are read again
 _ANY: Final = 2**63  # newer than what is known, whatever that is
 
 
@@ -90,9 +91,12 @@ class Line:
             finally:
                 connection.terminate()
             connection = await self._connected_again()
-            if self.watcher is not None:
-                self._stale.update(dict.fromkeys(self.watcher.watched(), _ANY))
+            self._reread_watched()
             log.warning("the store is connected again; %d jobs that are watched are read anew", len(self._stale))
+
+    def _reread_watched(self) -> None:
+        if self.watcher is not None:
+            self._stale.update(dict.fromkeys(self.watcher.watched(), _ANY))
 
     async def _connected_again(self) -> Any:
         pause_s = PAUSE_S
@@ -116,6 +120,7 @@ class Line:
     async def _serve(self, connection: Any) -> None:
         """Until the connection breaks; that is raised."""
         beat_at = self._clock.time() + self._heartbeat_s
+        beats = 0
         while True:
             self._awake.clear()
             if connection.is_closed():
@@ -123,6 +128,9 @@ class Line:
             if self._clock.time() >= beat_at:
                 await self._beat(connection)
                 beat_at = self._clock.time() + self._heartbeat_s
+                beats += 1
+                if beats % REREAD_BEATS == 0:  # a notification may be lost on a connection that lives
+                    self._reread_watched()
             await self._read_anew(connection)
             with contextlib.suppress(TimeoutError):
                 async with self._clock.timeout(beat_at - self._clock.time()):
@@ -132,9 +140,11 @@ class Line:
         while self._stale:
             page = dict(self._stale.popitem() for _ in range(min(PAGE, len(self._stale))))
             wanted = [job_id for job_id, version in page.items() if self._is_news(job_id, version)]
-            for record in await self._read(connection, wanted) if wanted else ():
-                if self.watcher is not None:
+            found = await self._read(connection, wanted) if wanted else []
+            if self.watcher is not None:
+                for record in found:
                     self.watcher.told(record)
+                self.watcher.missing(set(wanted) - {record.id for record in found})
 
     def _is_news(self, job_id: str, version: int) -> bool:
         """Whether somebody waits for this job and does not know that version: an echo of our own change is none."""

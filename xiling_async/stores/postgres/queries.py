@@ -112,7 +112,7 @@ class PgRows:
 
     async def add(self, connection: Connection, record: JobRecord, mark: str) -> JobRecord:
         """The job that has this id, this key or one of these tasks; that is this one, if there was none."""
-        if record.task_ids:
+        if record.owned_ids:
             held = await self._known(connection, record)
             if held is not None:
                 return held
@@ -121,16 +121,19 @@ class PgRows:
         columns[_KEY] = None if record.key is None else quoted(record.key)
         key_hash = None if record.key is None else hashed(record.key)
         if await connection.fetchval(self._insert, *columns, key_hash, self._owner_of(record), mark):
-            if record.task_ids:
+            if record.owned_ids:
                 await self._own(connection, record)
             return record
         held = await self._known(connection, record)
         if held is None:
             raise Again("the job that was in the way has been forgotten")
+        is_ours = f"SELECT 1 FROM {self._jobs} WHERE id = $1 AND mark = $2"
+        if held.id == record.id and await connection.fetchval(is_ours, quoted(record.id), mark):
+            return record  # written by an earlier try, whose COMMIT was not answered
         return held
 
     async def _own(self, connection: Connection, record: JobRecord) -> None:
-        hashes = sorted(map(hashed, record.task_ids))  # in one order for everybody: no deadlocks
+        hashes = sorted(map(hashed, record.owned_ids))  # in one order for everybody: no deadlocks
         own = f"INSERT INTO {self._tasks} SELECT unnest($1::bytea[]), $2 ON CONFLICT DO NOTHING RETURNING 1"
         if len(await connection.fetch(own, hashes, quoted(record.id))) < len(hashes):
             raise Again("another job has taken one of the task ids meanwhile")
@@ -139,7 +142,7 @@ class PgRows:
         held = await self.get(connection, record.id)
         if held is None and record.key is not None:
             held = await self.by_key(connection, record.key)
-        for task_id in record.task_ids:
+        for task_id in record.owned_ids:
             held = held or await self.by_task(connection, task_id)
         return held
 
@@ -155,7 +158,7 @@ class PgRows:
         change = decide(record, event)
         if change.verdict is not Verdict.APPLIED or change.record is None:
             return change
-        new = [task_id for task_id in change.record.task_ids if task_id not in record.task_ids]
+        new = set(change.record.owned_ids) - set(record.owned_ids)
         if looks and new:
             taken = f"SELECT 1 FROM {self._tasks} WHERE hash = ANY($1) LIMIT 1"
             if await connection.fetchval(taken, [hashed(task_id) for task_id in new]):
@@ -164,8 +167,9 @@ class PgRows:
         return change
 
     async def _keep(self, connection: Connection, before: JobRecord, record: JobRecord, mark: str) -> None:
-        new = sorted(hashed(task_id) for task_id in record.task_ids if task_id not in before.task_ids)
-        old = [hashed(task_id) for task_id in before.task_ids if task_id not in record.task_ids]
+        had, has = set(before.owned_ids), set(record.owned_ids)
+        new = sorted(map(hashed, has - had))
+        old = [hashed(task_id) for task_id in had - has]
         news = f"{quoted(record.id)} {record.version}" if _is_news(before, record) else None
         owned = await connection.fetchval(
             self._write, quoted(record.id), record.asked, record.changed_at, record.state.value, record.attempt,
@@ -205,12 +209,12 @@ class PgRows:
             )  # fmt: skip
         return count
 
-    async def purge(self, connection: Connection, before: float) -> int:
+    async def purge(self, connection: Connection, before: float, in_hand: Iterable[str]) -> int:
         done = await connection.execute(
             f"DELETE FROM {self._jobs} WHERE id IN (SELECT id FROM {self._jobs} WHERE {_OVER} AND changed_at < $1 "
-            f"LIMIT {PURGE} FOR UPDATE SKIP LOCKED)",
-            before,
-        )
+            f"AND id <> ALL($2::text[]) LIMIT {PURGE} FOR UPDATE SKIP LOCKED)",
+            before, [*map(quoted, in_hand)],
+        )  # fmt: skip
         return int(done.rpartition(" ")[2])
 
     # --- owners --------------------------------------------------------------------------------------------------
@@ -230,6 +234,20 @@ class PgRows:
         await connection.execute(self._bury, refusal_row(LEFT_BEHIND), now, now + doubt_s, owner, self._channel)
         await connection.execute(self._release, now)
         await connection.execute(f"DELETE FROM {self._owners} WHERE until < clock_timestamp() - interval '1 day'")
+
+    async def sending_here(self, connection: Connection) -> set[str]:
+        """The jobs that this owner is sending, as the table has it."""
+        query = f"SELECT id FROM {self._jobs} WHERE owner = $1 AND state = 'sending'"
+        return {unquoted(row["id"]) for row in await connection.fetch(query, self._owner)}
+
+    async def doubt(self, connection: Connection, job_ids: Iterable[str], now: float, doubt_s: float) -> None:
+        """These jobs of this owner are not being sent by anybody: they become uncertain."""
+        await connection.execute(
+            f"WITH doubted AS (UPDATE {self._jobs} SET state = 'uncertain', refusal = $1, changed_at = $2, "
+            "due_at = $3, version = version + 1, owner = NULL WHERE id = ANY($4::text[]) AND owner = $5 "
+            "AND state = 'sending' RETURNING id, version) SELECT pg_notify($6, id || ' ' || version) FROM doubted",
+            refusal_row(LEFT_BEHIND), now, now + doubt_s, [*map(quoted, job_ids)], self._owner, self._channel,
+        )  # fmt: skip
 
     async def leave(self, connection: Connection) -> None:
         await connection.execute(f"DELETE FROM {self._owners} WHERE id = $1", self._owner)

@@ -35,6 +35,10 @@ MIGRATIONS: Final = (
     CREATE INDEX {jobs_over} ON {jobs} (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
     CREATE INDEX {jobs_owned} ON {jobs} (owner) WHERE owner IS NOT NULL;
     """,
+    """
+    ALTER TABLE {jobs} ADD COLUMN is_adopted BOOLEAN NOT NULL DEFAULT FALSE;
+    UPDATE {jobs} SET is_adopted = TRUE WHERE request IS NULL;
+    """,
 )
 _TABLES: Final = ("kept", "jobs", "tasks", "owners")
 _INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_owned")

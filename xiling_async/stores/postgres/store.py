@@ -79,6 +79,7 @@ class PostgresStore:
         self._watcher: Watcher | None = None
         self._doubt_s: float | None = None  # known once the client has taken over
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._orphans: set[str] = set()  # being sent as the table has it, and not in hand at the last heartbeat
         self._unsent: dict[str, str] = {}  # intents whose COMMIT was not answered, with their marks
 
     def __repr__(self) -> str:
@@ -155,6 +156,18 @@ class PostgresStore:
             self._unsent.pop(job_id, None)
         if self._doubt_s is not None:
             await rows.bury(connection, self._clock.time(), self._doubt_s, mine=False)
+            await self._doubt_orphans(connection, self._doubt_s)
+
+    async def _doubt_orphans(self, connection: Connection, doubt_s: float) -> None:
+        """A job that the table has as being sent by this store, and that no submit has in hand at two heartbeats in a
+        row, was left by a submit that broke off or by a COMMIT that landed late: it becomes uncertain."""
+        orphans = await self._table.sending_here(connection) - self._in_hand()
+        doubted, self._orphans = orphans & self._orphans, orphans
+        if doubted:
+            await self._table.doubt(connection, doubted, self._clock.time(), doubt_s)
+
+    def _in_hand(self) -> frozenset[str]:
+        return frozenset() if self._watcher is None else self._watcher.in_hand()
 
     @property
     def _table(self) -> PgRows:
@@ -273,6 +286,7 @@ class PostgresStore:
         rows, before = self._table, self._clock.time() - seconds(older_than)
         purged = 0
         # Page by page: a submit does not wait for the whole of it.
-        while count := await self._driver.run(lambda connection: rows.purge(connection, before)):
+        in_hand = self._in_hand()
+        while count := await self._driver.run(lambda connection: rows.purge(connection, before, in_hand)):
             purged += count
         return purged
