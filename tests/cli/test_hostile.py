@@ -99,7 +99,7 @@ async def test_what_the_service_says_is_plain_text_in_every_command(sim: Simulat
         ran = await xiling(sim, *words)
         assert ran.code != 0
         shown(ran)
-    for words in ([], ["--all"]):
+    for words in ((), ("--all",)):
         listed = await xiling(sim, "jobs", *STORED, *words)
         assert (listed.code, len(listed.out.splitlines())) == (0, 2)
         shown(listed)
