@@ -139,6 +139,8 @@ class Client:
             await self._engine.close()
 
     async def __aenter__(self) -> Self:
+        if self._loop is not None:  # the inner one of two would close what the outer one uses
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
         return await self.open()
 
     async def __aexit__(
