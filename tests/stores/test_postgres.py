@@ -34,7 +34,8 @@ from xiling_async.models.lifecycle import Asked, Event, Resent, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.simulator import Simulator
 from xiling_async.stores.postgres import listener, queries
-from xiling_async.stores.postgres.driver import Address, Driver
+from xiling_async.stores.postgres.address import Address
+from xiling_async.stores.postgres.driver import Driver
 from xiling_async.stores.postgres.schema import MIGRATIONS, Names, migrate, quoted, unquoted
 from xiling_async.testing.clock import ManualClock
 
