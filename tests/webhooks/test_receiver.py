@@ -38,6 +38,7 @@ from xiling_async import (
     Client,
     ClientClosed,
     ConfigurationError,
+    Failed,
     Job,
     MemoryStore,
     State,
@@ -534,7 +535,9 @@ async def test_a_failure_is_told_whatever_its_message(message: str | None, told:
         assert await post(session, url, body) == 200
         with pytest.raises(TaskFailed) as failed:
             await job
-        assert told is None or failed.value.outcomes[0].message == told
+        (outcome,) = failed.value.outcomes
+        assert isinstance(outcome, Failed)
+        assert told is None or outcome.message == told
 
 
 async def test_trust_status_believes_the_service_alone() -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger("xiling_async.stores")
 # One column each, in this order; a store may add columns of its own behind them.
 COLUMNS: Final = (
     "id", "key", "kind", "request", "asked", "created_at", "changed_at", "state", "attempt", "tasks", "refusal",
-    "due_at", "failed_asks", "version",
+    "due_at", "failed_asks", "version", "is_adopted",
 )  # fmt: skip
 
 _converter = Converter(detailed_validation=False)
@@ -70,7 +70,7 @@ def row_of(record: JobRecord) -> tuple[str | int | float | None, ...]:
     return (
         record.id, record.key, record.kind, request_row(record.request), record.asked, record.created_at,
         record.changed_at, record.state.value, record.attempt, tasks_row(record), refusal_row(record.refusal),
-        record.due_at, record.failed_asks, record.version,
+        record.due_at, record.failed_asks, record.version, record.is_adopted,
     )  # fmt: skip
 
 
@@ -82,6 +82,7 @@ def record_of(row: Iterable[Any]) -> JobRecord:
     values["request"] = request_of(kind, values["request"])
     values["refusal"] = refusal_of(values["refusal"])
     values["state"] = State(values["state"])
+    values["is_adopted"] = bool(values["is_adopted"])
     values["task_ids"] = tuple(task_id for task_id, _ in tasks)
     values["outcomes"] = tuple(_outcome_of(kind, task_id, said) for task_id, said in tasks)
     return JobRecord(**values)

@@ -28,6 +28,9 @@ log = logging.getLogger("xiling_async.stores")
 PAGE: Final = 500
 PAUSE_S: Final = 0.1  # before the first reconnect; doubled at each try
 LONGEST_PAUSE_S: Final = 5.0
+REREAD_BEATS: Final = (
+    6  # heartbeats between two reads of all watched jobs: a notification may be lost on any connection
+)
 _ANY_VERSION: Final = 2**63  # newer than any known version
 _VERSION: Final = re.compile(r"[0-9]{1,18}")
 
@@ -94,9 +97,12 @@ class Listener:
             finally:
                 connection.terminate()
             connection = await self._connected_again()
-            if self.watcher is not None:
-                self._stale.update(dict.fromkeys(self.watcher.watched(), _ANY_VERSION))
+            self._reread_watched()
             log.warning("the store is connected again; %d watched jobs are read again", len(self._stale))
+
+    def _reread_watched(self) -> None:
+        if self.watcher is not None:
+            self._stale.update(dict.fromkeys(self.watcher.watched(), _ANY_VERSION))
 
     async def _connected_again(self) -> Any:
         pause_s = PAUSE_S
@@ -112,7 +118,7 @@ class Listener:
             connection.add_termination_listener(lambda _: self._awake.set())
             listening = connection.add_listener(self._queries.channel, self._notified)
             await self._driver.bounded(connection, listening, self._driver.limit_s)
-            await self._driver.on(connection, self._heart.beat)
+            await self._heart.beat(connection)
         except BaseException:
             connection.terminate()
             raise
@@ -121,13 +127,17 @@ class Listener:
     async def _serve(self, connection: Any) -> None:
         """Until the connection breaks; that is raised."""
         beat_at = self._clock.time() + self._heart.heartbeat_s
+        beats = 0
         while True:
             self._awake.clear()
             if connection.is_closed():
                 raise ConnectionError("the connection was cut")
             if self._clock.time() >= beat_at:
-                await self._driver.on(connection, self._heart.beat)
+                await self._heart.beat(connection)
                 beat_at = self._clock.time() + self._heart.heartbeat_s
+                beats += 1
+                if beats % REREAD_BEATS == 0:
+                    self._reread_watched()
             await self._read_stale(connection)
             with contextlib.suppress(TimeoutError):
                 async with self._clock.timeout(beat_at - self._clock.time()):
@@ -139,9 +149,11 @@ class Listener:
             wanted = [job_id for job_id, version in page.items() if self._is_news(job_id, version)]
             if not wanted:
                 continue
-            for record in await self._driver.on(connection, partial(self._queries.many, job_ids=wanted)):
-                if self.watcher is not None:
+            found = await self._driver.on(connection, partial(self._queries.many, job_ids=wanted))
+            if self.watcher is not None:
+                for record in found:
                     self.watcher.told(record)
+                self.watcher.missing(set(wanted) - {record.id for record in found} - self._queries.reader.skipped)
 
     def _is_news(self, job_id: str, version: int) -> bool:
         """Whether somebody waits for this job and does not know that version; an echo of our own change is not news."""

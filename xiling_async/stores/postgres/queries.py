@@ -80,7 +80,7 @@ class Queries:
 
     async def add(self, connection: Connection, record: JobRecord, mark: str) -> JobRecord:
         """The job that has this id, this key or one of these tasks; that is this one, if there was none."""
-        if record.task_ids:
+        if record.owned_ids:
             held = await self._known(connection, record)
             if held is not None:
                 return held
@@ -89,16 +89,19 @@ class Queries:
         columns[_KEY] = None if record.key is None else quoted(record.key)
         key_hash = None if record.key is None else hashed(record.key)
         if await connection.fetchval(self._sql["insert_job"], *columns, key_hash, self._owner_of(record), mark):
-            if record.task_ids:
+            if record.owned_ids:
                 await self._own(connection, record)
             return record
         held = await self._known(connection, record)
         if held is None:
             raise Again("the job that was in the way has been forgotten")
+        written = self._sql["job_with_mark"]
+        if held.id == record.id and await connection.fetchval(written, quoted(record.id), mark):
+            return record  # written by an earlier try, whose COMMIT was not answered
         return held
 
     async def _own(self, connection: Connection, record: JobRecord) -> None:
-        hashes = sorted(map(hashed, record.task_ids))  # in the same order in every session, so there are no deadlocks
+        hashes = sorted(map(hashed, record.owned_ids))  # in the same order in every session, so there are no deadlocks
         if len(await connection.fetch(self._sql["insert_tasks"], hashes, quoted(record.id))) < len(hashes):
             raise Again("another job has taken one of the task ids meanwhile")
 
@@ -106,7 +109,7 @@ class Queries:
         held = await self.get(connection, record.id)
         if held is None and record.key is not None:
             held = await self.by_key(connection, record.key)
-        for task_id in record.task_ids:
+        for task_id in record.owned_ids:
             held = held or await self.by_task(connection, task_id)
         return held
 
@@ -122,16 +125,16 @@ class Queries:
         change = decide(record, event)
         if change.verdict is not Verdict.APPLIED or change.record is None:
             return change
-        new = [task_id for task_id in change.record.task_ids if task_id not in record.task_ids]
-        hashes = [hashed(task_id) for task_id in new]
+        hashes = [hashed(task_id) for task_id in set(change.record.owned_ids) - set(record.owned_ids)]
         if looks and hashes and await connection.fetchval(self._sql["taken_task"], hashes):
             return Change(Verdict.STRANGE, record)
         await self._keep(connection, record, change.record, mark)
         return change
 
     async def _keep(self, connection: Connection, before: JobRecord, record: JobRecord, mark: str) -> None:
-        new = sorted(hashed(task_id) for task_id in record.task_ids if task_id not in before.task_ids)
-        old = [hashed(task_id) for task_id in before.task_ids if task_id not in record.task_ids]
+        had, has = set(before.owned_ids), set(record.owned_ids)
+        new = sorted(map(hashed, has - had))
+        old = [hashed(task_id) for task_id in had - has]
         news = f"{quoted(record.id)} {record.version}" if _is_news(before, record) else None
         owned = await connection.fetchval(
             self._sql["update_job"],
@@ -162,8 +165,8 @@ class Queries:
             await connection.execute(self._sql["spread_due_times"], now, min(SPREAD_S, count / per_second))
         return count
 
-    async def purge(self, connection: Connection, before: float) -> int:
-        done = await connection.execute(self._sql["purge_jobs"], before, PURGE)
+    async def purge(self, connection: Connection, before: float, in_hand: Iterable[str]) -> int:
+        done = await connection.execute(self._sql["purge_jobs"], before, PURGE, [*map(quoted, in_hand)])
         return int(done.rpartition(" ")[2])
 
     # --- owners --------------------------------------------------------------------------------------------------
@@ -181,6 +184,17 @@ class Queries:
         )
         await connection.execute(self._sql["release_leases_of_dead_owners"], now)
         await connection.execute(self._sql["forget_dead_owners"])
+
+    async def sending_here(self, connection: Connection) -> set[str]:
+        """The jobs that this owner is sending, as the table has it."""
+        return {unquoted(row["id"]) for row in await connection.fetch(self._sql["jobs_sent_by_owner"], self._owner)}
+
+    async def doubt(self, connection: Connection, job_ids: Iterable[str], now: float, doubt_s: float) -> None:
+        """These jobs of this owner are not being sent: they become uncertain."""
+        await connection.execute(
+            self._sql["doubt_jobs"],
+            refusal_row(LEFT_BEHIND), now, now + doubt_s, [*map(quoted, job_ids)], self._owner, self.channel,
+        )  # fmt: skip
 
     async def leave(self, connection: Connection) -> None:
         await connection.execute(self._sql["leave"], self._owner)

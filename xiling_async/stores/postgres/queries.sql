@@ -44,6 +44,9 @@ SELECT value FROM {kept} WHERE name = 'webhook secret'
 INSERT INTO {jobs} ({columns_to_insert}, key_hash, owner, mark) VALUES ({values})
 ON CONFLICT DO NOTHING RETURNING 1
 
+-- job_with_mark --
+SELECT 1 FROM {jobs} WHERE id = $1 AND mark = $2
+
 -- insert_tasks --
 INSERT INTO {tasks} SELECT unnest($1::bytea[]), $2 ON CONFLICT DO NOTHING RETURNING 1
 
@@ -122,6 +125,18 @@ WHERE state = 'uncertain' AND (due_at IS NULL OR due_at > $2)
 -- spread_due_times --
 UPDATE {jobs} SET due_at = $1::float8 + $2::float8 * random(), version = version + 1 WHERE state = 'accepted'
 
+-- jobs_sent_by_owner --
+SELECT id FROM {jobs} WHERE owner = $1 AND state = 'sending'
+
+-- doubt_jobs --
+WITH doubted AS (
+    UPDATE {jobs} SET state = 'uncertain', refusal = $1, changed_at = $2, due_at = $3, version = version + 1,
+        owner = NULL
+    WHERE id = ANY($4::text[]) AND owner = $5 AND state = 'sending'
+    RETURNING id, version
+)
+SELECT pg_notify($6, id || ' ' || version) FROM doubted
+
 -- take_back_intent --
 UPDATE {jobs} SET state = 'not_sent', refusal = $3, changed_at = $4, version = version + 1, owner = NULL
 WHERE id = $1 AND mark = $2 AND state = 'sending'
@@ -130,6 +145,6 @@ RETURNING version
 -- purge_jobs --
 DELETE FROM {jobs} WHERE id IN (
     SELECT id FROM {jobs}
-    WHERE state NOT IN ('sending', 'uncertain', 'accepted') AND changed_at < $1
+    WHERE state NOT IN ('sending', 'uncertain', 'accepted') AND changed_at < $1 AND id <> ALL($3::text[])
     LIMIT $2 FOR UPDATE SKIP LOCKED
 )

@@ -35,6 +35,10 @@ MIGRATIONS: Final = (
     CREATE INDEX {jobs_over} ON {jobs} (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
     CREATE INDEX {jobs_owned} ON {jobs} (owner) WHERE owner IS NOT NULL;
     """,
+    """
+    ALTER TABLE {jobs} ADD COLUMN is_adopted BOOLEAN NOT NULL DEFAULT FALSE;
+    UPDATE {jobs} SET is_adopted = TRUE WHERE request IS NULL;
+    """,
 )
 _SET_VERSION: Final = """
     INSERT INTO {kept} VALUES ('schema', $1) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value

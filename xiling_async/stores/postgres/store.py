@@ -46,7 +46,7 @@ class PostgresStore:
     `connect={"statement_cache_size": 0}`.
     """
 
-    is_shared: Final = True
+    is_shared: bool = True
     _place = "without a DSN"  # shown if the DSN is refused
 
     def __init__(
@@ -88,6 +88,7 @@ class PostgresStore:
         self._watcher: Watcher | None = None
         self._doubt_s: float | None = None  # known once the client has taken over
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._orphans: set[str] = set()  # being sent as the table has it, and not in hand at the last heartbeat
         self._unsent: dict[str, str] = {}  # intents whose COMMIT was not answered, with their marks
 
     def __repr__(self) -> str:
@@ -167,14 +168,35 @@ class PostgresStore:
 
     async def beat(self, connection: Connection) -> None:
         """Show the other processes that this one lives; done twice it is the same as done once."""
-        queries = self._open_queries
+        queries, unsent, doubt_s = self._open_queries, dict(self._unsent), self._doubt_s
         place = f"process {os.getpid()} on {socket.gethostname()}"
-        await queries.beat(connection, place, BEATS * self.heartbeat_s)
-        for job_id, mark in tuple(self._unsent.items()):
-            await queries.take_back(connection, job_id, mark, self._clock.time())
-            self._unsent.pop(job_id, None)
-        if self._doubt_s is not None:
-            await queries.mark_dead_owners(connection, self._clock.time(), self._doubt_s, mine=False)
+
+        async def work(connection: Connection) -> set[str]:
+            await queries.beat(connection, place, BEATS * self.heartbeat_s)
+            for job_id, mark in unsent.items():
+                await queries.take_back(connection, job_id, mark, self._clock.time())
+            if doubt_s is None:
+                return set()
+            await queries.mark_dead_owners(connection, self._clock.time(), doubt_s, mine=False)
+            # Without a watcher it is not known what is in hand.
+            return set() if self._watcher is None else await self._doubt_orphans(connection, doubt_s)
+
+        self._orphans = await self._driver.on(connection, work)
+        for job_id, mark in unsent.items():
+            if self._unsent.get(job_id) == mark:
+                del self._unsent[job_id]
+
+    async def _doubt_orphans(self, connection: Connection, doubt_s: float) -> set[str]:
+        """A job that the table has as being sent by this store, and that no submit has in hand at two heartbeats in a
+        row, was left by a submit that broke off or by a COMMIT that landed late: it becomes uncertain."""
+        orphans = await self._open_queries.sending_here(connection) - self._in_hand()
+        doubted = orphans & self._orphans
+        if doubted:
+            await self._open_queries.doubt(connection, doubted, self._clock.time(), doubt_s)
+        return orphans
+
+    def _in_hand(self) -> frozenset[str]:
+        return frozenset() if self._watcher is None else self._watcher.in_hand()
 
     @property
     def _open_queries(self) -> Queries:
@@ -293,6 +315,7 @@ class PostgresStore:
         queries, before = self._open_queries, self._clock.time() - seconds(older_than)
         purged = 0
         # Page by page: a submit does not wait for the whole of it.
-        while count := await self._driver.run(lambda connection: queries.purge(connection, before)):
+        in_hand = self._in_hand()
+        while count := await self._driver.run(lambda connection: queries.purge(connection, before, in_hand)):
             purged += count
         return purged
