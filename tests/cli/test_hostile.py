@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def is_plain(text: str) -> bool:
     """Whether this is lines of text: nothing in it moves a cursor, colours, hides or turns round what follows."""
-    return not any(unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") for one in text.replace("\n", ""))
+    return not any(unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") for one in re.sub(r"[\n\t]", "", text))
 
 
 def shown(ran: Ran) -> str:

@@ -299,7 +299,7 @@ async def test_a_port_of_ones_own(sim: Simulator, path: str | None) -> None:
 async def test_a_receiver_that_nobody_could_reach(sim: Simulator) -> None:
     """--port alone is refused with a service elsewhere, before anything is sent."""
     ran = await xiling(sim, "submit", "waves", *IMAGE, "--port", "8080", "--base-url", "https://api.keevx.com/v1")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "Nobody could reach this receiver" in ran.error
 
 
@@ -321,7 +321,7 @@ async def test_an_uncertain_job_is_adopted() -> None:
 async def test_no_key(sim: Simulator) -> None:
     """No key: one line that names the variables, nothing is sent."""
     ran = await xiling(sim, "submit", "waves", *IMAGE, XILING_API_KEY="")
-    assert (ran.code, ran.out, paid(sim)) == (1, "", (0, 0))
+    assert (ran.code, ran.out, paid(sim)) == (2, "", (0, 0))
     assert "XILING_API_KEY" in ran.error and "KEEVX_API_KEY" in ran.error
 
 
@@ -1064,7 +1064,7 @@ def test_what_nobody_reads_is_not_written() -> None:
 def test_the_exit_codes() -> None:
     """Each error has the exit code that the help promises."""
     codes = {
-        TaskFailed("x"): 1, SubmitUncertain("x"): 1, ConfigurationError("x"): 1, StoreError("x"): 1,
+        TaskFailed("x"): 1, SubmitUncertain("x"): 1, ConfigurationError("x"): 2, StoreError("x"): 1,
         ClientClosed("x"): 1, InvalidRequest("x"): 2, WaitTimeout("x"): 3, Stopped("x"): 130,
     }  # fmt: skip
     assert {error: code_of(error) for error in codes} == codes
