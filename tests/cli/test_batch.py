@@ -174,8 +174,9 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     told = [(flaw.line, flaw.text) for flaw in found.flaws]
     begins = [
         (2, "is no JSON: "), (3, "is no JSON object"), (4, "'colour' is no field; accepted: key, model, prompt"),
-        (4, "'callback_url' is no field"), (4, "duration='4': "), (5, "model is missing; accepted: 'V' or 'KL' or 'S'"),
-        (5, "aspect_ratio is missing"), (5, "aspect_resolution is missing"), (5, "duration is missing"),
+        (4, "'callback_url' is no field"), (4, "duration: must be a number, not text ('4')"),
+        (5, "model is missing; accepted: V, KL or S"), (5, "aspect_ratio is missing"),
+        (5, "aspect_resolution is missing"), (5, "duration is missing"),
         (7, "key='same': is the key of line 6 too"), (8, "key='': is no key"), (9, "'prompt' is there twice"),
         (10, "NaN is no JSON"), (11, "is no JSON"), (12, "is no JSON"),
     ]  # fmt: skip
@@ -217,7 +218,7 @@ def test_cells_that_stand_in_no_column() -> None:
     assert [flaw.line for flaw in found.flaws] == [4, 5, 6]
     assert "'x' stands in no column" in found.flaws[0].text
     assert found.flaws[1].text.startswith("duration is missing")
-    assert found.flaws[2].text.startswith("duration='4.0'")
+    assert found.flaws[2].text.startswith("duration: must be a number, not text ('4.0')")
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode), kind=st.sampled_from(["jsonl", "csv"]))
