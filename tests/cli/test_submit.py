@@ -170,6 +170,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def closed_port_number() -> int:
+    """A port of this machine where nobody listens."""
+    with closed_port() as port:
+        return port
+
+
 def paid(sim: Simulator) -> tuple[int, int]:
     """POSTs seen, submits paid for."""
     return len(sim.ledger.posts), sim.ledger.paid_submits
@@ -772,6 +778,28 @@ async def test_a_task_that_a_store_remembers_may_become_known(sim: Simulator) ->
     ran = await xiling(sim, "wait", "k", *STORED, *QUICK, "--timeout", "0.4")
     assert ran.code == 3
     assert "The service did not tell the status" in ran.err
+
+
+async def test_a_task_that_no_service_has_confirmed_is_not_called_bought(sim: Simulator) -> None:
+    """`wait foo` without a network, to its timeout and to Ctrl-C: nobody knows whether there is such a task."""
+    away = ("--base-url", f"http://127.0.0.1:{closed_port_number()}/v1")
+    ran = await xiling(sim, "wait", "foo", *away, "--timeout", "0.4", "--json")
+    assert (ran.code, ran.told["error"], ran.told["charged"]) == (3, "WaitTimeout", "maybe")
+    assert "the service has not confirmed task foo" in ran.error
+    async with started(sim, "wait", "foo", *away) as process:
+        err = await said(process, "\n")
+        process.send_signal(signal.SIGINT)
+        stopped = await ended(process, err)
+    assert stopped.code == 130
+    for told in (ran.err, stopped.err):
+        assert not re.search("bought|paid", told)
+    assert stopped.offered() == ["wait", *away, "foo"]
+    sim.manual = True
+    await xiling(sim, "submit", "waves", *IMAGE, *QUICK, "--timeout", "0.3")
+    (task_id,) = sim.ledger.task_ids
+    known = await xiling(sim, "wait", task_id, *QUICK, "--timeout", "0.3", "--json")
+    assert (known.code, known.told["charged"]) == (3, "yes")
+    assert "is bought, and goes on at the service" in known.error
 
 
 async def test_a_service_that_does_not_answer_in_time(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
