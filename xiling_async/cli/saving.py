@@ -95,7 +95,7 @@ class Shelf:
         self, client: Client, result: Any, what: str, types: tuple[str, ...], *, allow_private: bool
     ) -> Path:
         if types and not self._overwrite:
-            found = await asyncio.to_thread(self._there_already, result.task_id, what, types)
+            found = await asyncio.to_thread(self._there_already, result, what)
             if found is not None:
                 output.say(self._out, printable(f"there already: {found}"))
                 return found
@@ -110,9 +110,10 @@ class Shelf:
         output.say(self._out, printable(f"saved: {path.name}, {decimal(bar.size)}"))
         return path
 
-    def _there_already(self, task_id: str, what: str, types: tuple[str, ...]) -> Path | None:
+    def _there_already(self, result: Any, what: str) -> Path | None:
+        kind = next(kind for kind in KINDS if isinstance(result, kind.result))
         try:
-            (target,) = targets_of(self.folder, task_id, {what: types})
+            (target,) = targets_of(self.folder, result.task_id, kind.media, [what])
             found = target.in_the_way()
         except (NoTarget, OSError):  # `Client.download` has the words for that
             return None

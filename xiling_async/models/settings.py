@@ -12,6 +12,7 @@ from yarl import URL
 
 from xiling_async._internal.redact import scrub
 from xiling_async.errors import ConfigurationError
+from xiling_async.models.request import has_valid_host
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
 KEY_VARIABLES: Final = (
@@ -132,7 +133,7 @@ def is_loopback(host: str | None) -> bool:
 def _http_url(what: str, text: str) -> URL:
     try:
         url = URL(text)
-        fine = url.scheme in ("http", "https") and bool(url.host)
+        fine = url.scheme in ("http", "https") and bool(url.host) and has_valid_host(url)
     except ValueError:
         fine = False
     if not fine:
@@ -163,12 +164,18 @@ class _Checked:
 
 @frozen
 class Limits(_Checked):
-    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs)."""
+    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs).
+
+    For the folder of `save_to`, in bytes: `saved_bytes`, how large all files in it may be together (None: no limit;
+    with a limit, results are saved one at a time), and `free_bytes`, how much of its disk stays free.
+    """
 
     submits: int = 64
     submits_per_second: float | None = None
     gets_per_second: float = 20
     downloads: int = 8
+    saved_bytes: int | None = None
+    free_bytes: int = 64 * 1024**2
 
 
 @frozen
