@@ -22,7 +22,7 @@ from xiling_async.jobs.engine import Engine, Settings
 from xiling_async.jobs.job import Job, checked_timeout
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
-from xiling_async.media.downloads import MAX_BYTES, Wish
+from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord, State, bare_job_id
 from xiling_async.models.request import Request, Result, check_name, is_name
@@ -237,11 +237,10 @@ class Client:
         `ClientClosed`.
         """
         self._check_open()
-        wish = Wish(
-            result=result, to=to, what=what, allow_private=allow_private, overwrite=overwrite, progress=progress,
-            max_bytes=max_bytes,
-        )  # fmt: skip
-        paths = await self._engine.downloads.download(wish)
+        options = DownloadOptions(
+            what=what, allow_private=allow_private, overwrite=overwrite, progress=progress, max_bytes=max_bytes
+        )
+        paths = await self._engine.downloads.download(result, to, options)
         return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
