@@ -103,6 +103,7 @@ class Client:
         self._engine = Engine(given)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
+        self._is_entered = False
         self._changes = asyncio.Lock()  # of open to closed: who comes second finds the first one's work done
 
     def __repr__(self) -> str:
@@ -139,6 +140,9 @@ class Client:
             await self._engine.close()
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:  # the inner block would close the client that the outer one still uses
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._is_entered = True
         return await self.open()
 
     async def __aexit__(
