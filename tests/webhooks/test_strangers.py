@@ -314,6 +314,32 @@ async def test_a_sender_that_hangs_up_in_its_body_is_no_error(
         assert await sim.finish(task_id) == 200
 
 
+async def test_a_tls_stream_that_turns_into_garbage_is_no_error(
+    authority: trustme.CA, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are not TLS, in the middle of a body: the connection ends, no line above INFO."""
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with scene(receiver=WebhookReceiver(port=0, tls=tls)) as on:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        end = trusting.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        async with connected(on.port) as (reader, writer):
+            while True:
+                try:
+                    end.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    writer.write(outgoing.read())
+                    incoming.write(await reader.read(65_536))
+            end.write(http(on.path, b"{", length=500))
+            writer.write(outgoing.read())
+            await settle(300)
+            writer.write(b"this is not TLS at all" * 9)
+            await until_closed(reader)
+        await settle(300)
+        assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 async def test_garbage_is_one_line_of_the_log_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """200 requests that are not HTTP, of all kinds: counted, and said together; none of what was sent."""
     garbage = (
