@@ -35,7 +35,7 @@ def test_a_short_key_is_not_cut_out_of_words(key: str) -> None:
 
 
 class Unshowable:
-    """Its repr raises what it was shown."""
+    """Its repr raises what it was given."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
