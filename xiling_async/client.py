@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.downloads import MAX_BYTES, Wish
 from xiling_async.models import settings
-from xiling_async.models.record import JobRecord, State
+from xiling_async.models.record import JobRecord, State, bare_job_id
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -104,6 +103,7 @@ class Client:
         self._engine = Engine(given)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
+        self._is_entered = False
         self._changes = asyncio.Lock()  # of open to closed: who comes second finds the first one's work done
 
     def __repr__(self) -> str:
@@ -140,6 +140,9 @@ class Client:
             await self._engine.close()
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:  # the inner block would close the client that the outer one still uses
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._is_entered = True
         return await self.open()
 
     async def __aexit__(
@@ -299,7 +302,7 @@ class Client:
             raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
         now = self._settings.clock.time()
         record = JobRecord(
-            id=hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32], kind=kind.kind.name, key=None, request=None,
+            id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None,
             asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
             due_at=now,
         )  # fmt: skip

@@ -608,7 +608,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "1 waiting   1 sending   1 at the service   1 saving   5 failed",
         "9 rows: 1 done, 5 not, 2 rows left out as not valid",
         "5  not bought           It was refused.",
-        "6  bought               1 of 1 task failed at the service (i2v-1: no ?[2J face).",
+        "6  bought               1 of 1 task failed at the service (i2v-1: no \\x1b[2J face).",
         "7  may have been bought  It was sent and its answer was lost;",
         "8  bought               It is not finished within --timeout (task i2v-1)",
         "9  bought               The service has not told what became of it",

@@ -27,6 +27,7 @@ from xiling_async.cli.commands.simulate import simulate
 from xiling_async.cli.commands.submit import submit
 from xiling_async.cli.commands.wait import wait
 from xiling_async.cli.demo.command import demo
+from xiling_async.cli.output import printable
 from xiling_async.errors import XilingError
 
 P = ParamSpec("P")
@@ -55,7 +56,7 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.echo(f"xiling: {message}", err=True)
+    typer.echo("\n".join(map(printable, f"xiling: {message}".split("\n"))), err=True)
     raise typer.Exit(code)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
-from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, words_of
+from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
 from xiling_async.cli.saving import Shelf, unsaved
 from xiling_async.cli.watch import Watch, watched
 from xiling_async.client import Client
@@ -127,7 +127,7 @@ class Session:
         if self.shelf is not None:
             await self.shelf.make()
         below = None if self.shelf is None else self.shelf.bars
-        with output.complaining(self.out):
+        with output.logged_errors(self.out):
             async with progress.shown(self.out, self.watch, below), client:
                 yield client
 
@@ -221,10 +221,12 @@ class Session:
     # --- saving --------------------------------------------------------------------------------------------------
 
     async def saved(self, client: Client, ending: Ending) -> Ending:
-        """The same ending, with every good result of a job that is over in the folder, where there is one."""
+        """The same ending, with every good result of a job that is over in the folder; without one, checked."""
         record = ending.record
-        if self.shelf is None or record is None or not (record.state.is_final or self.what):
+        if record is None or not (record.state.is_final or self.what):
             return ending
+        if self.shelf is None:
+            return evolve(ending, unsaved=without_link(record))
         results = [outcome.result for outcome in record.outcomes if isinstance(outcome, Succeeded)]
         # The simulator's files are on this machine too; those of the real service never are.
         allow_private = settings.is_loopback(settings.base_url(self.base_url).host)

@@ -75,7 +75,7 @@ class Engine:
         )
         self._gate = Gate(given.clock)
         self._monitor = monitor = Monitor(given.on_event)
-        self.registry = Registry(given.store, on_change=self._changed, monitor=monitor)
+        self.registry = Registry(given.store, on_change=self._changed, monitor=monitor, clock=given.clock)
         self.sweeper = Sweeper(
             store=given.store,
             registry=self.registry,

@@ -12,7 +12,8 @@ from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
 from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout, XilingError
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Timeouts, as_number
