@@ -226,10 +226,13 @@ async def test_a_closed_client_is_not_opened_again(sim: Simulator) -> None:
 
 
 async def test_entering_an_open_client_is_entering_it_once(sim: Simulator) -> None:
-    """`open` and then `async with` is one client, which is closed at the end of the block."""
+    """`open` and then `async with` is one client, which is closed at the end of the block; two blocks are refused."""
     client = await client_of(sim).open()
     async with client as same:
         assert same is client
+        await client.submit(model_v())
+        with pytest.raises(ConfigurationError, match="make a new one"):
+            await client.__aenter__()
         await client.submit(model_v())
     with pytest.raises(ClientClosed):
         await client.submit(model_v("sand"))
