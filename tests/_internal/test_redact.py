@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xiling_async._internal.redact import HIDDEN, LONG_CHARACTERS, SAMPLE_BYTES, sample, scrub, shown
-from xiling_async.webhooks.tokens import Capability
+from xiling_async.webhooks.tokens import CallbackToken, TokenSigner
 
 KEY = "key-0123456789"
 SIGNATURE = "SECRETSIGNATURE"
 TOKEN = (
-    Capability([b"s" * 32], "https://me.example")
-    .url(kind_number=1, tasks=1, job_id="ab" * 16, attempt=1, expires_at=2e9)
+    TokenSigner([b"s" * 32], "https://me.example")
+    .sign(CallbackToken(kind_number=1, tasks=1, job_id="ab" * 16, attempt=1, expires_at=2e9))
     .rpartition("/")[2]
 )
 

@@ -69,7 +69,7 @@ def base_url(given: str | URL | None) -> URL:
 
 
 def callback_base(given: str | URL | None, port: int | None) -> URL | None:
-    """The public URL of a receiver; None when it is to be derived from its own free port."""
+    """The public URL of a receiver; None when it is to be derived from its own port: this machine only."""
     text = str(given or "").strip()
     if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
         raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
@@ -78,11 +78,11 @@ def callback_base(given: str | URL | None, port: int | None) -> URL | None:
         if url.query_string or url.fragment or url.user or url.password:
             raise ConfigurationError("The receiver's public URL must be just scheme, host and path.")
         return url
-    if port == 0:
+    if port is not None:
         return None
     raise ConfigurationError(
         "Nobody could reach this receiver: give it the public URL under which the service can call it, as in "
-        'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=0 is enough.'
+        'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=8080 is enough.'
     )
 
 
