@@ -19,7 +19,18 @@ import pytest
 from support import client_of, model_v
 from yarl import URL
 
-from xiling_async import Client, ClientClosed, Job, Limits, MemoryStore, SQLiteStore, State, Store, Video, WebhookReceiver
+from xiling_async import (
+    Client,
+    ClientClosed,
+    Job,
+    Limits,
+    MemoryStore,
+    SQLiteStore,
+    State,
+    Store,
+    Video,
+    WebhookReceiver,
+)
 from xiling_async.simulator import Simulator
 
 HANG_S: Final = 20.0  # of real time: far beyond what anything here takes
@@ -286,8 +297,9 @@ def _is_listening(receiver: WebhookReceiver) -> bool:
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("listens", ["at a port", "at a path"])
 @pytest.mark.parametrize("name", STORES)
-def test_a_cancelled_open_leaves_nothing_open(name: str, twice: bool, tmp_path: Path) -> None:
+def test_a_cancelled_open_leaves_nothing_open(name: str, listens: str, twice: bool, tmp_path: Path) -> None:
     """No task, no port, no lock on the store: another client opens it at once."""
 
     async def test(turns: Turns) -> None:
@@ -295,7 +307,9 @@ def test_a_cancelled_open_leaves_nothing_open(name: str, twice: bool, tmp_path: 
 
             async def attempt(turn: int) -> bool:
                 store = store_of(name, tmp_path)
-                receiver = WebhookReceiver(port=0)
+                path = tmp_path / "socket" if listens == "at a path" else None
+                given = {"port": 0} if path is None else {"public_url": "https://media.example.com/x", "path": path}
+                receiver = WebhookReceiver(**given)
                 client = client_of(sim, store=store, receiver=receiver, save_to=tmp_path / "clips")
                 before = asyncio.all_tasks()
                 was_cancelled = await cancelled_at(turns, turn, client.open, twice=twice)
@@ -303,6 +317,7 @@ def test_a_cancelled_open_leaves_nothing_open(name: str, twice: bool, tmp_path: 
                     await client.aclose()  # nothing to close, and no harm
                     await _gone(asyncio.all_tasks() - before)
                     assert not _is_listening(receiver)
+                    assert path is None or not path.exists()
                     with pytest.raises(ClientClosed):
                         await client.submit(model_v())
                     client = await client_of(sim, store=store_of(name, tmp_path)).open()
@@ -374,5 +389,3 @@ async def _gone(tasks: set[asyncio.Task[Any]]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError(f"left over: {sorted(task.get_name() for task in tasks if not task.done())}")
-
-

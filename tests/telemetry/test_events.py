@@ -344,7 +344,7 @@ async def test_every_event_is_a_line_at_debug(sim: Simulator, caplog: pytest.Log
 
 PACKAGE = Path(xiling_async.__file__).parent
 OF_NO_JOB = ("%s", "the store ", "earlier results ", "%d jobs in a row ", "an on_event hook ")  # "%s" is an event
-OF_CONNECTIONS = ("connection.py", "server.py", "sockets.py")
+OF_CONNECTIONS = ("server.py", "server_log.py", "sockets.py")
 
 
 def test_every_line_of_the_log_names_its_job() -> None:

@@ -154,10 +154,14 @@ class WebhookReceiver:
 
     async def stop(self) -> None:
         """Answer what is being answered, then listen no more."""
-        await self._stop_listening()
-        await self._handler.close()
-        self._signer = None
-        self._base = self._given_base
+        try:
+            await self._stop_listening()
+        finally:
+            try:
+                await self._handler.close()
+            finally:
+                self._signer = None
+                self._base = self._given_base
 
     async def _stop_listening(self) -> None:
         running, self._server = self._server, None
