@@ -319,7 +319,7 @@ async def test_somebody_elses_page(sim: Simulator) -> None:
     Path("out").mkdir()
     Path("out/index.html").write_text("mine")
     done = await xiling(sim, "batch", str(jsonl(WAVES)), *OUT)
-    assert (done.code, paid(sim), Path("out/index.html").read_text()) == (1, (0, 0), "mine")
+    assert (done.code, paid(sim), Path("out/index.html").read_text()) == (2, (0, 0), "mine")
     assert "choose another --out" in done.error
 
 

@@ -40,7 +40,7 @@ from xiling_async.simulator import Ledger, Simulator
 
 SOURCE = Path(xiling_async.__file__).parents[1]
 SAMPLES = {path.read_bytes() for path in (SOURCE / "xiling_async/simulator/media/samples").glob("*.mp4")}
-COMMANDS = [command.__name__ for command in cli_app.COMMANDS]
+COMMANDS = list(cli_app.COMMANDS)
 XILING = [sys.executable, "-W", "error", "-m", "xiling_async.cli"]
 ESCAPE = "\x1b"
 COLOUR = rf"{ESCAPE}\[[0-9;]*3[0-9]"
@@ -424,11 +424,11 @@ def test_ctrl_c_ends_simulate_with_a_summary() -> None:
 
 
 def test_simulate_on_a_busy_port(tmp_path: Path) -> None:
-    """A port that is taken is one line and exit code 1."""
+    """A port that is taken is one line and exit code 2."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = xiling("simulate", "--port", str(port), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert one_error_line(done.stderr) == (
         f"xiling: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port; 0 takes a free one."
     )

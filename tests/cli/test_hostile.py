@@ -45,8 +45,6 @@ ODD_URLS = (
     "https://[::1",
     "https://\u2100.example/x",
     "https://xn--\xad/x",
-    "http://127.0.0.1:1/x.mp4",
-    f"https://media.example/{'a' * 100_000}",
 )
 NOT_URLS = (
     "javascript:alert(1)",
@@ -57,6 +55,7 @@ NOT_URLS = (
     "gopher://media.example/x",
     " ",
 )
+TOO_LONG = f"https://media.example/{'a' * 100_000}"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def is_plain(text: str) -> bool:
     """Whether this is lines of text: nothing in it moves a cursor, colours, hides or turns round what follows."""
-    return not any(unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") for one in text.replace("\n", ""))
+    return not any(unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") for one in re.sub(r"[\n\t]", "", text))
 
 
 def shown(ran: Ran) -> str:
@@ -177,7 +176,7 @@ async def test_a_hostile_video_url_is_that_jobs_failure(sim: Simulator, url: str
         assert ran.out == "" and is_plain(ran.error)
 
 
-@pytest.mark.parametrize("url", [*NOT_URLS, ODD_URLS[-1]], ids=lambda url: ascii(url[:30]))
+@pytest.mark.parametrize("url", [*NOT_URLS, TOO_LONG], ids=lambda url: ascii(url[:30]))
 async def test_only_urls_are_results(sim: Simulator, url: str) -> None:
     """What stands in `video_url` and is no http(s) URL of a sane length is not printed as a result."""
     sim.script(faults.callback_fields(video_url=url), faults.no_status_endpoint())

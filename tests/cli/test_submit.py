@@ -170,6 +170,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def closed_port_number() -> int:
+    """A port of this machine where nobody listens."""
+    with closed_port() as port:
+        return port
+
+
 def paid(sim: Simulator) -> tuple[int, int]:
     """POSTs seen, submits paid for."""
     return len(sim.ledger.posts), sim.ledger.paid_submits
@@ -299,7 +305,7 @@ async def test_a_port_of_ones_own(sim: Simulator, path: str | None) -> None:
 async def test_a_receiver_that_nobody_could_reach(sim: Simulator) -> None:
     """--port alone is refused with a service elsewhere, before anything is sent."""
     ran = await xiling(sim, "submit", "waves", *IMAGE, "--port", "8080", "--base-url", "https://api.keevx.com/v1")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "Nobody could reach this receiver" in ran.error
 
 
@@ -321,7 +327,7 @@ async def test_an_uncertain_job_is_adopted() -> None:
 async def test_no_key(sim: Simulator) -> None:
     """No key: one line that names the variables, nothing is sent."""
     ran = await xiling(sim, "submit", "waves", *IMAGE, XILING_API_KEY="")
-    assert (ran.code, ran.out, paid(sim)) == (1, "", (0, 0))
+    assert (ran.code, ran.out, paid(sim)) == (2, "", (0, 0))
     assert "XILING_API_KEY" in ran.error and "KEEVX_API_KEY" in ran.error
 
 
@@ -774,6 +780,28 @@ async def test_a_task_that_a_store_remembers_may_become_known(sim: Simulator) ->
     assert "The service did not tell the status" in ran.err
 
 
+async def test_a_task_that_no_service_has_confirmed_is_not_called_bought(sim: Simulator) -> None:
+    """`wait foo` without a network, to its timeout and to Ctrl-C: nobody knows whether there is such a task."""
+    away = ("--base-url", f"http://127.0.0.1:{closed_port_number()}/v1")
+    ran = await xiling(sim, "wait", "foo", *away, "--timeout", "0.4", "--json")
+    assert (ran.code, ran.told["error"], ran.told["charged"]) == (3, "WaitTimeout", "maybe")
+    assert "the service has not confirmed task foo" in ran.error
+    async with started(sim, "wait", "foo", *away) as process:
+        err = await said(process, "\n")
+        process.send_signal(signal.SIGINT)
+        stopped = await ended(process, err)
+    assert stopped.code == 130
+    for told in (ran.err, stopped.err):
+        assert not re.search("bought|paid", told)
+    assert stopped.offered() == ["wait", *away, "foo"]
+    sim.manual = True
+    await xiling(sim, "submit", "waves", *IMAGE, *QUICK, "--timeout", "0.3")
+    (task_id,) = sim.ledger.task_ids
+    known = await xiling(sim, "wait", task_id, *QUICK, "--timeout", "0.3", "--json")
+    assert (known.code, known.told["charged"]) == (3, "yes")
+    assert "is bought, and goes on at the service" in known.error
+
+
 async def test_a_service_that_does_not_answer_in_time(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """--timeout holds for the first question too."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -1064,7 +1092,7 @@ def test_what_nobody_reads_is_not_written() -> None:
 def test_the_exit_codes() -> None:
     """Each error has the exit code that the help promises."""
     codes = {
-        TaskFailed("x"): 1, SubmitUncertain("x"): 1, ConfigurationError("x"): 1, StoreError("x"): 1,
+        TaskFailed("x"): 1, SubmitUncertain("x"): 1, ConfigurationError("x"): 2, StoreError("x"): 1,
         ClientClosed("x"): 1, InvalidRequest("x"): 2, WaitTimeout("x"): 3, Stopped("x"): 130,
     }  # fmt: skip
     assert {error: code_of(error) for error in codes} == codes

@@ -112,7 +112,8 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
         return ["the service did not tell; it is asked again"] if is_mute else []
     lines = []
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
-        lines = [f"accepted: job {now.id}", *(f"  task {task_id}" for task_id in now.task_ids)]
+        first = f"accepted: job {now.id}" if now.request is not None else "waiting for a task by its id"
+        lines = [first, *(f"  task {task_id}" for task_id in now.task_ids)]
     told = _state_line(now, elapsed)
     return [*lines, told] if told else lines
 

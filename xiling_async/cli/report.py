@@ -11,7 +11,7 @@ from attrs import asdict, frozen
 
 from xiling_async.api.failures import error_of
 from xiling_async.cli.output import printable
-from xiling_async.errors import DownloadError, InvalidRequest, WaitTimeout, XilingError
+from xiling_async.errors import ConfigurationError, DownloadError, InvalidRequest, WaitTimeout, XilingError
 from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
 from xiling_async.models.request import Request, is_http_url
 
@@ -30,7 +30,9 @@ class Failures(Exception):
         self.errors = errors
 
 
-_CODES: Final[tuple[tuple[type[XilingError], int], ...]] = ((InvalidRequest, 2), (WaitTimeout, 3), (Stopped, 130))
+_CODES: Final[tuple[tuple[type[XilingError], int], ...]] = (
+    (InvalidRequest, 2), (ConfigurationError, 2), (WaitTimeout, 3), (Stopped, 130),
+)  # fmt: skip
 _CHARGED: Final = {
     State.SENDING: "maybe", State.UNCERTAIN: "maybe", State.UNKNOWN: "maybe",
     State.NOT_SENT: "no", State.REJECTED: "no",

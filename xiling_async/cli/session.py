@@ -123,6 +123,7 @@ class Session:
             store=self.jobs,
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
+            on_event=self.watch.on_event,
         )
         if self.shelf is not None:
             await self.shelf.make()
@@ -211,8 +212,8 @@ class Session:
         if record is None:
             return over
         return WaitTimeout(
-            f"Not finished within {self.timeout:g} s: {_left(record)}. {self._way_back(record)}",
-            charged=over.charged,
+            f"Not finished within {self.timeout:g} s: {self._left(record)}. {self._way_back(record)}",
+            charged=over.charged if self.watch.is_confirmed(record) else "maybe",
             job=over.job,
             job_id=over.job_id,
             task_ids=over.task_ids,
@@ -242,12 +243,18 @@ class Session:
         records = [record for record in self.watch.jobs.values() if record.state not in NOT_BOUGHT]
         if not records:
             return Stopped("Stopped. Nothing was bought.")
+        is_sure = all(record.task_ids and self.watch.is_confirmed(record) for record in records)
         return Stopped(
-            f"Stopped: {'; '.join(map(_left, records))}. {self._way_back(*records)}",
-            charged="yes" if all(record.task_ids for record in records) else "maybe",
+            f"Stopped: {'; '.join(map(self._left, records))}. {self._way_back(*records)}",
+            charged="yes" if is_sure else "maybe",
             job_id=records[0].id if len(records) == 1 else None,
             task_ids=[task_id for record in records for task_id in record.task_ids],
         )
+
+    def _left(self, record: JobRecord) -> str:
+        if record.state is State.ACCEPTED and not self.watch.is_confirmed(record):
+            return f"the service has not confirmed task {', '.join(record.task_ids)}: it may not exist"
+        return _left(record)
 
     def _way_back(self, *records: JobRecord) -> str:
         """How these jobs are awaited again."""
