@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import math
 import pickle
 from collections.abc import Callable, Coroutine
@@ -24,7 +25,10 @@ from xiling_async import (
     Limits,
     MemoryStore,
     Polling,
+    PostgresStore,
+    ReceiverLimits,
     Rejected,
+    SQLiteStore,
     Succeeded,
     TaskFailed,
     Timeouts,
@@ -134,6 +138,34 @@ def test_wrong_settings_are_configuration_errors(kind: type[Any]) -> None:
             else:
                 assert taken is None or (type(taken) in (int, float) and taken >= 0)
                 assert taken is None or math.isfinite(taken) or kind is Timeouts or name == "grace"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (WebhookReceiver, {"public_url": "https://me.example/x"}),
+        (ReceiverLimits, {}),
+        (MemoryStore, {}),
+        (SQLiteStore, {"path": "jobs.db"}),
+        (PostgresStore, {"dsn": "postgresql://db.example.com/videos"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_a_wrong_argument_of_a_receiver_or_a_store_is_a_configuration_error(
+    kind: type[Any], given: dict[str, Any]
+) -> None:
+    """Every argument with values of every type: it is taken, or it is a ConfigurationError that shows no secret."""
+    taken: dict[str, int] = {}
+    for name in inspect.signature(kind).parameters:
+        if kind is SQLiteStore and name == "connect":  # for tests
+            continue
+        for value in ANY_VALUES:
+            try:
+                kind(**{**given, name: value})
+                taken[name] = taken.get(name, 0) + 1
+            except ConfigurationError as error:
+                assert str(error) and SECRET not in str(error)
+    assert {name for name, count in taken.items() if count > len(ANY_VALUES) / 2} == set(), "nothing is refused"
 
 
 def test_a_client_that_could_not_be_made_has_a_repr() -> None:

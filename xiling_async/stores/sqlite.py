@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from xiling_async._internal.clock import SystemClock
@@ -20,6 +19,7 @@ from xiling_async._internal.file_lock import Held, hold, me
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
+from xiling_async.models.settings import path_of
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
 from xiling_async.stores.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
 from xiling_async.stores.sqlite_schema import prepare
@@ -58,7 +58,7 @@ class SQLiteStore:
     def __init__(
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
     ) -> None:
-        self._path = Path(path)  # looked up when it is opened, in the writer's thread
+        self._path = path_of("The path of a SQLiteStore", path)  # looked up when it is opened, in the writer's thread
         self._connect = connect
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
