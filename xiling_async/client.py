@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
+from xiling_async._internal.finish import finish
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
@@ -127,17 +128,22 @@ class Client:
             if self._loop is not None:
                 raise ConfigurationError("A client is opened once: make a new one after it was closed.")
             self._loop = asyncio.get_running_loop()
-            await self._engine.open()
+            try:
+                await finish(self._engine.open(), name="xiling open")
+            except asyncio.CancelledError:
+                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
+                raise
             self._is_open = True
             return self
 
     async def aclose(self) -> None:
         """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
-        again. Raises `ConfigurationError` in another event loop."""
+        again. Cancelled, it stops waiting for what is under way, and leaves nothing behind all the same. Raises
+        `ConfigurationError` in another event loop."""
         self._check_loop()
         self._is_open = False
         async with self._changes:
-            await self._engine.close()
+            await finish(self._engine.close(), name="xiling close")
 
     async def __aenter__(self) -> Self:
         if self._is_entered:  # the inner block would close the client that the outer one still uses

@@ -351,7 +351,7 @@ OF_NO_JOB = (
     "%d results ",
     "an on_event hook ",
 )  # "%s" is an event
-OF_CONNECTIONS = ("connection.py", "server.py", "sockets.py")
+OF_CONNECTIONS = ("server_log.py", "server.py", "sockets.py")
 
 
 def test_every_line_of_the_log_names_its_job() -> None:

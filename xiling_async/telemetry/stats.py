@@ -139,20 +139,19 @@ class Monitor:
         """So many jobs of the store had no end when the client was opened."""
         self._unfinished += unfinished
 
-    def changed(self, record: JobRecord, was: State | None) -> None:
-        """The record as it is now. A change that leaves the job in its state is not an event."""
+    def changed(self, record: JobRecord, was: State | None, outcome: Outcome | None = None) -> None:
+        """The record as it is now, and the outcome of a task that came with the change. A change that leaves the job in
+        its state is not an event of the job."""
+        if outcome is not None:
+            self.emit(TaskEnded(
+                job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
+                outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
+            ))  # fmt: skip
         if record.state is not was:
             self.emit(JobChanged(
                 job_id=record.id, key=record.key, kind=record.kind, state=record.state, was=was,
                 task_ids=record.task_ids, created_at=record.created_at, at=record.changed_at,
             ))  # fmt: skip
-
-    def task_ended(self, record: JobRecord, outcome: Outcome) -> None:
-        """The outcome of one task of this job was written down."""
-        self.emit(TaskEnded(
-            job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
-            outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
-        ))  # fmt: skip
 
     def submitted(
         self,
