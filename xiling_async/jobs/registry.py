@@ -1,9 +1,7 @@
 """Where a task and its callback meet; written down before anyone is told.
 
-A `JobEntry` is the meeting place of one job. Entries live while somebody holds a handle on the job; a job that nobody
-watches costs nothing but its row in the store.
-
-To record a result is itself work: what the store could not write is held, used, and written again until it is in.
+A `JobEntry` is the meeting place of one job. Entries live while there is a handle on the job; a job without one costs
+only its row in the store. What the store could not write is held, used, and written again until it is in.
 """
 
 from __future__ import annotations
@@ -196,15 +194,15 @@ class Registry:
         if change.verdict is Verdict.NO_JOB and not isinstance(event, Resent):
             change = await self._restored(job_id, event, change)
         if change.record is not None:
-            self._tell(change.record, change)
+            self._tell(change.record, change, event)
         return change
 
-    def _tell(self, record: JobRecord, change: Change) -> None:
+    def _tell(self, record: JobRecord, change: Change, event: Event) -> None:
         entry = self._entries.get(record.id)
         if entry is not None:
             self._take(entry, record)
         if change.verdict is Verdict.APPLIED:
-            self._monitor.changed(record, change.was)
+            self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._on_change(record)
 
     async def _restored(self, job_id: str, event: Event, change: Change) -> Change:
@@ -239,7 +237,7 @@ class Registry:
 
     def _hold(self, entry: JobEntry, event: Event) -> None:
         change = self._unwritten.hold(entry, event)
-        self._tell(entry.record, change)
+        self._tell(entry.record, change, event)
         if len(self._unwritten) and not self._closed and not len(self._writer):
             self._writer.start(self._write_again(), name="xiling unwritten results")
 

@@ -5,33 +5,14 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from attrs import define, field, fields_dict, frozen
 
+from xiling_async._internal.outcomes import Failed, Outcome, Succeeded
 from xiling_async.models.request import Request
 
-R_co = TypeVar("R_co", covariant=True)
-
-
-@frozen
-class Succeeded(Generic[R_co]):
-    """A task that ended well. `file`: where `Client(save_to=...)` has kept its result."""
-
-    task_id: str
-    result: R_co
-    file: str | None = None
-
-
-@frozen
-class Failed:
-    """A task that the service could not do; `message` is the service's own."""
-
-    task_id: str
-    message: str
-
-
-Outcome = Succeeded[Any] | Failed
+__all__ = ["LEFT_BEHIND", "Failed", "JobRecord", "Outcome", "Refusal", "State", "Succeeded"]
 
 
 class State(StrEnum):

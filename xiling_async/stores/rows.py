@@ -10,16 +10,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import NOTHING, asdict, fields, fields_dict, resolve_types
 from cattrs import Converter
 
+from xiling_async._internal.redact import scrub
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.models.request import JSON, Request
+
+log = logging.getLogger("xiling_async.stores")
 
 # One column each, in this order; a store may add columns of its own behind them.
 COLUMNS: Final = (
@@ -30,6 +34,35 @@ COLUMNS: Final = (
 _converter = Converter(detailed_validation=False)
 for _plain in (str, int, float, bool):  # as they were written: cattrs would make text of a None, and 1 of a 1.5
     _converter.register_structure_hook(_plain, lambda value, _: value)
+
+
+class RowReader:
+    """Reads many rows. One that cannot be read (a damaged file, a newer version's) is skipped, so that it hides no
+    other, and logged once; whoever asks for that very job gets a `StoreError`. `skipped`: the ids of such jobs.
+
+    `read`: the record of one row, whose first column is the job's id.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Any]], JobRecord]) -> None:
+        self._read = read
+        self.skipped: set[str] = set()
+
+    def records(self, rows: Iterable[Sequence[Any]]) -> list[JobRecord]:
+        records = []
+        for row in rows:
+            try:
+                records.append(self._read(row))
+            except Exception as error:  # whatever stands in a row, its neighbours are read
+                self._skip(str(row[0]), error)
+        return records
+
+    def _skip(self, job_id: str, error: Exception) -> None:
+        if job_id not in self.skipped:
+            self.skipped.add(job_id)
+            log.error(
+                "job %s of the store cannot be read and is skipped: %s: %s. What it bought is not known, and its key "
+                "is not bought again.", scrub(job_id), type(error).__name__, scrub(str(error))[:200],
+            )  # fmt: skip
 
 
 def row_of(record: JobRecord) -> tuple[str | int | float | None, ...]:
