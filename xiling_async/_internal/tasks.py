@@ -51,11 +51,12 @@ class Tasks:
             raise
 
     async def cancel(self) -> None:
+        """Also when this is cancelled, they have ended afterwards."""
         while self._running:
             running = tuple(self._running)
             for task in running:
                 task.cancel()
-            await asyncio.wait(running)
+            await wait_out(*running)
 
 
 async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
