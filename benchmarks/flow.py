@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -92,8 +93,8 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(port=0)
         self.received: dict[str, float] = {}
 
-    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes) -> None:
-        await super().start(_Timed(callbacks, self.received), clock, kept_secret)
+    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, **options: Any) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, **options)
 
 
 @asynccontextmanager

@@ -152,8 +152,8 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(PUBLIC_URL, secret=SECRET, port=0)
         self.received: dict[str, float] = {}
 
-    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes) -> None:
-        await super().start(_Timed(callbacks, self.received), clock, kept_secret)
+    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, **options: Any) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, **options)
 
 
 async def heard() -> dict[str, Any] | None:
