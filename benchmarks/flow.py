@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -93,8 +92,10 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(port=0)
         self.received: dict[str, float] = {}
 
-    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, **options: Any) -> None:
-        await super().start(_Timed(callbacks, self.received), clock, kept_secret, **options)
+    async def start(
+        self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, *, others_may_listen: bool = False
+    ) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, others_may_listen=others_may_listen)
 
 
 @asynccontextmanager

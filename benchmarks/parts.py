@@ -110,7 +110,7 @@ async def wake(registry: Registry, times: int) -> None:
     desk = Desk(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
     slots = [registry.slot(intent(number)) for number in range(MOST)]
     for slot in slots:
-        slot.fresh = True
+        slot.is_current = True
         slot.update(intent(0).but(state=State.ACCEPTED))
     waiters = [asyncio.create_task(Job[Any](slot, desk).result()) for slot in slots]
     await asyncio.sleep(0)

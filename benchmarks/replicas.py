@@ -152,8 +152,10 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(PUBLIC_URL, secret=SECRET, port=0)
         self.received: dict[str, float] = {}
 
-    async def start(self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, **options: Any) -> None:
-        await super().start(_Timed(callbacks, self.received), clock, kept_secret, **options)
+    async def start(
+        self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, *, others_may_listen: bool = False
+    ) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, others_may_listen=others_may_listen)
 
 
 async def heard() -> dict[str, Any] | None:

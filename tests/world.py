@@ -71,7 +71,7 @@ class House:
         self.clock, self.service, self.store = clock, service, store
         self.receiver = WebhookReceiver(PUBLIC_URL, secret=SECRET) if has_receiver else None
         gate, limits = Gate(clock), Limits(submits=dice.choice((1, 2, 64)))
-        self.registry = Registry(store, on_change=lambda record: self.sweeper.changed(record))
+        self.registry = Registry(store, on_change=lambda record: self.sweeper.changed(record), clock=clock)
         self.sweeper = Sweeper(
             store=store,
             registry=self.registry,

@@ -147,11 +147,11 @@ def test_no_host_is_not_loopback() -> None:
         "x",
     ],
 )
-def test_what_is_no_http_url_is_refused(url: str) -> None:
+def test_what_is_not_an_http_url_is_refused(url: str) -> None:
     """For the API and for the receiver."""
-    with pytest.raises(ConfigurationError, match="is no http"):
+    with pytest.raises(ConfigurationError, match="is not an http"):
         base_url(url)
-    with pytest.raises(ConfigurationError, match="is no http"):
+    with pytest.raises(ConfigurationError, match="is not an http"):
         callback_base(url, None)
 
 
@@ -175,15 +175,15 @@ def test_a_url_holds_no_secret(url: str) -> None:
 
 
 def test_the_receivers_url() -> None:
-    """A public URL with or without an own server; port 0 alone derives one; nothing at all cannot be reached."""
+    """A public URL with or without an own server; a port alone is this machine; nothing at all cannot be reached."""
     assert callback_base("https://me.example/xiling", 8080) == URL("https://me.example/xiling")
     assert callback_base(URL("https://me.example/xiling"), None) == URL("https://me.example/xiling")
     assert callback_base("http://127.0.0.1:9/hook", 9) == URL("http://127.0.0.1:9/hook")
     assert callback_base(None, 0) is None
     assert callback_base("  ", 0) is None
-    for port in (None, 8080):
-        with pytest.raises(ConfigurationError, match="Nobody could reach this receiver"):
-            callback_base(None, port)
+    assert callback_base(None, 8080) is None
+    with pytest.raises(ConfigurationError, match="Nobody could reach this receiver"):
+        callback_base(None, None)
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, "80", 80.0, True, False])
@@ -286,7 +286,7 @@ def test_the_defaults_are_the_contracts() -> None:
 def test_every_number_is_above_0(kind: Any, value: Any) -> None:
     """The message names the setting."""
     for name in attrs.fields_dict(kind):
-        with pytest.raises(ConfigurationError, match=f"{kind.__name__}.{name} must be a number above 0"):
+        with pytest.raises(ConfigurationError, match=f"{kind.__name__}.{name} must be a (whole )?number above 0"):
             kind(**{name: value})
 
 

@@ -51,11 +51,19 @@ class Tasks:
             raise
 
     async def cancel(self) -> None:
+        """Cancel all that runs and wait until it has ended, also when this wait is cancelled."""
+        cancelled: asyncio.CancelledError | None = None
         while self._running:
             running = tuple(self._running)
             for task in running:
-                task.cancel()
-            await asyncio.wait(running)
+                if not task.cancelling():  # a second time could interrupt what it puts in order
+                    task.cancel()
+            try:
+                await asyncio.wait(running)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
 
 async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
@@ -97,3 +105,21 @@ class Shared(Generic[T]):
             if not self._callers and not self._task.done():
                 self.abandoned = True
                 self._task.cancel()
+
+
+async def wait_out(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until these tasks have ended, even if the caller is cancelled meanwhile; that is raised afterwards.
+
+    For work that ends soon by itself and must not be left behind. The results stay with the tasks.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while running := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # it has been looked at
+    if cancelled is not None:
+        raise cancelled

@@ -52,7 +52,7 @@ class Reception:
         self._store = store
         self._monitor = Monitor(hooks_of(on_event))
         self._clock = SystemClock() if clock is None else clock
-        self._registry = Registry(store, monitor=self._monitor)
+        self._registry = Registry(store, monitor=self._monitor, clock=self._clock)
         self._intake = Intake(
             registry=self._registry,
             clock=self._clock,

@@ -22,7 +22,8 @@ from xiling_async.api.failures import error_from, refusal
 from xiling_async.api.throttle import Gate, Rate
 from xiling_async.api.transport import Answer, Transport
 from xiling_async.errors import NotSent, ServiceUnavailable, StoreError, XilingError
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.lifecycle import Asked, GaveUp, Heard, Verdict
 from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
@@ -87,8 +88,11 @@ class Sweeper:
         self._batch = max(1, min(BATCH, int(limits.gets_per_second * LEASE_S / 8)))
         self._unheard = 0
         self._heard_at = float("-inf")
+        self._began_at = 0.0
+        self._found_old_at: dict[str, float] = {}  # jobs that were made before `_began_at`
 
     def start(self) -> None:
+        self._began_at = self._clock.time()
         self._tasks.start(self._run(), name="xiling sweeper")
 
     async def close(self) -> None:
@@ -103,6 +107,8 @@ class Sweeper:
 
     def changed(self, record: JobRecord) -> None:
         """A record has changed: if it falls due before the sweeper would wake, wake it."""
+        if record.state.is_final:
+            self._found_old_at.pop(record.id, None)
         if record.due_at is not None and record.due_at < self._sleeps_until:
             self._awake.set()
 
@@ -136,7 +142,7 @@ class Sweeper:
         while True:
             try:
                 await self._gate.passed()
-                due = await self._store.claim(self._clock.time(), limit=self._batch, lease_s=LEASE_S)
+                due = await self._registry.claim(self._clock.time(), limit=self._batch, lease_s=LEASE_S)
                 for record in due:
                     await self._asks.acquire()
                     ask = self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
@@ -144,7 +150,7 @@ class Sweeper:
                 if not due:
                     self._awake.clear()
                     self._sleeps_until = float("inf")  # what changes while the store is asked is not missed
-                    await self._sleep_until(self._look_by(await self._store.next_due()))
+                    await self._sleep_until(self._look_by(await self._registry.next_due()))
             except StoreError as error:
                 log.warning("the store cannot be read, trying again in %g s: %s", STORE_PAUSE_S, error)
                 await self._clock.sleep(STORE_PAUSE_S)
@@ -197,7 +203,9 @@ class Sweeper:
         now = self._clock.time()
         age_s = now - record.created_at
         is_missing = all(answer.missing for answer in open_still)  # also when nothing is left that could be asked for
-        if age_s > kind.result_ttl_s - LAST_ASK_S or (is_missing and age_s > kind.longest_s):
+        is_old = age_s > kind.result_ttl_s - LAST_ASK_S
+        is_given_up = is_old or (is_missing and age_s > kind.longest_s and not record.is_adopted)
+        if is_given_up and self._is_old_by_this_clock(record, now, kind):
             if (await self._registry.apply(record.id, GaveUp(at=now, was=record.state))).verdict is Verdict.APPLIED:
                 log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
             return
@@ -208,6 +216,13 @@ class Sweeper:
         last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
         pause_s = min(pause_s, max(last_ask_in_s, self._every_s(kind)))
         await self._registry.apply(record.id, Asked(at=now, due_at=now + pause_s, failed=failed))
+
+    def _is_old_by_this_clock(self, record: JobRecord, now: float, kind: Kind[Any]) -> bool:
+        """Whether the job has been waited for since this process knows it to be old, or was made in its time. Another
+        process, or this machine before a restart, may have had a wrong clock when the job was made."""
+        if record.created_at >= self._began_at:
+            return True
+        return now - self._found_old_at.setdefault(record.id, now) >= kind.longest_s
 
     def _polled_to_its_end(self, record: JobRecord) -> None:
         if record.created_at <= self._heard_at:
@@ -240,6 +255,7 @@ class Sweeper:
                 task_id=task_id,
                 outcome=told.report.outcome,
                 due_at=record.due_at,
+                is_status=True,
             )
             await self._registry.apply(record.id, heard)
         return told

@@ -6,12 +6,12 @@ import logging
 import ssl
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.settings import (
     Network,
@@ -19,6 +19,7 @@ from xiling_async.models.settings import (
     check_reachable,
     is_loopback,
     networks_of,
+    path_of,
     proxy_count,
     webhook_secrets,
 )
@@ -70,9 +71,11 @@ class WebhookReceiver:
             raise ConfigurationError(f'trust must be "callback" or "status", not {trust!r}.')
         self._given_base = self._base = callback_base(public_url, port)
         self._own_secrets = webhook_secrets(secret)
+        if not isinstance(host, str) or not host.strip() or not host.isprintable():
+            raise ConfigurationError(f"host must be a name or an address, such as 0.0.0.0, not {shown(host)}.")
         self._host = host
         self._port = port
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else path_of("path", path, "a Unix socket")
         self._tls = tls
         self.trust = trust
         self._check_ways_in()
@@ -149,15 +152,20 @@ class WebhookReceiver:
                 f"Is another process there? Choose another {'path' if self._path else 'port'}."
             ) from error
         if self._base is None:
-            host = self._host if is_loopback(self._host) else "127.0.0.1"
+            this_machine = "::1" if ":" in self._host else "127.0.0.1"
+            host = self._host if is_loopback(self._host) else this_machine
             self._base = URL.build(scheme="https" if self._tls else "http", host=host, port=self._server.port)
 
     async def stop(self) -> None:
         """Answer what is being answered, then listen no more."""
-        await self._stop_listening()
-        await self._handler.close()
-        self._signer = None
-        self._base = self._given_base
+        try:
+            await self._stop_listening()
+        finally:
+            try:
+                await self._handler.close()
+            finally:
+                self._signer = None
+                self._base = self._given_base
 
     async def _stop_listening(self) -> None:
         running, self._server = self._server, None
@@ -170,7 +178,7 @@ class WebhookReceiver:
         if not self._can_be_called:
             self._can_be_called = True  # said once
             log.warning(
-                "Callbacks for %s do not arrive at this receiver: it has no port and is not mounted. Give it a port, "
+                "the receiver gets no callbacks for %s: it has no port and is not mounted. Give it a port, "
                 "mount it with asgi() or add_to(), or call handle() for each request. Until then every job is polled.",
                 self._base,
             )
@@ -178,6 +186,11 @@ class WebhookReceiver:
             kind_number=kind_number, tasks=tasks, job_id=job_id, attempt=attempt, expires_at=expires_at
         )
         return self._signer.sign(token)
+
+    def job_ids(self, key: str) -> tuple[str, ...]:
+        """The id of the job that has this key; then those by secrets that are still accepted and sign no more."""
+        assert self._signer is not None, "the client starts the receiver before it submits"
+        return self._signer.job_ids(key)
 
     def add_to(self, app: aiohttp_adapter.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""
