@@ -45,7 +45,7 @@ from xiling_async.jobs.submission import Submission
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.record import JobRecord
 from xiling_async.models.request import Kind
-from xiling_async.webhooks.tokens import Capability
+from xiling_async.webhooks.tokens import TokenSigner
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
 SECRET: Final = b"thirty-two bytes of webhook key."
@@ -71,7 +71,7 @@ class House:
         self.clock, self.service, self.store = clock, service, store
         self.receiver = WebhookReceiver(PUBLIC_URL, secret=SECRET) if has_receiver else None
         gate, limits = Gate(clock), Limits(submits=dice.choice((1, 2, 64)))
-        self.registry = Registry(store, on_change=lambda record: self.sweeper.changed(record))
+        self.registry = Registry(store, on_change=lambda record: self.sweeper.changed(record), clock=clock)
         self.sweeper = Sweeper(
             store=store,
             registry=self.registry,
@@ -111,7 +111,7 @@ class House:
         self.store.opened_at = self.clock.time()
         await self.store.takeover(self.clock.time(), doubt_s=self.desk.timeouts.uncertain, per_second=20)
         if self.receiver is not None:
-            await self.receiver.start(self._intake.settle, self.clock, SECRET)
+            await self.receiver.start(self._intake, self.clock, SECRET)
         self.service.receiver = self.receiver
         self.sweeper.start()
 
@@ -281,11 +281,11 @@ class World:
         if set(service.forgeries) - {404, 503}:
             yield f"a forged callback was answered {service.forgeries}"
         by_id = {record.id: record for record in self.store.records}
-        check = Capability((SECRET,), PUBLIC_URL).check
+        verify = TokenSigner((SECRET,), PUBLIC_URL).verify
         for sale in sales:
             if sale.met is Met.PAID:
-                claim = check(sale.token, EPOCH)
-                held = [by_id.get(claim.job_id)] if claim else self._by_name(sale.job)
+                signed = verify(sale.token, EPOCH)
+                held = [by_id.get(signed.job_id)] if signed else self._by_name(sale.job)
                 yield from self._of_a_sale(sale, held[0] if held else None)
 
     def _by_name(self, name: str) -> list[JobRecord]:

@@ -15,7 +15,7 @@ from world import LIMIT_S, Tally, judged, tally
 
 from xiling_async.api.calls import Post
 from xiling_async.api.classify import Step
-from xiling_async.jobs.registry import Slot
+from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.submission import Submission
 from xiling_async.models.lifecycle import Accepted, Lost, Refused
 from xiling_async.models.record import JobRecord, Refusal

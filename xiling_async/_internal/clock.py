@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 
@@ -16,6 +16,7 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Time in seconds.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async.api.wire import Report
@@ -15,9 +16,29 @@ from xiling_async.models.lifecycle import Asked, Heard, Verdict
 from xiling_async.models.record import JobRecord, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
-from xiling_async.webhooks.tokens import Claim
+from xiling_async.webhooks.tokens import CallbackToken
 
 log = logging.getLogger("xiling_async.jobs.callbacks")
+
+WAKE_EVERY_S: Final = 10.0
+
+
+class WakeInterval:
+    """When a callback may make the client ask for a job's status: at once, and then every ten seconds at most, so
+    that one callback URL does not spend the rate of all jobs."""
+
+    def __init__(self) -> None:
+        self._woken_at: dict[str, float] = {}  # by job id; the oldest first
+
+    def due_at(self, job_id: str, now: float) -> float:
+        """When to ask after a callback that came `now`. It is never dropped."""
+        while self._woken_at and next(iter(self._woken_at.values())) <= now - WAKE_EVERY_S:
+            del self._woken_at[next(iter(self._woken_at))]
+        woken_at = self._woken_at.get(job_id)
+        if woken_at is not None:
+            return woken_at + WAKE_EVERY_S
+        self._woken_at[job_id] = now
+        return now
 
 
 @frozen(kw_only=True)
@@ -34,8 +55,9 @@ class Intake:
     on_callback: Callable[[], None]
     only_wakes: bool
     monitor: Monitor = UNWATCHED
+    _wakes: WakeInterval = field(factory=WakeInterval)
 
-    async def settle(self, claim: Claim, report: Report) -> Verdict:
+    async def apply(self, claim: CallbackToken, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""
         began_at = self.clock.time()
         verdict = await self._settled(claim, report, began_at)
@@ -52,7 +74,10 @@ class Intake:
             )
         return verdict
 
-    async def _settled(self, claim: Claim, report: Report, now: float) -> Verdict:
+    def refused(self, status: int, job_id: str | None) -> None:
+        self.monitor.refused(status, job_id, at=self.clock.time())
+
+    async def _settled(self, claim: CallbackToken, report: Report, now: float) -> Verdict:
         kind = BY_NUMBER[claim.kind_number]
         heard = Heard(
             attempt=claim.attempt,
@@ -67,10 +92,11 @@ class Intake:
         if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
             self.on_callback()
             if self.only_wakes and report.outcome is not None:
-                await self.registry.commit(claim.job_id, Asked(at=now, due_at=now))
+                due_at = self._wakes.due_at(claim.job_id, now)
+                await self.registry.commit(claim.job_id, Asked(at=now, due_at=due_at))
         return change.verdict
 
-    async def _adopt(self, claim: Claim, kind: Kind[object], task_id: str) -> Verdict:
+    async def _adopt(self, claim: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:
         """The token is ours, the job is not in the store: a restored backup, a lost store. It was paid for."""
         now = self.clock.time()
         lost = JobRecord(

@@ -22,7 +22,8 @@ from xiling_async.api.failures import error_from, refusal
 from xiling_async.api.throttle import Gate, Rate
 from xiling_async.api.transport import Answer, Transport
 from xiling_async.errors import NotSent, ServiceUnavailable, StoreError, XilingError
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.lifecycle import Asked, GaveUp, Heard, Verdict
 from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
@@ -136,7 +137,7 @@ class Sweeper:
         while True:
             try:
                 await self._gate.passed()
-                due = await self._store.claim(self._clock.time(), limit=self._batch, lease_s=LEASE_S)
+                due = await self._registry.claim(self._clock.time(), limit=self._batch, lease_s=LEASE_S)
                 for record in due:
                     await self._asks.acquire()
                     ask = self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
@@ -144,7 +145,7 @@ class Sweeper:
                 if not due:
                     self._awake.clear()
                     self._sleeps_until = float("inf")  # what changes while the store is asked is not missed
-                    await self._sleep_until(self._look_by(await self._store.next_due()))
+                    await self._sleep_until(self._look_by(await self._registry.next_due()))
             except StoreError as error:
                 log.warning("the store cannot be read, trying again in %g s: %s", STORE_PAUSE_S, error)
                 await self._clock.sleep(STORE_PAUSE_S)
@@ -240,6 +241,7 @@ class Sweeper:
                 task_id=task_id,
                 outcome=told.report.outcome,
                 due_at=record.due_at,
+                is_status=True,
             )
             await self._registry.apply(record.id, heard)
         return told

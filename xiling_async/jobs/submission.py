@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final, Literal
 
 from attrs import define
@@ -22,8 +22,9 @@ from xiling_async.api.classify import Step
 from xiling_async.api.failures import error_of
 from xiling_async.api.throttle import Gate, Outage, Rate, Tempo
 from xiling_async.api.transport import Transport
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError, StoreError, XilingError
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError, StoreError
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.lifecycle import Accepted, Lost, Refused, Resent, Verdict
 from xiling_async.models.record import JobRecord, State
@@ -35,6 +36,7 @@ log = logging.getLogger("xiling_async.jobs.submission")
 
 RESENDS: Final = 5  # of a create that never arrived: with full jitter about 8 s on the average
 RATE_LIMIT_WAITS: Final = 8  # of a create that got a 429: at the vendor's 30 s about 4 minutes
+SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
 PATIENCE_S: Final = 600.0  # of a batch, with a service that has answered before and is away now
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
@@ -86,12 +88,12 @@ class Submission:
         self._posts = Tasks()
         self._keyed_work = Tasks()
         self._closed = False
-        self._unwritten: dict[str, Accepted | Lost | Refused] = {}
         self._keyed: dict[str, tuple[Request[Any], Shared[Purchase]]] = {}
 
     async def close(self) -> None:
         """Let the POSTs that have left bring their answers home (each has a deadline); start no more."""
         self._closed = True
+        self._registry.release_waiters()  # one of them may wait for a job that another process sends
         self._gate.give_up()
         await self._posts.drain()
         await self._keyed_work.drain()
@@ -123,6 +125,10 @@ class Submission:
             del self._keyed[key]
 
     async def _purchase(self, request: Request[Any], key: str | None, *, patient: bool) -> Purchase:
+        with ExitStack() as hands:
+            return await self._purchased(request, key, hands, patient=patient)
+
+    async def _purchased(self, request: Request[Any], key: str | None, hands: ExitStack, *, patient: bool) -> Purchase:
         slot = None if key is None else await self._registry.by_key(key)
         sent: Request[Any] | None = None
         tries = 0
@@ -130,8 +136,8 @@ class Submission:
             if slot is not None:
                 slot = await self._registry.fresh(slot)
                 _check_same(slot.record, request)
-                await self._write_again(slot)
-                await self._registry.wait(slot, lambda record: record.state is not State.SENDING)
+                limit_s = self._timeouts.connect + self._timeouts.answer + SENDING_SLACK_S
+                await self._registry.answered(slot, limit_s=limit_s, doubt_s=self._timeouts.uncertain)
                 if slot.record.state not in _NOT_BOUGHT:
                     return Purchase(slot=slot)
             if sent is None:  # uploads come before the intent: one that fails leaves nothing behind
@@ -140,6 +146,7 @@ class Submission:
             slot, finding = await self._one_post(request, sent, key, slot)
             if finding is None:
                 continue  # the key was bought, or is being bought, by somebody else
+            hands.enter_context(self._registry.in_hands(slot.record.id))
             if finding.complaint is not None and isinstance(finding.event, Accepted):
                 raise finding.complaint
             if slot.record.state not in _NOT_BOUGHT:
@@ -202,10 +209,15 @@ class Submission:
     async def _exchange(
         self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
     ) -> tuple[Slot, Finding | None]:
-        slot, is_ours = await self._intend(request, key, slot)
+        record = self._new_record(request, key) if slot is None else slot.record
+        with self._registry.in_hands(record.id):
+            return await self._exchanged(record, sent, slot)
+
+    async def _exchanged(self, record: JobRecord, sent: Request[Any], slot: Slot | None) -> tuple[Slot, Finding | None]:
+        slot, is_ours = await self._intend(record, slot)
         if not is_ours:
             return slot, None
-        record, kind = slot.record, request.kind
+        record, kind = slot.record, sent.kind
         url = self._callback_url(kind, record.asked, record.id, record.attempt)
         began_at = self._clock.time()
         try:
@@ -243,39 +255,36 @@ class Submission:
             doubt_until=now + self._timeouts.uncertain, api_key=self._api_key,
         )  # fmt: skip
 
-    async def _intend(self, request: Request[Any], key: str | None, slot: Slot | None) -> tuple[Slot, bool]:
-        """Write that a POST is about to leave. False: this job is not ours to send."""
+    def _new_record(self, request: Request[Any], key: str | None) -> JobRecord:
         now = self._clock.time()
-        if slot is not None:
-            change = await self._registry.commit(slot.record.id, Resent(at=now))
-            return slot, change.verdict is Verdict.APPLIED
-        fresh = JobRecord(
-            id=secrets.token_hex(16), kind=request.kind.name, key=key, request=request, asked=request.task_count,
+        return JobRecord(
+            id=self._registry.new_id(key), kind=request.kind.name, key=key, request=request, asked=request.task_count,
             created_at=now, changed_at=now,
         )  # fmt: skip
-        slot = await self._registry.open(fresh)
-        return slot, slot.record.id == fresh.id
+
+    async def _intend(self, record: JobRecord, slot: Slot | None) -> tuple[Slot, bool]:
+        """Write that a POST is about to leave. False: this job is not ours to send."""
+        if slot is None:
+            slot = await self._registry.open(record)
+            return slot, slot.record is record
+        change = await self._registry.commit(record.id, Resent(at=self._clock.time()))
+        if change.verdict is Verdict.NO_JOB:
+            raise StoreError(
+                f"Job {record.id} has vanished from the store while it was submitted. Nothing was bought: submit it "
+                "again.",
+                charged="no", job_id=record.id,
+            )  # fmt: skip
+        return slot, change.verdict is Verdict.APPLIED
 
     async def _write_down(self, post: Post, slot: Slot, event: Accepted | Lost | Refused) -> None:
-        try:
-            change = await self._registry.commit(slot.record.id, event)
-            if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
-                event = post.lost("The service answered with task ids that belong to another job.")
-                await self._registry.commit(slot.record.id, event)
-        except StoreError as error:
-            self._unwritten[slot.record.id] = event
-            raise _unwritten(slot.record, event, error) from error
+        change = await self._registry.record_answer(slot, event)
+        if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
+            event = post.lost("The service answered with task ids that belong to another job.")
+            await self._registry.record_answer(slot, event)
         if slot.record.state is State.UNCERTAIN:
             log.warning("job %s attempt %d: fate unknown, not sent again", slot.record.id, slot.record.attempt)
         elif isinstance(event, Accepted):
             self._budget.succeeded()
-
-    async def _write_again(self, slot: Slot) -> None:
-        """What the store could not write when it was known: without it nobody would ever hear of this job again."""
-        event = self._unwritten.get(slot.record.id)
-        if event is not None:
-            await self._registry.apply(slot.record.id, event)
-            self._unwritten.pop(slot.record.id, None)
 
 
 def _told(
@@ -292,7 +301,7 @@ def _told(
 
 
 def _check_same(record: JobRecord, request: Request[Any]) -> None:
-    if record.request != request:
+    if record.request not in (request, None):  # None: the job came back by its callback, and its key says which it is
         raise _other_request(record.key or "", record)
 
 
@@ -303,18 +312,3 @@ def _other_request(key: str, record: JobRecord | None = None) -> InvalidRequest:
     error = InvalidRequest.of("submit", [problem])
     error.job_id = record.id if record else None
     return error
-
-
-def _unwritten(record: JobRecord, event: Accepted | Lost | Refused, cause: XilingError) -> StoreError:
-    """The POST is over, its result could not be written: the caller is the only one who can keep it now."""
-    match event:
-        case Accepted(task_ids=ids):
-            log.error("job %s: bought tasks %s could not be written down", record.id, ", ".join(ids))
-            said = f"The job WAS bought: keep its task ids {', '.join(ids)}; client.job(task_id) awaits them."
-            return StoreError(f"{said} ({cause})", charged="yes", job_id=record.id, task_ids=ids)
-        case Refused():
-            said = f"Nothing was bought: {event.refusal.message}"
-            return StoreError(f"{said} ({cause})", charged="no", job_id=record.id)
-        case _:
-            said = f"The job may have been bought; it is never sent again: {event.refusal.message}"
-            return StoreError(f"{said} ({cause})", charged="maybe", job_id=record.id)

@@ -19,6 +19,10 @@ MIGRATIONS: Final = (
     CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
     CREATE INDEX jobs_open ON jobs (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN is_adopted INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET is_adopted = 1 WHERE request IS NULL;
+    """,
 )
 APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database it is
 
@@ -44,6 +48,16 @@ def prepare(connection: sqlite3.Connection) -> None:
     migrate(connection, MIGRATIONS)
     connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not at the first job
     connection.execute("COMMIT")
+
+
+def migrate_copy(connection: sqlite3.Connection) -> None:
+    """Make a copy of a store today's, and let nothing else be written into it. Raises as `prepare` does."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    _check(connection, len(MIGRATIONS))
+    if not version:
+        raise Unfit("it is empty")
+    migrate(connection, MIGRATIONS)
+    _set(connection, "query_only", 1)
 
 
 def _set(connection: sqlite3.Connection, name: str, wanted: str | int) -> None:

@@ -20,14 +20,14 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output
 from xiling_async.cli.batch import gallery, results
 from xiling_async.cli.batch.state import Entry, Tally, words_of_problem
-from xiling_async.cli.demo.checks import count
-from xiling_async.cli.progress import clock_of
 from xiling_async.cli.watch import Watch
 
 REPAINT_S: Final = 0.25
+DOUBTS_SHOWN: Final = 20
 TELL_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
 STEPS: Final = {
-    "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan", "done": "green", "failed": "red",
+    "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan",
+    "uncertain": "yellow", "done": "green", "failed": "red",
 }  # fmt: skip
 MONEY_STYLES: Final = {"no": "green", "maybe": "yellow", "yes": "magenta"}
 
@@ -40,7 +40,7 @@ async def shown(out: Console, tally: Tally, watch: Watch) -> AsyncIterator[Calla
     painter = asyncio.create_task(_paint(out, live, tally, watch), name="xiling board")
     try:
         if live is None:
-            yield lambda entry: output.say(out, _line(entry, tally))
+            yield lambda entry: output.say(out, row_line(entry, tally))
         else:
             with live:
                 yield lambda entry: _complain(out, entry)
@@ -55,6 +55,7 @@ async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) ->
     told_at = clock.time()
     while True:
         tally.saw(watch.news())
+        _say_doubts(out, tally.doubts())
         now = clock.time()
         if live is not None:
             live.update(board(tally, now, out.width), refresh=True)
@@ -64,10 +65,23 @@ async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) ->
         await clock.sleep(REPAINT_S)
 
 
+def _say_doubts(out: Console, doubts: Sequence[Entry]) -> None:
+    """Rows that may have been bought and may have to be waited for to the end are named at once."""
+    for entry in doubts[:DOUBTS_SHOWN]:
+        output.say(
+            out,
+            f"line {entry.row.line}: may have been bought: it was sent, and its answer was lost; only its callback can "
+            "tell. It is awaited until --timeout, and never sent again.",
+            "yellow",
+        )
+    if len(doubts) > DOUBTS_SHOWN:
+        output.say(out, f"... and {output.count(len(doubts) - DOUBTS_SHOWN, 'such row')} more", "yellow")
+
+
 def board(tally: Tally, now: float, width: int) -> RenderableType:
     """A bar, the steps, the pace."""
     width = min(width, output.WIDEST)
-    told = f"{tally.over}/{len(tally.entries)} rows  {count(tally.videos, 'video')}"
+    told = f"{tally.over}/{len(tally.entries)} rows  {output.count(tally.videos, 'video')}"
     bar = Table.grid(padding=(0, 2, 0, 0))
     total = len(tally.entries)
     bar.add_row(ProgressBar(total=total, completed=tally.over, width=max(10, width - len(told) - 5)), told)
@@ -87,19 +101,22 @@ def _steps(tally: Tally) -> str:
 
 
 def _pace(tally: Tally, now: float) -> str:
-    told = clock_of(now - tally.began_at)
+    told = output.clock_of(now - tally.began_at)
     rate, left_s = tally.rate(now), tally.left_s(now)
+    if tally.over < len(tally.entries) == tally.over + tally.steps["uncertain"]:
+        return f"{told}   waiting for the callbacks of {output.count(tally.steps['uncertain'], 'uncertain row')}"
     if rate is None or left_s is None:
         return told
     speed = f"{rate:.1f} rows a second" if rate >= 1 else f"{rate * 60:.1f} rows a minute"
-    return f"{told}   {speed}   about {clock_of(math.ceil(left_s))} left"
+    return f"{told}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
 
 
-def _line(entry: Entry, tally: Tally) -> str:
+def row_line(entry: Entry, tally: Tally) -> str:
+    """How a row ended, and how many have."""
     digits = len(str(len(tally.entries)))
     where = f"[{tally.over:{digits}}/{len(tally.entries)}] line {entry.row.line}"
     if entry.is_good:
-        return f"{where}: done, {count(len(entry.files), 'video')}"
+        return f"{where}: done, {output.count(len(entry.files), 'video')}"
     told, money = words_of_problem(entry)
     return f"{where}: {money}: {told}"
 
@@ -109,13 +126,13 @@ def foretell(out: Console, tally: Tally, *, skipped: int) -> None:
     entries = list(tally.entries.values())
     new = [entry.row.request for entry in entries if not entry.was_bought]
     known = len(entries) - len(new)
-    output.say(out, f"{count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
+    output.say(out, f"{output.count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
     if known:
-        output.say(out, f"{count(known, 'job')} bought before: not bought again")
+        output.say(out, f"{output.count(known, 'job')} bought before: not bought again")
     models = Counter(request.model for request in new)
     told = ", ".join(f"{model}: {number}" for model, number in sorted(models.items()))
-    videos = count(sum(request.task_count for request in new), "video")
-    output.say(out, f"to buy: {count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
+    videos = output.count(sum(request.task_count for request in new), "video")
+    output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
 
 
 def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
@@ -123,22 +140,22 @@ def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
     entries, bad = list(tally.entries.values()), tally.bad
     now = sum(entry.is_bought and not entry.was_bought for entry in entries)
     before = sum(entry.was_bought for entry in entries)
-    told = f"{count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
+    told = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
     output.say(out, told + (f", {len(bad)} not" if bad else "") + _left_out(skipped), "bold")
-    output.say(out, f"{count(now, 'job')} bought now" + (f", {before} before" if before else ""))
+    output.say(out, f"{output.count(now, 'job')} bought now" + (f", {before} before" if before else ""))
     if bad:
         output.say(out, "")
         _table(out, bad)
         output.say(out, "")
         for line in _advice(bad):
             output.say(out, line)
-    names = (f"{count(tally.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
+    names = (f"{output.count(tally.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
     for line in (*names, f"results: {folder / results.NAME}"):
         output.say_to_copy(out, line)
 
 
 def _left_out(skipped: int) -> str:
-    return f", {count(skipped, 'row')} left out as not valid" if skipped else ""
+    return f", {output.count(skipped, 'row')} left out as not valid" if skipped else ""
 
 
 def _table(out: Console, bad: Sequence[Entry]) -> None:

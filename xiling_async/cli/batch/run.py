@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.cli.batch import gallery
+from xiling_async.cli.batch.files import reason
 from xiling_async.cli.batch.gallery import Page, Phase
 from xiling_async.cli.batch.results import Results
 from xiling_async.cli.batch.state import Entry, Tally
@@ -121,7 +123,7 @@ class Flow:
                 await asyncio.to_thread(self._results.add, entry.lines())
             self._tally.ended(entry, self._clock.time())
             self._tell(entry)
-        except Exception as error:
+        except Exception as error:  # the key, the store or the results file: no row can go on without them
             self._break(error)
         finally:
             self._room.release()
@@ -135,14 +137,15 @@ class Flow:
 
     async def _paint(self) -> None:
         """The page, written anew when something has changed, and now and then when nothing has."""
-        shown: Page | None = None
+        revision, written_at = -1, -math.inf
         while True:
-            folder, page = self._page(Phase.RUNNING)
             began_at = self._clock.time()
-            if shown is None or page.clips != shown.clips or page.written_at - shown.written_at >= BEAT_S:
+            if self._tally.revision != revision or began_at - written_at >= BEAT_S:
+                revision = self._tally.revision
+                folder, page = self._page(Phase.RUNNING)
                 with suppress(OSError):  # it is told when the last one cannot be written either
                     await asyncio.to_thread(gallery.write, page, folder)
-                    shown = page
+                    written_at = began_at
             await self._clock.sleep(max(PAGE_S, PAGE_SHARE * (self._clock.time() - began_at)))
 
 
@@ -152,5 +155,5 @@ def write_page(page: Callable[[Phase], tuple[Path, Page]], phase: Phase) -> str:
     try:
         gallery.write(last, folder)
     except OSError as error:
-        return f"The page {folder / gallery.NAME} cannot be written: {error.strerror or type(error).__name__}."
+        return f"The page {folder / gallery.NAME} cannot be written: {reason(error)}."
     return ""
