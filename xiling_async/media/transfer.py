@@ -77,11 +77,9 @@ class Transfer:
         self._transport = transport
         self._disk = disk
         self._asked: URL | None = None  # the last one
-        self._is_renewed = False
-        self._was_corrupt = False
+        self._is_renewed = self._was_corrupt = False
         self._best = 0  # bytes: what goes beyond them is progress
-        self._tries = 0
-        self._waits = 0
+        self._tries = self._waits = 0
         self.exchanges = 0
 
     async def run(self) -> None:
@@ -142,8 +140,7 @@ class Transfer:
         if setback.limited:
             self._waits += 1
             if self._asked is not None:
-                wanted_s = retry.RATE_LIMIT_S if setback.pause_s is None else setback.pause_s
-                self._transport.pause(self._asked, wanted_s)
+                self._transport.pause(self._asked, setback.pause_s)
         else:
             self._tries += 1
         if self._tries > TRIES or self._waits > RATE_LIMIT_WAITS:
@@ -334,7 +331,6 @@ class Transfer:
 
     @property
     def _host(self) -> str:
-        """That was asked last."""
         return "" if self._asked is None else self._asked.host or ""
 
     def _error(self, words: str, **known: Any) -> DownloadError:
