@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import Brisk, Host, answer, brisk_timeouts
 from post_table import MARKER, TABLE, Row, rendered, seen
 from support import (
     FailingStore,
@@ -42,6 +43,7 @@ from support import (
 from xiling_async import (
     ClientClosed,
     ImageToVideo,
+    Limits,
     MemoryStore,
     SQLiteStore,
     State,
@@ -772,3 +774,25 @@ async def test_promise_13_what_was_not_saved_is_saved_by_the_next_client(tmp_pat
             job = await client.find(video.task_id)
             assert job is not None
             assert await job.saved() == (folder / f"{video.task_id}.mp4",)
+
+
+# --- 14: nobody harms another job ----------------------------------------------------------------------------------
+
+
+async def test_promise_14_one_media_url_or_host_harms_no_other_file(tmp_path: Path) -> None:
+    """URLs that are none, and a host that answers 429 to nine downloads: the files of all other jobs are saved, and
+    the client closes in time."""
+    strange = ["https://./x.mp4", "https://a..b/x.mp4", f"https://{'b' * 64}.com/x.mp4", "https://1.2.3.4.5../x.mp4"]
+    options: dict[str, Any] = {"clock": Brisk(), "timeouts": brisk_timeouts(500), "limits": Limits(downloads=2)}
+    async with Simulator() as sim, Host(lambda seen, number: answer(429, b"", "Retry-After: 300")) as limited:
+        urls = [*strange, *[limited.url] * 9]
+        async with client_of(sim, save_to=tmp_path, allow_private=True, **options) as client:
+            for number, url in enumerate(urls):
+                sim.script(faults.callback_fields(video_url=url))
+                await client.run(model_v(f"strange {number}"))
+            jobs = [await client.submit(model_v(f"scene {number}")) for number in range(20)]
+            async with asyncio.timeout(30):
+                files = [file for job in jobs for file in await job.saved()]
+            assert client.stats().unsaved == len(urls)
+    assert sorted(files) == sorted(tmp_path.glob("*.mp4"))
+    assert len(files) == 20
