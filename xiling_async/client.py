@@ -1,4 +1,4 @@
-"""The one object users hold; owns everything, decides nothing."""
+"""The client: opens and closes all parts, and passes each call to the one that does it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Client:
     https://api.keevx.com/v1; plain http only to this machine. `receiver`: takes the callbacks; it starts and stops
     with the client. `store`: what remembers jobs (default: memory only). `session`: a borrowed
     `aiohttp.ClientSession` for the API, left open at exit. `headers`: sent with every request to the API.
-    `on_uncertain`: what `submit` does when nobody knows whether the POST bought something: "wait" (the job is
+    `on_uncertain`: what `submit` does when it is not known whether the POST bought something: "wait" (the job is
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
     `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
     remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from

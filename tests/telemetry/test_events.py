@@ -343,7 +343,14 @@ async def test_every_event_is_a_line_at_debug(sim: Simulator, caplog: pytest.Log
 # --- the log -------------------------------------------------------------------------------------------------------
 
 PACKAGE = Path(xiling_async.__file__).parent
-OF_NO_JOB = ("%s", "the store ", "earlier results ", "%d jobs in a row ", "an on_event hook ")  # "%s" is an event
+OF_NO_JOB = (
+    "%s",
+    "Callbacks for ",
+    "the store ",
+    "earlier results ",
+    "%d jobs in a row ",
+    "an on_event hook ",
+)  # "%s" is an event
 OF_CONNECTIONS = ("server.py", "server_log.py", "sockets.py")
 
 
