@@ -10,6 +10,8 @@ import random
 import re
 import shutil
 import signal
+import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from support import closed_port, settle
-from test_submit import ESCAPE, ended, started, terminal, xiling
+from test_submit import ESCAPE, ended, said, started, terminal, xiling
 
 import xiling_async
 from xiling_async import (
@@ -445,7 +447,7 @@ async def test_a_file_that_cannot_be_had_now(sim: Simulator) -> None:
     gone = await xiling(sim, *words)
     assert gone.code == 1
     last = results()[-1]
-    assert (last["ok"], last["file"]) == (True, None) and "cannot be had any more" in last["message"]
+    assert (last["ok"], last["file"]) == (True, None) and "is no longer available" in last["message"]
 
 
 async def test_the_wait_is_over() -> None:
@@ -547,6 +549,68 @@ async def test_doubt_takes_no_place(sim: Simulator) -> None:
     assert (stopped.code, paid(sim)) == (130, (5, 3))
 
 
+async def test_an_uncertain_row_is_said_at_once_and_heard_after_a_restart() -> None:
+    """A row whose answer was lost is named while the batch runs; a restart listens where its callback will arrive."""
+    async with Simulator(manual=True) as sim:
+        words = ("batch", str(jsonl(*scenes(2))), *OUT, *PORT, "--in-flight", "1", "--timeout", "60")
+        sim.script(faults.drop_after_accept())
+        async with started(sim, *words) as process:
+            err = await said(process, "line 1: may have been bought: ")
+            err += await said(process, "\n")
+            process.send_signal(signal.SIGINT)
+            stopped = await ended(process, err)
+        assert (stopped.code, paid(sim)) == (130, (1, 1))
+        assert "its callback" in err.splitlines()[-1]
+        async with started(sim, *words) as process:
+            await sim.ledger.until(lambda: len(sim.ledger.posts) == 2)  # the other one goes first
+            await sim.finish(sim.ledger.task_ids[1])
+            err = await said(process, "line 1: may have been bought: ")
+            assert await sim.finish(sim.ledger.task_ids[0]) == 200
+            done = await ended(process, err)
+        assert (done.code, len(results()), paid(sim)) == (0, 2, (2, 2))
+
+
+async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:
+    """Then the batch takes another one, and says what that means for the rows that are still uncertain."""
+    words = ("batch", str(jsonl(WAVES)), *OUT, *PORT)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        Path("out").mkdir()
+        Path("out/.callback-port").write_text(str(other.getsockname()[1]))
+        done = await xiling(sim, *words)
+        assert done.code == 0
+        assert Path("out/.callback-port").read_text() != str(other.getsockname()[1])
+    for odd in ("", "x", "0", "99999", "-1", "9" * 99):
+        Path("out/.callback-port").write_text(odd)
+        assert (await xiling(sim, *words)).code == 0
+
+
+def test_what_is_counted_costs_nothing_to_ask() -> None:
+    """With 50,000 rows the numbers, and the lines of rows that end, are no walk through all of them."""
+    request = ImageToVideo(**WAVES)
+    state = Tally(began_at=0.0)
+    for number in range(50_000):
+        state.add(rows.Row(line=number, key=str(number), request=request))
+    before = state.clips()
+    counted = 0
+
+    def count(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    sys.setprofile(count)
+    try:
+        for entry in list(state.entries.values())[:100]:
+            state.ended(entry, 1.0)
+            display.row_line(entry, state)
+        display.board(state, 2.0, 80)
+    finally:
+        sys.setprofile(None)
+    assert counted < 100_000
+    after = state.clips()
+    assert sum(one is not other for one, other in zip(before, after, strict=True)) == 100
+    assert state.steps == {"waiting": 49_900, "done": 100} and state.over == 100
+
+
 async def test_a_batch_on_a_terminal(sim: Simulator) -> None:
     """A bar, the steps and the time left while it runs, a table at the end, the cursor visible."""
     jsonl(*scenes(3, prompt="slow [sim:latency=1]"), {**WAVES, "prompt": "bad [sim:failed=no face]"})
@@ -581,20 +645,18 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Tally(began_at=SystemClock().time() - 60)
     over = {"is_over": True}
     failed = TaskFailed("", outcomes=[Failed("i2v-1", "no \x1b[2J face")])
-    tally.entries |= {
-        entry.row.key: entry
-        for entry in (
-            Entry(found[0]),
-            entry_of(found[1], State.SENDING),
-            entry_of(found[2], State.ACCEPTED),
-            entry_of(found[3], State.DONE),
-            entry_of(found[4], State.REJECTED, error=Rejected("It was refused. Nothing was bought."), **over),
-            entry_of(found[5], State.FAILED, error=failed, **over),
-            entry_of(found[6], State.UNCERTAIN, error=WaitTimeout("", charged="maybe"), **over),
-            entry_of(found[7], State.ACCEPTED, error=WaitTimeout(""), **over),
-            entry_of(found[8], State.EXPIRED, error=ResultExpired(""), **over),
-        )
-    }
+    for entry in (
+        Entry(found[0]),
+        entry_of(found[1], State.SENDING),
+        entry_of(found[2], State.ACCEPTED),
+        entry_of(found[3], State.DONE),
+        entry_of(found[4], State.REJECTED, error=Rejected("It was refused. Nothing was bought."), **over),
+        entry_of(found[5], State.FAILED, error=failed, **over),
+        entry_of(found[6], State.UNCERTAIN, error=WaitTimeout("", charged="maybe"), **over),
+        entry_of(found[7], State.ACCEPTED, error=WaitTimeout(""), **over),
+        entry_of(found[8], State.EXPIRED, error=ResultExpired(""), **over),
+    ):
+        tally.put(entry)
     with terminal(100, 40) as (slave, written), open(slave, "w", closefd=False) as stream:
         out = Console(file=stream, highlight=False)
         async with display.shown(out, tally, Watch()) as tell:

@@ -206,7 +206,7 @@ def plant(kind: str, at: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "dangling", "fifo"])
-@pytest.mark.parametrize("name", [f".{gallery.NAME}.part", gallery.NAME, "results.jsonl", "callback-port"])
+@pytest.mark.parametrize("name", [f".{gallery.NAME}.part", gallery.NAME, "results.jsonl", ".callback-port"])
 async def test_a_link_in_the_folder_is_not_followed(sim: Simulator, name: str, kind: str) -> None:
     """A link where the batch writes is neither followed nor truncated; the command ends in words."""
     Path("out").mkdir()

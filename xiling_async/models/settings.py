@@ -18,6 +18,7 @@ from yarl import URL
 
 from xiling_async._internal.redact import scrub, shown
 from xiling_async.errors import ConfigurationError
+from xiling_async.models.request import has_valid_host
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
 KEY_VARIABLES: Final = (
@@ -212,7 +213,7 @@ def _http_url(what: str, text: str) -> URL:
         url = URL(text)
     except ValueError:
         url = URL()
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not has_valid_host(url):
         raise ConfigurationError(f"{what} is not an http(s) URL: {scrub(text)!r}.")
     if url.scheme == "http" and not is_loopback(url.host):
         raise ConfigurationError(
@@ -262,12 +263,18 @@ def _shown(value: object) -> str:
 
 @frozen
 class Limits:
-    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs)."""
+    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs).
+
+    For the folder of `save_to`, in bytes: `saved_bytes`, how large all files in it may be together (None: no limit;
+    with a limit, results are saved one at a time), and `free_bytes`, how much of its disk stays free.
+    """
 
     submits: int = field(default=64, validator=_whole)
     submits_per_second: float | None = field(default=None, validator=optional(_finite))
     gets_per_second: float = field(default=20, validator=_finite)
     downloads: int = field(default=8, validator=_whole)
+    saved_bytes: int | None = field(default=None, validator=optional(_whole))
+    free_bytes: int = field(default=64 * 1024**2, validator=_whole)
 
 
 @frozen

@@ -48,7 +48,8 @@ class Stats:
     start too. `in_flight`: "submits", "uploads" and "downloads" under way now. `tasks`: "succeeded" and "failed".
     `submits`, `callbacks`, `polls`: by result. `callbacks_refused`: by reason. `retries`: of "submit", "upload",
     "download". `uploads`, `downloads`: by "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`;
-    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open.
+    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open. `unsaved`: results that
+    are known, and whose file is not in the folder of `save_to` yet.
     """
 
     jobs: Mapping[State, int]
@@ -64,6 +65,7 @@ class Stats:
     downloads: Mapping[str, int]
     mean_time_to_done: float | None
     gate_closed_until: float | None
+    unsaved: int = 0
 
     @property
     def gets(self) -> int:
@@ -221,7 +223,7 @@ class Monitor:
         finally:
             self.emit(ended(transfer))
 
-    def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None) -> Stats:
+    def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None, unsaved: int = 0) -> Stats:
         counts = self._counts
         done = counts[JobChanged][State.DONE.value]
         return Stats(
@@ -238,6 +240,7 @@ class Monitor:
             downloads=_frozen(counts[Downloaded]),
             mean_time_to_done=self._done_s / done if done else None,
             gate_closed_until=gate_closed_until,
+            unsaved=unsaved,
         )
 
 

@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime, session
-from xiling_async.cli.batch import display, gallery, run
+from xiling_async.cli.batch import callback_port, display, gallery, run
 from xiling_async.cli.batch import input as rows
 from xiling_async.cli.batch.gallery import Page, Phase, Status
 from xiling_async.cli.batch.input import Flaw, Found, Row
@@ -28,6 +28,7 @@ from xiling_async.models import settings
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import Polling, Timeouts
 from xiling_async.stores import SQLiteStore
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 STORE: Final = "jobs.db"
 IN_FLIGHT: Final = 100
@@ -165,9 +166,10 @@ class Batch(Session):
     async def _buy_all(self) -> None:
         # The simulator's files are on this machine too; those of the real service never are.
         allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
+        receiver = await asyncio.to_thread(self._receiver_again)
         client = Client(
             base_url=self.base_url,
-            receiver=self._receiver(),
+            receiver=receiver,
             store=self.jobs,
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
@@ -176,7 +178,19 @@ class Batch(Session):
         await shelves.make()
         with output.logged_errors(self.out):
             async with display.shown(self.out, self.tally, self.watch) as tell, client:
+                if receiver is not None and receiver.port and self.port == 0:
+                    await asyncio.to_thread(callback_port.keep, self.place, receiver.port)
                 await Flow(client, self.jobs, self.tally, shelves, self.page, tell).run(self.in_flight)
+
+    def _receiver_again(self) -> WebhookReceiver | None:
+        """The receiver; for `--port 0` where the one of an earlier run was, so that it hears what that one awaited."""
+        kept = callback_port.kept(self.place) if self.port == 0 else None
+        if kept is None:
+            return self._receiver()
+        if callback_port.is_free(kept):
+            return evolve(self, port=kept)._receiver()
+        output.say(self.out, f"Port {kept} of the earlier run is taken: callbacks of its uncertain rows cannot arrive.")
+        return self._receiver()
 
     def page(self, phase: Phase) -> tuple[Path, Page]:
         """Where the page is, and what is on it now."""

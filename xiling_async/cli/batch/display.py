@@ -23,9 +23,11 @@ from xiling_async.cli.batch.state import Entry, Tally, words_of_problem
 from xiling_async.cli.watch import Watch
 
 REPAINT_S: Final = 0.25
+DOUBTS_SHOWN: Final = 20
 TELL_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
 STEPS: Final = {
-    "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan", "done": "green", "failed": "red",
+    "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan",
+    "uncertain": "yellow", "done": "green", "failed": "red",
 }  # fmt: skip
 MONEY_STYLES: Final = {"no": "green", "maybe": "yellow", "yes": "magenta"}
 
@@ -38,7 +40,7 @@ async def shown(out: Console, tally: Tally, watch: Watch) -> AsyncIterator[Calla
     painter = asyncio.create_task(_paint(out, live, tally, watch), name="xiling board")
     try:
         if live is None:
-            yield lambda entry: output.say(out, _line(entry, tally))
+            yield lambda entry: output.say(out, row_line(entry, tally))
         else:
             with live:
                 yield lambda entry: _complain(out, entry)
@@ -53,6 +55,7 @@ async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) ->
     told_at = clock.time()
     while True:
         tally.saw(watch.news())
+        _say_doubts(out, tally.doubts())
         now = clock.time()
         if live is not None:
             live.update(board(tally, now, out.width), refresh=True)
@@ -60,6 +63,19 @@ async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) ->
             told_at = now
             output.say(out, f"{_steps(tally)}; {_pace(tally, now)}")
         await clock.sleep(REPAINT_S)
+
+
+def _say_doubts(out: Console, doubts: Sequence[Entry]) -> None:
+    """Rows that may have been bought and may have to be waited for to the end are named at once."""
+    for entry in doubts[:DOUBTS_SHOWN]:
+        output.say(
+            out,
+            f"line {entry.row.line}: may have been bought: it was sent, and its answer was lost; only its callback can "
+            "tell. It is awaited until --timeout, and never sent again.",
+            "yellow",
+        )
+    if len(doubts) > DOUBTS_SHOWN:
+        output.say(out, f"... and {output.count(len(doubts) - DOUBTS_SHOWN, 'such row')} more", "yellow")
 
 
 def board(tally: Tally, now: float, width: int) -> RenderableType:
@@ -87,13 +103,16 @@ def _steps(tally: Tally) -> str:
 def _pace(tally: Tally, now: float) -> str:
     told = output.clock_of(now - tally.began_at)
     rate, left_s = tally.rate(now), tally.left_s(now)
+    if tally.over < len(tally.entries) == tally.over + tally.steps["uncertain"]:
+        return f"{told}   waiting for the callbacks of {output.count(tally.steps['uncertain'], 'uncertain row')}"
     if rate is None or left_s is None:
         return told
     speed = f"{rate:.1f} rows a second" if rate >= 1 else f"{rate * 60:.1f} rows a minute"
     return f"{told}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
 
 
-def _line(entry: Entry, tally: Tally) -> str:
+def row_line(entry: Entry, tally: Tally) -> str:
+    """How a row ended, and how many have."""
     digits = len(str(len(tally.entries)))
     where = f"[{tally.over:{digits}}/{len(tally.entries)}] line {entry.row.line}"
     if entry.is_good:

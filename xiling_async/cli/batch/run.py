@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -136,14 +137,15 @@ class Flow:
 
     async def _paint(self) -> None:
         """The page, written anew when something has changed, and now and then when nothing has."""
-        shown: Page | None = None
+        revision, written_at = -1, -math.inf
         while True:
-            folder, page = self._page(Phase.RUNNING)
             began_at = self._clock.time()
-            if shown is None or page.clips != shown.clips or page.written_at - shown.written_at >= BEAT_S:
+            if self._tally.revision != revision or began_at - written_at >= BEAT_S:
+                revision = self._tally.revision
+                folder, page = self._page(Phase.RUNNING)
                 with suppress(OSError):  # it is told when the last one cannot be written either
                     await asyncio.to_thread(gallery.write, page, folder)
-                    shown = page
+                    written_at = began_at
             await self._clock.sleep(max(PAGE_S, PAGE_SHARE * (self._clock.time() - began_at)))
 
 

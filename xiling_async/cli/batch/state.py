@@ -35,6 +35,8 @@ class Entry:
     unsaved: tuple[XilingError, ...] = ()  # why there is no file of a task that succeeded
     files: dict[str, str] = Factory(dict)
     thumbnails: dict[str, str] = Factory(dict)
+    counted: tuple[str, bool, int] | None = None  # what the numbers of the batch have of it: step, is over, files
+    shown: list[Clip] | None = None  # its clips, until something changes
 
     @property
     def is_bought(self) -> bool:
@@ -80,7 +82,7 @@ class Entry:
             return "waiting"
         if self.record.state.is_final:
             return "saving"
-        return "sending" if self.record.state is State.SENDING else "at the service"
+        return {State.SENDING: "sending", State.UNCERTAIN: "uncertain"}.get(self.record.state, "at the service")
 
     def status(self, outcome: Outcome | None = None) -> Status:
         """What the page says of it, or of one of its tasks."""
@@ -100,6 +102,11 @@ class Entry:
 
     def clips(self) -> list[Clip]:
         """What the page shows of it: a clip for each task, or one where there is none yet."""
+        if self.shown is None:
+            self.shown = self._clips()
+        return self.shown
+
+    def _clips(self) -> list[Clip]:
         request, record = self.row.request, self.record
         sound = ("sound",) if request.generate_audio is True else ()
         known: dict[str, Any] = {
@@ -206,13 +213,23 @@ class Tally:
 
     began_at: float  # Unix seconds
     entries: dict[str, Entry] = Factory(dict)  # by key
+    steps: Counter[str] = Factory(Counter)  # how many rows are at which step
+    over: int = 0  # how many rows are over
+    videos: int = 0  # how many files are there
+    revision: int = 0  # grows with each change
+    _doubts: list[Entry] = Factory(list)
     _endings: deque[float] = field(factory=lambda: deque(maxlen=_RECENT))
 
     def add(self, row: Row, record: JobRecord | None = None) -> None:
         """A row to buy. `record`: what is remembered of it from an earlier run."""
         was_bought = record is not None and record.state not in _NOT_BOUGHT
         was_final = was_bought and record is not None and record.state.is_final
-        self.entries[row.key] = Entry(row, record, was_bought=was_bought, was_final=was_final)
+        self.put(Entry(row, record, was_bought=was_bought, was_final=was_final))
+
+    def put(self, entry: Entry) -> None:
+        """One more row."""
+        self.entries[entry.row.key] = entry
+        self._changed(entry)
 
     def saw(self, records: Iterable[JobRecord]) -> None:
         """These were written."""
@@ -220,12 +237,34 @@ class Tally:
             entry = self.entries.get(record.key or "")
             if entry is not None and (entry.record is None or entry.record.version <= record.version):
                 entry.record = record
+                self._changed(entry)
 
     def ended(self, entry: Entry, now: float) -> None:
         """This row is over. `now`: Unix seconds."""
         entry.is_over = True
+        self._changed(entry)
         if not entry.was_final:
             self._endings.append(now)
+
+    def doubts(self) -> list[Entry]:
+        """The rows that have become uncertain since this was asked last, and are still awaited."""
+        found, self._doubts = self._doubts, []
+        return [entry for entry in found if entry.step == "uncertain"]
+
+    def _changed(self, entry: Entry) -> None:
+        """Count this row as it is now: what is asked four times a second must not walk through all rows."""
+        step, is_over, files = entry.counted or ("", False, 0)
+        entry.counted = (entry.step, entry.is_over, len(entry.files))
+        if entry.step != step:
+            self.steps[step] -= 1
+            self.steps[entry.step] += 1
+            if entry.step == "uncertain":
+                self._doubts.append(entry)
+        del self.steps[""]
+        self.over += entry.is_over - is_over
+        self.videos += len(entry.files) - files
+        entry.shown = None
+        self.revision += 1
 
     def in_turn(self) -> list[Entry]:
         """In the order in which to go on: what is bought, what is new, and last what was sent with an unknown fate.
@@ -233,10 +272,6 @@ class Tally:
         Such rows may have to be waited for in vain: they would take the places of all others.
         """
         return sorted(self.entries.values(), key=lambda entry: entry.turn)
-
-    @property
-    def over(self) -> int:
-        return sum(entry.is_over for entry in self.entries.values())
 
     @property
     def bad(self) -> list[Entry]:
@@ -248,16 +283,6 @@ class Tally:
         """How many rows the same command would go on with."""
         return sum(entry.can_go_on for entry in self.entries.values())
 
-    @property
-    def steps(self) -> Counter[str]:
-        """How many rows are at which step."""
-        return Counter(entry.step for entry in self.entries.values())
-
-    @property
-    def videos(self) -> int:
-        """How many files are there."""
-        return sum(len(entry.files) for entry in self.entries.values())
-
     def clips(self) -> list[Clip]:
         return [clip for entry in self.entries.values() for clip in entry.clips()]
 
@@ -267,9 +292,9 @@ class Tally:
         return len(self._endings) / (now - since) if self._endings and now > since else None
 
     def left_s(self, now: float) -> float | None:
-        """About how long the rest takes, in seconds."""
-        rate = self.rate(now)
-        return None if rate is None else (len(self.entries) - self.over) / rate
+        """About how long the rest takes, in seconds, but for rows whose callback may never come; None: not known."""
+        rate, rest = self.rate(now), len(self.entries) - self.over - self.steps["uncertain"]
+        return None if rate is None or not rest else rest / rate
 
 
 def words_of_problem(entry: Entry) -> tuple[str, str]:
