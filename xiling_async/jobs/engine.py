@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -15,9 +16,11 @@ from attrs import field, frozen
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.finish import finish
 from xiling_async._internal.tasks import Tasks
 from xiling_async.api.throttle import Gate
 from xiling_async.api.transport import Transport
+from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
 from xiling_async.jobs.callbacks import Intake
 from xiling_async.jobs.job import Desk
@@ -221,3 +224,54 @@ class Engine:
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
         await receiver.start(intake, self._given.clock, kept_secret, others_may_listen=self._given.store.is_shared)
         self.registry.keyed_ids = receiver
+
+
+class Opening:
+    """Opens an engine and closes it: once, in one event loop, however often and by however many tasks it is asked.
+
+    Either is brought to its end when its caller is cancelled, and then leaves nothing open.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_entered = False
+        self._changes = asyncio.Lock()  # the second caller waits for the first
+        self.is_open = False
+
+    def enter(self) -> None:
+        """Raises `ConfigurationError` for a second `async with`: the inner one would close what the outer one uses."""
+        if self._is_entered:
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._is_entered = True
+
+    async def open(self) -> None:
+        self._check_loop()
+        async with self._changes:
+            if self.is_open:
+                return
+            if self._loop is not None:
+                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
+            self._loop = asyncio.get_running_loop()
+            try:
+                await finish(self._engine.open(), name="xiling open")
+            except asyncio.CancelledError:
+                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
+                raise
+            self.is_open = True
+
+    async def close(self) -> None:
+        self._check_loop()
+        self.is_open = False
+        async with self._changes:
+            await finish(self._engine.close(), name="xiling close")
+
+    def check(self) -> None:
+        """Raises `ClientClosed` when it is not open, `ConfigurationError` in another event loop."""
+        self._check_loop()
+        if not self.is_open:
+            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")

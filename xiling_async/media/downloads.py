@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from attrs import define, frozen
 
+from xiling_async._internal.finish import ended
 from xiling_async._internal.redact import shown
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest
@@ -88,7 +89,7 @@ class Downloads:
         # In a task of its own: closing the client ends it, and waits until its part and its connection are closed.
         work = self._running.start(self._download(result, to, options), name="xiling download")
         try:
-            return await work
+            return await ended(work)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if self._closed and work.cancelled() and not (caller and caller.cancelling()):

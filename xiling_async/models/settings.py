@@ -1,4 +1,4 @@
-"""What the user says, by argument or by environment, checked before anything is sent."""
+"""The user's settings, from arguments or the environment, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def check_reachable(receiver_url: URL | None, service: URL) -> None:
     """A receiver on this machine alone is only of use with a service on this machine (the simulator)."""
     if (receiver_url is None or is_loopback(receiver_url.host)) and not is_loopback(service.host):
         raise ConfigurationError(
-            f"Nobody could reach this receiver: it is on this machine alone, the service is {service.host}. Give it "
+            f"Nobody could reach this receiver: it is on this machine only, the service is {service.host}. Give it "
             "the public URL under which the service can call it."
         )
 
