@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -16,8 +15,9 @@ from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async.api.failures import error_of
-from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
+from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest, WaitTimeout
 from xiling_async.jobs.engine import Engine, Settings
+from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
@@ -128,18 +128,24 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        return await self._submit(request, key)
+        return await self._submit(self._order(request, key))
 
-    async def _submit(self, request: Request[R], key: str | None, *, patient: bool = False) -> Job[R]:
-        self._check_open()
+    def _order(self, request: Request[Any], key: str | None) -> Order:
         if not isinstance(request, Request):
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
         if key is not None and (not isinstance(key, str) or not key):
             raise InvalidRequest(f"key must be text that is not empty, not {key!r}.")
-        purchase = await self._engine.submission.submit(request, key, patient=patient)
-        job: Job[R] = Job(purchase.slot, self._engine.desk)
+        return Order(request=request, key=key)
+
+    async def _submit(self, order: Order) -> Job[Any]:
+        self._check_open()
+        purchase = await self._engine.submission.submit(order)
+        job: Job[Any] = Job(purchase.slot, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
             raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
+        if purchase.doubt is not None and purchase.doubt.task_ids:  # bought, with too many or too few ids
+            purchase.doubt.job = job
+            raise purchase.doubt
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
@@ -210,7 +216,7 @@ class Client:
         return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
-        """Submit, wait, and give the one result. `timeout`: seconds of waiting (None: `Timeouts.wait`).
+        """Submit, wait, and give the one result. `timeout`: seconds for all of it (None: `Timeouts.wait`).
 
         Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs.
         """
@@ -219,9 +225,24 @@ class Client:
                 f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
                 "use `await (await client.submit(request))`."
             )
-        job = await self.submit(request, key=key)
-        (result,) = await job.result(timeout)
+        order, clock = self._order(request, key), self._settings.clock
+        limit_s = self._settings.timeouts.wait if timeout is None else timeout
+        began_at = clock.time()
+        try:
+            async with clock.timeout(limit_s):
+                job: Job[R] = await self._submit(order)
+        except TimeoutError:
+            raise self._submit_timed_out(order, limit_s) from None
+        (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
+
+    def _submit_timed_out(self, order: Order, limit_s: float) -> WaitTimeout:
+        if order.slot is not None:
+            return Job[Any](order.slot, self._engine.desk).timed_out(limit_s)
+        return WaitTimeout(
+            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought.",
+            charged="no",
+        )
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
@@ -231,18 +252,19 @@ class Client:
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
         With keys a run that was cut short can be repeated: what was bought is not bought again.
 
-        A service that goes away is waited for, up to 10 minutes, if it has answered before. Leaving the loop, however
-        it happens, submits nothing more; jobs that were bought stay in the store, and `recover` or the same keys find
-        them. What the source itself raises is raised when all that was started is done.
+        A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
+        the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with
+        contextlib.aclosing(client.map(...)) as results` also ends at once what was started. Jobs that were bought stay
+        in the store, and `recover` or the same keys find them. An asynchronous source is closed. What the source
+        itself raises is raised when all that was started is done.
 
         Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
         """
         self._check_open()
         if type(in_flight) is not int or in_flight < 1:
             raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        submit = partial(self._submit, patient=True)
         fan_out: FanOut[R] = FanOut(
-            checked(items), submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
+            checked(items), self._submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
         )
         return fan_out.results()
 

@@ -107,14 +107,17 @@ class Job(Generic[R]):
                 self._slot = await self._desk.registry.fresh(self._slot)
                 return await self._desk.registry.wait(self._slot, _is_final)
         except TimeoutError:
-            raise self._timed_out(limit_s) from None
+            raise self.timed_out(limit_s) from None
 
-    def _timed_out(self, limit_s: float) -> WaitTimeout:
+    def timed_out(self, limit_s: float) -> WaitTimeout:
+        """The error of a wait of so many seconds."""
         record = self._slot.record
+        polling = self._slot.polling_error
+        why = "" if polling is None else f" The last status GET failed: {polling}"
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
             f"Waited {limit_s:g} s for {where}: it is still {record.state.value}. Only the wait is over: "
-            "`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it anew.",
+            f"`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it anew.{why}",
             charged="yes" if record.task_ids else "maybe",
             job=self,
             job_id=record.id,

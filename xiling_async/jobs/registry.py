@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed
+from xiling_async.errors import ClientClosed, XilingError
 from xiling_async.models.lifecycle import Change, Event, Heard, Verdict
 from xiling_async.models.record import JobRecord
 from xiling_async.stores.base import Store
@@ -26,12 +26,13 @@ class Slot:
     A record read from the store may be old by the time its slot exists: `fresh` says that no change was missed.
     """
 
-    __slots__ = ("__weakref__", "_waiters", "closed", "fresh", "record")
+    __slots__ = ("__weakref__", "_waiters", "closed", "fresh", "polling_error", "record")
 
     def __init__(self, record: JobRecord, *, fresh: bool) -> None:
         self.record = record
         self.fresh = fresh
         self.closed = False
+        self.polling_error: XilingError | None = None  # of the last status GET
         self._waiters: list[tuple[Enough, asyncio.Future[None]]] = []
 
     def update(self, record: JobRecord) -> None:
@@ -78,6 +79,7 @@ class Registry:
         self._on_change = on_change
         self._commits = Tasks()
         self._closed = False
+        self._is_left = False  # nobody waits here any longer
 
     def slot(self, record: JobRecord) -> Slot:
         """The meeting place of this job, the same one for everybody who asks while it lives."""
@@ -127,7 +129,7 @@ class Registry:
 
     async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
         """The job's record once it satisfies `enough`. Raises `ClientClosed` when the client is closed before."""
-        record = slot.record if self._closed else await slot.changed(enough)
+        record = slot.record if self._is_left else await slot.changed(enough)
         if not enough(record):
             raise ClientClosed(
                 "The client was closed while this job was awaited. The job goes on at the service, and stays in the "
@@ -159,6 +161,12 @@ class Registry:
                 self._on_change(change.record)
         return change
 
+    def note_error(self, job_id: str, error: XilingError | None) -> None:
+        """What became of the last status GET of this job, for those who wait for it."""
+        slot = self._slots.get(job_id)
+        if slot is not None:
+            slot.polling_error = error
+
     async def find(self, name: str) -> Slot | None:
         """The job with this key, job id or task id, in that order."""
         for look in (self._store.by_key, self._store.get, self._store.by_task):
@@ -189,9 +197,14 @@ class Registry:
         if slot is not None:
             slot.update(record)
 
-    async def close(self) -> None:
-        """Everybody who still waits is sent home, what is being written is written; the jobs go on."""
-        self._closed = True
+    def stop_waiting(self) -> None:
+        """Wake everybody who still waits: they get `ClientClosed`; the jobs go on."""
+        self._is_left = True
         for slot in tuple(self._slots.values()):
             slot.close()
+
+    async def close(self) -> None:
+        """End all waits, and write what is being written."""
+        self._closed = True
+        self.stop_waiting()
         await self._commits.drain()

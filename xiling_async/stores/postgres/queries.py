@@ -14,7 +14,7 @@ from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.stores.base import SPREAD_S
 from xiling_async.stores.postgres.driver import Again
 from xiling_async.stores.postgres.schema import Connection, Names, hashed, quoted, unquoted
-from xiling_async.stores.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.rows import COLUMNS, corrected_row, record_of, refusal_row, row_of, tasks_row
 
 log = logging.getLogger("xiling_async.stores")
 
@@ -48,7 +48,8 @@ class PgRows:
             f"WITH own AS (INSERT INTO {self._tasks} SELECT unnest($13::bytea[]), $1 ON CONFLICT DO NOTHING "
             f"RETURNING 1), disowned AS (DELETE FROM {self._tasks} WHERE hash = ANY($14::bytea[])), "
             f"written AS (UPDATE {self._jobs} SET asked = $2, changed_at = $3, state = $4, attempt = $5, tasks = $6, "
-            "refusal = $7, due_at = $8, failed_asks = $9, version = $10, owner = $11, mark = $12 WHERE id = $1) "
+            "refusal = $7, due_at = $8, failed_asks = $9, version = $10, owner = $11, mark = $12, "
+            "request = COALESCE($17, request) WHERE id = $1) "
             "SELECT COUNT(*), CASE WHEN $15::text IS NOT NULL THEN pg_notify($16, $15) END FROM own"
         )
         self._claim = (
@@ -170,7 +171,7 @@ class PgRows:
         owned = await connection.fetchval(
             self._write, quoted(record.id), record.asked, record.changed_at, record.state.value, record.attempt,
             tasks_row(record), refusal_row(record.refusal), record.due_at, record.failed_asks, record.version,
-            self._owner_of(record), mark, new, old, news, self._channel,
+            self._owner_of(record), mark, new, old, news, self._channel, corrected_row(record),
         )  # fmt: skip
         if owned < len(new):
             raise Again("a task id is another job's")
