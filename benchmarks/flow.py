@@ -25,8 +25,12 @@ from attrs import frozen
 from report import show
 from speed import REQUEST
 
-from xiling_async import Client, Reply, WebhookReceiver
-from xiling_async.webhooks.tokens import Claim
+from xiling_async import Client, WebhookReceiver
+from xiling_async._internal.clock import Clock
+from xiling_async.api import wire
+from xiling_async.models.lifecycle import Verdict
+from xiling_async.webhooks.handler import Callbacks
+from xiling_async.webhooks.tokens import CallbackToken
 
 CALLERS = 64
 Job = Callable[[], Awaitable[object]]
@@ -68,6 +72,19 @@ async def raw(base_url: str) -> AsyncIterator[Job]:
     await runner.cleanup()
 
 
+class _Timed:
+    """Notes when a callback's body has been read, by the job of its token."""
+
+    def __init__(self, callbacks: Callbacks, received: dict[str, float]) -> None:
+        self._callbacks = callbacks
+        self._received = received
+        self.refused = callbacks.refused
+
+    async def apply(self, token: CallbackToken, report: wire.Report) -> Verdict:
+        self._received[token.job_id] = time.perf_counter()
+        return await self._callbacks.apply(token, report)
+
+
 class TimedReceiver(WebhookReceiver):
     """Notes when a callback's body arrived, by the token of its URL's job."""
 
@@ -75,9 +92,10 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(port=0)
         self.received: dict[str, float] = {}
 
-    async def _take(self, claim: Claim, body: bytes) -> Reply:
-        self.received[claim.job_id] = time.perf_counter()
-        return await super()._take(claim, body)
+    async def start(
+        self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, *, others_may_listen: bool = False
+    ) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, others_may_listen=others_may_listen)
 
 
 @asynccontextmanager

@@ -20,8 +20,9 @@ from typing import Any, Final
 from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
+from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.job import Desk, Job
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Timeouts

@@ -25,7 +25,7 @@ from xiling_async.kinds import ImageToVideo
 from xiling_async.models.lifecycle import Accepted
 from xiling_async.models.record import JobRecord, State, Succeeded
 from xiling_async.models.settings import Timeouts
-from xiling_async.webhooks.tokens import SECRET_BYTES, Capability, Claim
+from xiling_async.webhooks.tokens import SECRET_BYTES, CallbackToken, TokenSigner
 
 MOST = 256  # times that a part runs
 NOW = 1_800_000_000.0
@@ -33,8 +33,9 @@ JOB_ID = "0123456789abcdef" * 2
 TASK_ID = f"i2v-{JOB_ID}"
 KIND = ImageToVideo.kind
 CLOCK = SystemClock()
-CAPABILITY = Capability([bytes(SECRET_BYTES)], "http://127.0.0.1:8080")
-URL = CAPABILITY.url(kind_number=1, tasks=1, job_id=JOB_ID, attempt=1, expires_at=NOW)
+SIGNER = TokenSigner([bytes(SECRET_BYTES)], "http://127.0.0.1:8080")
+TOKEN = CallbackToken(kind_number=1, tasks=1, job_id=JOB_ID, attempt=1, expires_at=NOW)
+URL = SIGNER.sign(TOKEN)
 CALLBACK = callback_request(URL, TASK_ID, 1.0).partition(b"\r\n\r\n")[2]
 ANSWER = Answer(
     status=200, headers={}, body=b'{"code": 0, "msg": "ok", "data": {"task_ids": ["%b"]}}' % TASK_ID.encode()
@@ -98,16 +99,16 @@ async def settle(registry: Registry, times: int) -> None:
     )
     assert isinstance(RESULT, Succeeded)
     for number in range(times):
-        claim = Claim(kind_number=1, tasks=1, job_id=f"{number:032x}", attempt=1, expires_at=NOW)
+        token = CallbackToken(kind_number=1, tasks=1, job_id=f"{number:032x}", attempt=1, expires_at=NOW)
         told = Succeeded(f"task-{number}", RESULT.result)
-        await intake.settle(claim, wire.Report(task_id=told.task_id, outcome=told))
+        await intake.apply(token, wire.Report(task_id=told.task_id, outcome=told))
 
 
 async def wake(registry: Registry, times: int) -> None:
     desk = Desk(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
     slots = [registry.slot(intent(number)) for number in range(MOST)]
     for slot in slots:
-        slot.fresh = True
+        slot.is_current = True
         slot.update(intent(0).but(state=State.ACCEPTED))
     waiters = [asyncio.create_task(Job[Any](slot, desk).result()) for slot in slots]
     await asyncio.sleep(0)
@@ -139,14 +140,12 @@ def _open(times: int) -> None:
 PARTS: dict[str, Part] = {
     "create: look for local files": again(REQUEST.local_files),
     "create: the intent, written": _open,
-    "create: the callback URL, signed": again(
-        lambda: CAPABILITY.url(kind_number=1, tasks=1, job_id=JOB_ID, attempt=1, expires_at=NOW)
-    ),
+    "create: the callback URL, signed": again(lambda: SIGNER.sign(TOKEN)),
     "create: the body": again(lambda: wire.create_body(REQUEST, URL)),
     "create: a timeout": in_a_loop(_in_time),
     "create: the answer, read strictly": again(lambda: CreateResult.from_response(ANSWER, CREATE, CALL)),
     "create: the answer, written": with_jobs(write_answers, accepted=False),
-    "callback: the token, checked": again(lambda: CAPABILITY.check(URL[-80:], NOW)),
+    "callback: the token, checked": again(lambda: SIGNER.verify(URL[-80:], NOW)),
     "callback: the body, read strictly": again(lambda: wire.callback(KIND, CALLBACK)),
     "callback: settled": with_jobs(settle, accepted=True),
     "callback: its waiter, resumed": with_jobs(wake, accepted=True),

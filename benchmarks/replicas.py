@@ -49,12 +49,16 @@ from lean import Calls, callback_request
 from report import show
 from sides import Process
 
-from xiling_async import Client, ImageToVideo, PostgresStore, Reply, WebhookReceiver
+from xiling_async import Client, ImageToVideo, PostgresStore, WebhookReceiver
+from xiling_async._internal.clock import Clock
+from xiling_async.api import wire
 from xiling_async.jobs.callback_worker import Reception
+from xiling_async.models.lifecycle import Verdict
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores.postgres.schema import hashed
 from xiling_async.stores.rows import COLUMNS, row_of
-from xiling_async.webhooks.tokens import SECRET_BYTES, Capability, Claim
+from xiling_async.webhooks.handler import Callbacks
+from xiling_async.webhooks.tokens import SECRET_BYTES, CallbackToken, TokenSigner
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
 SECRET: Final = b"s" * SECRET_BYTES
@@ -113,11 +117,11 @@ async def fill(dsn: str, first: int, count: int) -> None:
 
 
 def requests(first: int, count: int) -> list[bytes]:
-    door = Capability([SECRET], PUBLIC_URL)
+    signer = TokenSigner([SECRET], PUBLIC_URL)
     expires_at = time.time() + FAR_S
     return [
         callback_request(
-            door.url(kind_number=1, tasks=1, job_id=job_id(number), attempt=1, expires_at=expires_at),
+            signer.sign(CallbackToken(kind_number=1, tasks=1, job_id=job_id(number), attempt=1, expires_at=expires_at)),
             task_id(number),
             time.perf_counter(),
         )
@@ -128,6 +132,19 @@ def requests(first: int, count: int) -> list[bytes]:
 # --- the processes ---------------------------------------------------------------------------------------------------
 
 
+class _Timed:
+    """Notes when a callback's body has been read, by the job of its token."""
+
+    def __init__(self, callbacks: Callbacks, received: dict[str, float]) -> None:
+        self._callbacks = callbacks
+        self._received = received
+        self.refused = callbacks.refused
+
+    async def apply(self, token: CallbackToken, report: wire.Report) -> Verdict:
+        self._received[token.job_id] = time.perf_counter()
+        return await self._callbacks.apply(token, report)
+
+
 class TimedReceiver(WebhookReceiver):
     """Notes when a callback's body arrived."""
 
@@ -135,9 +152,10 @@ class TimedReceiver(WebhookReceiver):
         super().__init__(PUBLIC_URL, secret=SECRET, port=0)
         self.received: dict[str, float] = {}
 
-    async def _take(self, claim: Claim, body: bytes) -> Reply:
-        self.received[claim.job_id] = time.perf_counter()
-        return await super()._take(claim, body)
+    async def start(
+        self, callbacks: Callbacks, clock: Clock, kept_secret: bytes, *, others_may_listen: bool = False
+    ) -> None:
+        await super().start(_Timed(callbacks, self.received), clock, kept_secret, others_may_listen=others_may_listen)
 
 
 async def heard() -> dict[str, Any] | None:

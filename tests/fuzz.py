@@ -18,22 +18,24 @@ from xiling_async.kinds import KINDS
 from xiling_async.media.paths import stem_of
 from xiling_async.models.record import Failed, Succeeded
 from xiling_async.models.settings import networks_of
-from xiling_async.webhooks.handler import Guests, counted_as
-from xiling_async.webhooks.tokens import Capability
+from xiling_async.webhooks.limits import IPAllowlist, counted_address, network_of
+from xiling_async.webhooks.tokens import CallbackToken, TokenSigner
 
 NOW = 1_800_000_000.0
-DOOR = Capability([b"the secret of the fuzzed receiver"], "https://media.example.com/xiling")
+SIGNER = TokenSigner([b"the secret of the fuzzed receiver"], "https://media.example.com/xiling")
 MINTED = {
-    DOOR.url(kind_number=1, tasks=4, job_id=f"{number:032x}", attempt=1, expires_at=NOW + 60).rpartition("/")[2]
+    SIGNER.sign(
+        CallbackToken(kind_number=1, tasks=4, job_id=f"{number:032x}", attempt=1, expires_at=NOW + 60)
+    ).rpartition("/")[2]
     for number in range(3)
 }
-GUESTS = Guests(networks_of(["203.0.113.0/24", "2001:db8::/32"]) or (), 1)
+ALLOWLIST = IPAllowlist(networks_of(["203.0.113.0/24", "2001:db8::/32"]) or (), 1)
 
 
 def token(data: bytes) -> None:
     """Nothing but what was minted is recognised."""
     text = data.decode("utf-8", "surrogateescape")
-    assert (DOOR.check(text, NOW) is not None) == (text in MINTED)
+    assert (SIGNER.verify(text, NOW) is not None) == (text in MINTED)
 
 
 def body(data: bytes) -> None:
@@ -84,10 +86,11 @@ def _decodes(data: bytes) -> bool:
 def sender(data: bytes) -> None:
     """Whom X-Forwarded-For names, the right-most entry decides."""
     text = data.decode("latin-1")
-    counted_as(text)
-    admitted = GUESTS.admit("10.0.0.1", [text])
-    assert GUESTS.admit("10.0.0.1", ["203.0.113.7, " + text]) == admitted
-    assert not GUESTS.admit("10.0.0.1", [text, "192.0.2.1"])
+    counted_address(text)
+    network_of(text)
+    admitted = ALLOWLIST.allows("10.0.0.1", [text])
+    assert ALLOWLIST.allows("10.0.0.1", ["203.0.113.7, " + text]) == admitted
+    assert not ALLOWLIST.allows("10.0.0.1", [text, "192.0.2.1"])
 
 
 @frozen

@@ -15,7 +15,7 @@ from xiling_async.api.transport import Answer
 from xiling_async.api.wire import Envelope, Report
 from xiling_async.models.lifecycle import Accepted, Change, Heard, Lost, Refused
 from xiling_async.models.record import JobRecord
-from xiling_async.webhooks.tokens import Claim
+from xiling_async.webhooks.tokens import CallbackToken
 
 # From the ground up; a package imports from lower floors only. "": xiling_async/__init__.py, the face.
 PLAN = "_internal < errors < models < kinds < api stores telemetry < media webhooks < jobs < client < testing cli face"
@@ -246,7 +246,7 @@ def test_nobody_changes_a_record() -> None:
     """`JobRecord` and what lives for one exchange are not frozen, for speed: no field of theirs is assigned to."""
     names = {
         name
-        for kind in (JobRecord, Claim, Report, Envelope, Answer, Change, Accepted, Heard, Lost, Refused)
+        for kind in (JobRecord, CallbackToken, Report, Envelope, Answer, Change, Accepted, Heard, Lost, Refused)
         for name in attrs.fields_dict(kind)
     }
     found = []

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from yarl import URL
 
 from xiling_async import (
     Client,
     Failed,
+    Finished,
     ImageToVideo,
     Job,
     MemoryStore,
+    PostgresStore,
     Request,
+    SQLiteStore,
     Store,
     Succeeded,
     TaskFailed,
@@ -113,7 +116,44 @@ def errors_tell(error: XilingError, failed: TaskFailed) -> None:
     assert_type(error.job_id, str | None)
     assert_type(error.task_ids, tuple[str, ...])
     assert_type(error.retry_after, float | None)
-    assert_type(failed.outcomes, tuple[Any, ...])
+    assert_type(failed.outcomes, tuple[Succeeded[Any] | Failed, ...])
+
+
+async def a_job_shows_where_it_stands(job: Job[Video]) -> None:
+    """Without waiting: why it will fail, and what is known of each task."""
+    assert_type(job.error, XilingError | None)
+    assert_type(job.outcomes_so_far, tuple[Succeeded[Video] | Failed | None, ...])
+
+
+async def many_at_once(client: Client, requests: list[ImageToVideo]) -> None:
+    """What failed has an error with `charged`; what is good has results."""
+    async for done in client.map(requests):
+        assert_type(done, Finished[Video])
+        assert_type(done.error, XilingError | None)
+        assert_type(done.results, tuple[Video, ...])
+        if done.error is not None:
+            assert_type(done.error.charged, Literal["no", "maybe", "yes"])
+
+
+def good_and_bad_outcomes(good: Succeeded[Video], bad: Failed) -> None:
+    """`ok` is known for each."""
+    assert_type(good.ok, Literal[True])
+    assert_type(bad.ok, Literal[False])
+
+
+async def files_of_results(client: Client, video: Video) -> None:
+    """One file, or two."""
+    assert_type(await client.download(video, "a.mp4"), Path)
+    assert_type(await client.download(video, "a.mp4", what="both"), tuple[Path, Path])
+
+
+async def a_client_without_a_block() -> None:
+    """`open` gives the client itself."""
+    client = await Client("key", store=SQLiteStore("jobs.db")).open()
+    assert_type(client, Client)
+    await client.aclose()
+    Client("key", store=PostgresStore("postgresql://db.example.com/videos"))
+    Client("key", store=MemoryStore(), receiver=WebhookReceiver(port=0))
 
 
 def wrong_arguments_are_errors(request: ImageToVideo) -> None:

@@ -46,7 +46,7 @@ from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.record import JobRecord
-from xiling_async.webhooks.tokens import Capability
+from xiling_async.webhooks.tokens import TokenSigner
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
 SECRET: Final = b"thirty-two bytes of webhook key."
@@ -75,7 +75,7 @@ class House:
             clock=clock, limits=Limits(submits=dice.choice((1, 2, 64))), timeouts=timeouts, polling=Polling(), dice=dice
         )
         api = calls(service, "key", clock=clock, limits=context.limits, dice=dice)
-        self.registry = Registry(store, on_change=lambda record: self.poller.changed(record))
+        self.registry = Registry(store, on_change=lambda record: self.poller.changed(record), clock=clock)
         self.poller = Poller(context, store=store, registry=self.registry, calls=api, has_receiver=has_receiver)
         self.desk = Desk(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.poller.ask)
         self.uploads = Uploads(api, clock)
@@ -95,7 +95,7 @@ class House:
         self.store.opened_at = self.clock.time()
         await self.store.takeover(self.clock.time(), doubt_s=self.desk.timeouts.uncertain, per_second=20)
         if self.receiver is not None:
-            await self.receiver.start(self._intake.settle, self.clock, SECRET)
+            await self.receiver.start(self._intake, self.clock, SECRET)
         self.service.receiver = self.receiver
         self.poller.start()
 
@@ -111,9 +111,9 @@ class House:
     async def submit(self, request: Request[Video], key: str | None) -> Job[Video]:
         """As `Client.submit`."""
         purchase = await self.submission.submit(Order(request=request, key=key))
-        job: Job[Video] = Job(purchase.slot, self.desk)
+        job: Job[Video] = Job(purchase.entry, self.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self.receiver is None:
-            error = error_of(purchase.slot.record, job=job)
+            error = error_of(purchase.entry.record, job=job)
             assert error is not None
             raise error
         return job
@@ -254,11 +254,11 @@ class World:
         if set(service.forgeries) - {404, 503}:
             yield f"a forged callback was answered {service.forgeries}"
         by_id = {record.id: record for record in self.store.records}
-        check = Capability((SECRET,), PUBLIC_URL).check
+        verify = TokenSigner((SECRET,), PUBLIC_URL).verify
         for sale in sales:
             if sale.met is Met.PAID:
-                claim = check(sale.token, EPOCH)
-                held = [by_id.get(claim.job_id)] if claim else self._by_name(sale.job)
+                signed = verify(sale.token, EPOCH)
+                held = [by_id.get(signed.job_id)] if signed else self._by_name(sale.job)
                 yield from self._of_a_sale(sale, held[0] if held else None)
 
     def _by_name(self, name: str) -> list[JobRecord]:

@@ -35,7 +35,9 @@ from xiling_async.models.request import Request
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores import MemoryStore, PostgresStore, SQLiteStore, Store
 from xiling_async.telemetry.stats import Stats
-from xiling_async.webhooks.handler import ReceiverLimits, Reply
+from xiling_async.webhooks.access_log import RedactCallbackTokens
+from xiling_async.webhooks.handler import Reply
+from xiling_async.webhooks.limits import ReceiverLimits
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "ProtocolError",
     "RateLimited",
     "ReceiverLimits",
+    "RedactCallbackTokens",
     "Rejected",
     "Reply",
     "Request",

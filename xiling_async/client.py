@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Final, Literal, Self, TypeVar, cast, overload
 
 import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
+from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
+from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest, WaitTimeout
 from xiling_async.jobs.engine import Engine, Settings
 from xiling_async.jobs.exchange import Order
-from xiling_async.jobs.job import Job
+from xiling_async.jobs.job import Job, checked_timeout
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.downloads import MAX_BYTES, Wish
 from xiling_async.models import settings
-from xiling_async.models.record import JobRecord, State
-from xiling_async.models.request import Request
+from xiling_async.models.record import JobRecord, State, bare_job_id
+from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.stores.memory import MemoryStore
@@ -33,6 +34,9 @@ from xiling_async.telemetry.stats import Stats
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 R = TypeVar("R")
+
+_A_STORE: Final = 'a store, such as SQLiteStore("jobs.db")'
+_A_CLOCK: Final = "a clock, such as xiling_async.testing.SkippingClock()"
 
 
 class Client:
@@ -72,48 +76,79 @@ class Client:
     ) -> None:
         if on_uncertain not in ("wait", "raise"):
             raise ConfigurationError(f'on_uncertain must be "wait" or "raise", not {on_uncertain!r}.')
-        service = settings.base_url(base_url)
         if receiver is not None:
-            receiver.check_reachable_from(service)
-        self._raises_uncertain = on_uncertain == "raise" or receiver is None
-        self._settings = Settings(
+            settings.instance("receiver", receiver, WebhookReceiver, "a WebhookReceiver(...)")
+        if session is not None:
+            settings.instance("session", session, aiohttp.ClientSession, "an aiohttp.ClientSession")
+        service = settings.base_url(base_url)
+        given = Settings(
             api_key=settings.api_key(api_key),
             base_url=service,
             receiver=receiver,
-            store=MemoryStore() if store is None else store,
+            store=MemoryStore() if store is None else settings.instance("store", store, Store, _A_STORE),
             session=session,
-            limits=limits,
-            timeouts=timeouts,
-            polling=polling,
+            limits=settings.instance("limits", limits, Limits, "Limits(...)"),
+            timeouts=settings.instance("timeouts", timeouts, Timeouts, "Timeouts(...)"),
+            polling=settings.instance("polling", polling, Polling, "Polling(...)"),
             headers=settings.extra_headers(headers),
-            save_to=None if save_to is None else Path(save_to),
-            allow_private=allow_private,
+            save_to=settings.folder(save_to),
+            allow_private=settings.instance("allow_private", allow_private, bool, "True or False"),
             on_event=hooks_of(on_event),
-            clock=SystemClock() if clock is None else clock,
+            clock=SystemClock() if clock is None else settings.instance("clock", clock, Clock, _A_CLOCK),
         )
-        self._engine = Engine(self._settings)
+        if receiver is not None:
+            receiver.check_reachable_from(service)
+        self._raises_uncertain = on_uncertain == "raise" or receiver is None
+        self._settings = given
+        self._engine = Engine(given)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
+        self._is_entered = False
+        self._changes = asyncio.Lock()  # of open to closed: who comes second finds the first one's work done
 
     def __repr__(self) -> str:
-        given = self._settings
+        given: Settings | None = getattr(self, "_settings", None)
+        if given is None:  # an argument was refused
+            return "<Client, not set up>"
         return f"<Client of {given.base_url.host}, {'open' if self._is_open else 'not open'}, store={given.store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
+    async def open(self) -> Self:
+        """Open the store, start the receiver, and take up the unfinished jobs: what `async with` does. Once it is
+        open, another call changes nothing. Close it by `aclose`.
+
+        Raises `ConfigurationError` (another event loop; a client that was closed: make a new one), `StoreError`.
+        """
+        self._check_loop()
+        async with self._changes:
+            if self._is_open:
+                return self
+            if self._loop is not None:
+                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
+            self._loop = asyncio.get_running_loop()
+            await self._engine.open()
+            self._is_open = True
+            return self
+
+    async def aclose(self) -> None:
+        """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
+        again. Raises `ConfigurationError` in another event loop."""
+        self._check_loop()
+        self._is_open = False
+        async with self._changes:
+            await self._engine.close()
+
     async def __aenter__(self) -> Self:
-        if self._loop is not None:
+        if self._is_entered:  # the inner block would close the client that the outer one still uses
             raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
-        self._loop = asyncio.get_running_loop()
-        await self._engine.open()
-        self._is_open = True
-        return self
+        self._is_entered = True
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_open = False
-        await self._engine.close()
+        await self.aclose()
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -131,21 +166,25 @@ class Client:
         return await self._submit(self._order(request, key))
 
     def _order(self, request: Request[Any], key: str | None) -> Order:
+        self._check_open()
         if not isinstance(request, Request):
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
-        if key is not None and (not isinstance(key, str) or not key):
-            raise InvalidRequest(f"key must be text that is not empty, not {key!r}.")
+        if key is not None:
+            check_name("key", key)
         return Order(request=request, key=key)
 
     async def _submit(self, order: Order) -> Job[Any]:
         self._check_open()
+        if order.key is not None:  # of a pair in `map`
+            check_name("key", order.key)
         purchase = await self._engine.submission.submit(order)
-        job: Job[Any] = Job(purchase.slot, self._engine.desk)
+        entry, doubt = purchase.entry, purchase.doubt
+        job: Job[Any] = Job(entry, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
-        if purchase.doubt is not None and purchase.doubt.task_ids:  # bought, with too many or too few ids
-            purchase.doubt.job = job
-            raise purchase.doubt
+            raise cast("Exception", error_of(entry.record, job=job)) from doubt
+        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
+            doubt.job = job
+            raise doubt
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
@@ -161,7 +200,7 @@ class Client:
     @overload
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["video", "thumbnail"] = "video",
@@ -174,7 +213,7 @@ class Client:
     @overload
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["both"],
@@ -186,7 +225,7 @@ class Client:
 
     async def download(
         self,
-        result: object,
+        result: Result,
         to: str | os.PathLike[str],
         *,
         what: Literal["video", "thumbnail", "both"] = "video",
@@ -218,8 +257,11 @@ class Client:
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
         """Submit, wait, and give the one result. `timeout`: seconds for all of it (None: `Timeouts.wait`).
 
-        Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs.
+        Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs, and for a
+        timeout that is not above 0.
         """
+        if timeout is not None and checked_timeout(timeout) <= 0:
+            raise InvalidRequest(f"timeout must be above 0 seconds, or None, not {timeout}. Nothing was sent.")
         if isinstance(request, Request) and request.task_count != 1:
             raise InvalidRequest(
                 f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
@@ -237,12 +279,17 @@ class Client:
         return result
 
     def _submit_timed_out(self, order: Order, limit_s: float) -> WaitTimeout:
-        if order.slot is not None:
-            return Job[Any](order.slot, self._engine.desk).timed_out(limit_s)
-        return WaitTimeout(
-            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought.",
-            charged="no",
+        if order.entry is not None:
+            return Job[Any](order.entry, self._engine.desk).timed_out(limit_s)
+        if order.key is not None:  # another caller of this key may be sending it
+            what = f"unless another submit of it is under way, nothing was bought: client.find({order.key!r}) tells"
+            return WaitTimeout(
+                f"Waited {limit_s:g} s, and this call did not send the request; {what}.", charged="maybe"
+            )
+        message = (
+            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought."
         )
+        return WaitTimeout(message, charged="no")
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
@@ -276,19 +323,32 @@ class Client:
 
     def job(self, task_id: str, *, kind: type[Request[Any]] = ImageToVideo) -> Job[Any]:
         """A handle on a task whose id was kept elsewhere; no I/O. Awaiting it asks the service, and the store remembers
-        it from then on. A task that the store knows already gives its whole job."""
+        it from then on. A task that the store knows already gives its whole job.
+
+        Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
+        """
         self._check_open()
+        check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
+        if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
+            raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
         now = self._settings.clock.time()
         record = JobRecord(
-            id=hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32], kind=kind.kind.name, key=None, request=None,
+            id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None,
             asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
             due_at=now,
         )  # fmt: skip
         return Job(self._engine.registry.slot(record), self._engine.desk)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
-        """The job with this key, job id or task id; None if the store does not know it. Raises `StoreError`."""
+        """The job with this key, job id or task id; None if the store does not know it.
+
+        Raises `StoreError`, `ClientClosed`, `InvalidRequest` for what is not text.
+        """
         self._check_open()
+        if not isinstance(key_or_job_id_or_task_id, str):
+            raise InvalidRequest(f"find takes a key, a job id or a task id, not {shown(key_or_job_id_or_task_id)}.")
+        if not is_name(key_or_job_id_or_task_id):
+            return None
         slot = await self._engine.registry.find(key_or_job_id_or_task_id)
         return None if slot is None else Job(slot, self._engine.desk)
 
@@ -302,8 +362,11 @@ class Client:
         """What this client has seen since it was opened, as plain numbers; no I/O."""
         return self._engine.stats()
 
-    def _check_open(self) -> None:
+    def _check_loop(self) -> None:
         if self._loop not in (None, asyncio.get_running_loop()):
             raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
+
+    def _check_open(self) -> None:
+        self._check_loop()
         if not self._is_open:
             raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")

@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 
 import attrs
 
+from xiling_async._internal.outcomes import Outcome
 from xiling_async._internal.redact import scrub, shown
 
 Charged = Literal["no", "maybe", "yes"]
@@ -112,16 +113,18 @@ class Problem:
     """One broken rule of a request: which field, what it holds, the rule, and what would be accepted.
 
     `value` is as given if it is a plain one; text is scrubbed, of anything else its repr is kept, so that the error
-    can be pickled and carries no signature.
+    can be pickled and carries no signature. `accepted`: empty where the rule says it already.
     """
 
     field: str
     value: object = attrs.field(converter=_plain, repr=_short)
     rule: str
-    accepted: str
+    accepted: str = ""
 
     def __str__(self) -> str:
-        return f"{self.field}={_short(self.value)}: {self.rule}; accepted: {self.accepted}"
+        value = _short(self.value)
+        what = self.field if self.value is None or value in self.rule else f"{self.field}={value}"
+        return f"{what}: {self.rule}" + (f"; accepted: {self.accepted}" if self.accepted else "")
 
 
 class InvalidRequest(XilingError, ValueError):
@@ -210,9 +213,9 @@ class TaskFailed(_OfJob):
 
     charged = "yes"
 
-    def __init__(self, message: str, *, outcomes: Iterable[Any] = (), **known: Any) -> None:
+    def __init__(self, message: str, *, outcomes: Iterable[Outcome] = (), **known: Any) -> None:
         super().__init__(message, **known)
-        self.outcomes = tuple(outcomes)
+        self.outcomes: tuple[Outcome, ...] = tuple(outcomes)
 
 
 class WaitTimeout(_OfJob, TimeoutError):
@@ -233,9 +236,9 @@ class ResultExpired(DownloadError):
     `outcomes`: of a job, what is known of its tasks all the same: `Succeeded`, `Failed`, or None where nothing is.
     """
 
-    def __init__(self, message: str, *, outcomes: Iterable[Any] = (), **known: Any) -> None:
+    def __init__(self, message: str, *, outcomes: Iterable[Outcome | None] = (), **known: Any) -> None:
         super().__init__(message, **known)
-        self.outcomes = tuple(outcomes)
+        self.outcomes: tuple[Outcome | None, ...] = tuple(outcomes)
 
 
 class IntegrityError(DownloadError):

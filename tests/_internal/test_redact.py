@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xiling_async._internal.redact import HIDDEN, SAMPLE_BYTES, sample, scrub, shown
-from xiling_async.webhooks.tokens import Capability
+from xiling_async._internal.redact import HIDDEN, LONG_CHARACTERS, SAMPLE_BYTES, sample, scrub, shown
+from xiling_async.webhooks.tokens import CallbackToken, TokenSigner
 
 KEY = "key-0123456789"
 SIGNATURE = "SECRETSIGNATURE"
 TOKEN = (
-    Capability([b"s" * 32], "https://me.example")
-    .url(kind_number=1, tasks=1, job_id="ab" * 16, attempt=1, expires_at=2e9)
+    TokenSigner([b"s" * 32], "https://me.example")
+    .sign(CallbackToken(kind_number=1, tasks=1, job_id="ab" * 16, attempt=1, expires_at=2e9))
     .rpartition("/")[2]
 )
+
+
+@pytest.mark.parametrize("key", ["k", "api", "v1", "kee", "a.b", "it", "no", "sim"])
+def test_a_short_key_is_not_cut_out_of_words(key: str) -> None:
+    """A key that is part of other words leaves them whole; where it stands alone, or in a header, it is hidden."""
+    text = "https://api.keevx.com/v1/image_to_video: it is not known; see simulator.k.example, a.b.example and no-one"
+    assert scrub(text, key).replace(f" {HIDDEN} ", f" {key} ").replace(f": {HIDDEN} ", f": {key} ") == text
+    alone = (f"key {key} refused", f"'{key}'", f'{{"key":"{key}"}}', f"key={key}&x", f"({key})", f"no {key}.", key)
+    for said in alone:
+        hidden = scrub(said, key)
+        assert HIDDEN in hidden and not re.search(rf"(?<![\w.-]){re.escape(key)}(?![\w.-])", hidden.replace("no", "-"))
+    assert key not in scrub(f"Authorization: Bearer {key}", key).partition("Bearer")[2]
+    assert "abcdefgh" not in scrub("xabcdefghx", "abcdefgh")  # a long one never is a part of other words
 
 
 class Unshowable:
@@ -101,12 +115,12 @@ def test_a_bearer_token_is_hidden_though_nobody_named_it(word: str) -> None:
 
 def test_empty_secrets_hide_nothing() -> None:
     """An empty secret is none, and does not tear the text apart."""
-    assert scrub("text", "", "x") == "te<hidden>t"
+    assert scrub("text x", "", "x") == "text <hidden>"
 
 
-@given(st.text(), st.text(min_size=1))
+@given(st.text(), st.text(min_size=LONG_CHARACTERS))
 def test_a_given_secret_never_survives(text: str, secret: str) -> None:
-    """Whatever the text and the secret are, the secret is not in what is shown."""
+    """Whatever the text and the (long) secret are, the secret is not in what is shown."""
     clean = scrub(f"{text}{secret}{text}", secret)
     assert secret not in clean.replace(HIDDEN, "")
 

@@ -174,8 +174,9 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     told = [(flaw.line, flaw.text) for flaw in found.flaws]
     begins = [
         (2, "is no JSON: "), (3, "is no JSON object"), (4, "'colour' is no field; accepted: key, model, prompt"),
-        (4, "'callback_url' is no field"), (4, "duration='4': "), (5, "model is missing; accepted: 'V' or 'KL' or 'S'"),
-        (5, "aspect_ratio is missing"), (5, "aspect_resolution is missing"), (5, "duration is missing"),
+        (4, "'callback_url' is no field"), (4, "duration: must be a number, not text ('4')"),
+        (5, "model is missing; accepted: V, KL or S"), (5, "aspect_ratio is missing"),
+        (5, "aspect_resolution is missing"), (5, "duration is missing"),
         (7, "key='same': is the key of line 6 too"), (8, "key='': is no key"), (9, "'prompt' is there twice"),
         (10, "NaN is no JSON"), (11, "is no JSON"), (12, "is no JSON"),
     ]  # fmt: skip
@@ -217,7 +218,7 @@ def test_cells_that_stand_in_no_column() -> None:
     assert [flaw.line for flaw in found.flaws] == [4, 5, 6]
     assert "'x' stands in no column" in found.flaws[0].text
     assert found.flaws[1].text.startswith("duration is missing")
-    assert found.flaws[2].text.startswith("duration='4.0'")
+    assert found.flaws[2].text.startswith("duration: must be a number, not text ('4.0')")
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode), kind=st.sampled_from(["jsonl", "csv"]))
@@ -318,7 +319,7 @@ async def test_somebody_elses_page(sim: Simulator) -> None:
     Path("out").mkdir()
     Path("out/index.html").write_text("mine")
     done = await xiling(sim, "batch", str(jsonl(WAVES)), *OUT)
-    assert (done.code, paid(sim), Path("out/index.html").read_text()) == (1, (0, 0), "mine")
+    assert (done.code, paid(sim), Path("out/index.html").read_text()) == (2, (0, 0), "mine")
     assert "choose another --out" in done.error
 
 
@@ -607,7 +608,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "1 waiting   1 sending   1 at the service   1 saving   5 failed",
         "9 rows: 1 done, 5 not, 2 rows left out as not valid",
         "5  not bought           It was refused.",
-        "6  bought               1 of 1 task failed at the service (i2v-1: no ?[2J face).",
+        "6  bought               1 of 1 task failed at the service (i2v-1: no \\x1b[2J face).",
         "7  may have been bought  It was sent and its answer was lost;",
         "8  bought               It is not finished within --timeout (task i2v-1)",
         "9  bought               The service has not told what became of it",

@@ -112,7 +112,7 @@ async def test_a_folder_that_cannot_be_made(sim: Simulator) -> None:
     """It is known before anything is bought: one line, nothing is sent."""
     Path("file").touch()
     done = await xiling(sim, "submit", "waves", *IMAGE, "--out", "file/clips")
-    assert (done.code, done.out, len(sim.ledger.posts)) == (1, "", 0)
+    assert (done.code, done.out, len(sim.ledger.posts)) == (2, "", 0)
     assert done.error == "xiling: The folder file/clips cannot be made: Not a directory. Nothing was sent."
     for words in (["--out", "file"], ["--out", "clips", "--no-wait", *STORED]):
         done = await xiling(sim, "submit", "waves", *IMAGE, *words)

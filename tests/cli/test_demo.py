@@ -32,7 +32,7 @@ from xiling_async import Client, ImageToVideo, State, WebhookReceiver
 from xiling_async.cli import app as cli_app
 from xiling_async.cli import main, output
 from xiling_async.cli.commands.simulate import serve
-from xiling_async.cli.demo import checks
+from xiling_async.cli.demo import checks, display
 from xiling_async.cli.demo.command import demo, play
 from xiling_async.cli.demo.plan import NONE, TROUBLES, Row, Take, plan
 from xiling_async.errors import ConfigurationError
@@ -40,7 +40,7 @@ from xiling_async.simulator import Ledger, Simulator
 
 SOURCE = Path(xiling_async.__file__).parents[1]
 SAMPLES = {path.read_bytes() for path in (SOURCE / "xiling_async/simulator/media/samples").glob("*.mp4")}
-COMMANDS = [command.__name__ for command in cli_app.COMMANDS]
+COMMANDS = list(cli_app.COMMANDS)
 XILING = [sys.executable, "-W", "error", "-m", "xiling_async.cli"]
 ESCAPE = "\x1b"
 COLOUR = rf"{ESCAPE}\[[0-9;]*3[0-9]"
@@ -173,7 +173,7 @@ def test_the_figures_of_the_demo_agree(ran: Ran) -> None:
         r"(\d+) POSTs, (\d+) paid submits, (\d+) callbacks received, (\d+) status GETs"
     )
     by_fault = {
-        name: int(n) for name, n in re.findall(rf"^([\w ]+) {output.TIMES}(\d+): ", ran.result.stdout, re.MULTILINE)
+        name: int(n) for name, n in re.findall(rf"^([\w ]+) {display.TIMES}(\d+): ", ran.result.stdout, re.MULTILINE)
     }
     assert tasks == succeeded + failed
     assert paid == jobs == 20 == sum(by_fault.values())
@@ -424,11 +424,11 @@ def test_ctrl_c_ends_simulate_with_a_summary() -> None:
 
 
 def test_simulate_on_a_busy_port(tmp_path: Path) -> None:
-    """A port that is taken is one line and exit code 1."""
+    """A port that is taken is one line and exit code 2."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = xiling("simulate", "--port", str(port), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert one_error_line(done.stderr) == (
         f"xiling: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another --port; 0 takes a free one."
     )
@@ -553,7 +553,7 @@ async def test_a_job_that_ends_badly_ends(tmp_path: Path) -> None:
 
 def drawn(rows: Sequence[Row], ledger: Ledger, width: int, height: int) -> list[str]:
     out = Console(file=io.StringIO(), width=width, height=height)
-    out.print(output.board(rows, ledger, out))
+    out.print(display.board(rows, ledger, out))
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue().splitlines()
 
@@ -573,9 +573,9 @@ def test_the_board_fits() -> None:
 def test_the_board_keeps_what_is_under_way() -> None:
     """Jobs under way are shown before those that are over; jobs that were not sent are not shown."""
     rows = [Row(take, is_sent=take.number <= 9, is_over=take.number > 3) for take in plan(12, seed=1, speed=1)]
-    assert [row.take.number for row in output.window(rows, 5)] == [1, 2, 3, 8, 9]
-    assert [row.take.number for row in output.window(rows, -1)] == [3]
-    assert output.window([Row(take) for take in plan(2, seed=1, speed=1)], 5) == []
+    assert [row.take.number for row in display.window(rows, 5)] == [1, 2, 3, 8, 9]
+    assert [row.take.number for row in display.window(rows, -1)] == [3]
+    assert display.window([Row(take) for take in plan(2, seed=1, speed=1)], 5) == []
 
 
 def test_a_live_table_in_this_process(tmp_path: Path) -> None:
@@ -585,12 +585,12 @@ def test_a_live_table_in_this_process(tmp_path: Path) -> None:
         assert output.is_live(out)
         rows = [Row(take) for take in plan(6, seed=1, speed=20)]
         ledger = asyncio.run(played(rows, tmp_path, out=out))
-        output.summary(out, checks.facts(rows, ledger), ledger, tmp_path)
+        display.summary(out, checks.facts(rows, ledger), ledger, tmp_path)
     (text,) = written
     assert "6/6 jobs" in text
     assert all(row.job is not None and row.job.id[:8] in text for row in rows)
     assert re.search(COLOUR, text)
-    assert re.search(rf"no fault {output.TIMES}2 +1 POST each", re.sub(rf"{ESCAPE}\[[0-9;]*m", "", text))
+    assert re.search(rf"no fault {display.TIMES}2 +1 POST each", re.sub(rf"{ESCAPE}\[[0-9;]*m", "", text))
 
 
 def test_output_without_a_reader() -> None:

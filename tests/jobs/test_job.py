@@ -153,7 +153,7 @@ async def test_wait_timeout_says_what_is_left_to_do(given: float | None) -> None
         error = caught.value
         assert isinstance(error, TimeoutError)
         assert (error.job, error.job_id, error.task_ids, error.charged) == (job, job.id, job.task_ids, "yes")
-        for part in (job.id, job.task_ids[0], "still accepted", "Do not submit it anew"):
+        for part in (job.id, job.task_ids[0], "still accepted", "Do not submit it again"):
             assert part in str(error)
         again = pickle.loads(pickle.dumps(error))
         assert (str(again), again.job, again.job_id) == (str(error), None, job.id)
@@ -251,11 +251,10 @@ async def test_a_found_job_that_was_refused_raises_why() -> None:
         async with client_of(sim, store=store) as client:
             job = await client.find("order-42")
             assert job is not None
-            for wait in (job.result(), job.outcomes()):
-                with pytest.raises(Rejected, match="Prompt too long") as caught:
-                    await wait
-                assert (caught.value.status, caught.value.code) == (400, 100005)
-                assert str(caught.value) == str(first.value)
+            with pytest.raises(Rejected, match="Prompt too long") as caught:
+                await job.result()
+            assert (caught.value.status, caught.value.code) == (400, 100005)
+            assert str(caught.value) == str(first.value) == str(job.error)
         assert len(sim.ledger.posts) == 1
 
 

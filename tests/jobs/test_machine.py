@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 from support import model_v, settle
 
 from xiling_async import ClientClosed, Failed, MemoryStore, SQLiteStore, State, Succeeded, Video
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, Asked, Change, Event, GaveUp, Heard, Lost, Refused, Resent
 from xiling_async.models.record import JobRecord, Refusal
 from xiling_async.stores.base import Store
@@ -136,28 +137,29 @@ class Machine(RuleBasedStateMachine):
         event = Accepted(attempt=job["attempt"] + off, at=self.now, task_ids=ids, due_at=due)
         room = max(0, max(job["asked"], job["wanted"]) - len(ids))
         merged = (*ids, *[task_id for task_id in job["ids"] if task_id not in ids][:room])
-        if off:
+        is_later = off > 0 and not job["ids"]
+        if off and not is_later:
             expected = "strange"
-        elif job["state"] in NOT_BOUGHT:
+        elif job["state"] in NOT_BOUGHT and not is_later:
             expected = "refused"
         elif job["state"] in ("accepted", *ENDS) and merged == job["ids"] and len(merged) == job["asked"]:
             expected = "already so"
-        elif job["state"] in ENDS and set(merged) != set(job["ids"]):
-            expected = "conflict"
         else:
             expected = self._belongs(job_id, merged)
         self._verdict(job_id, event, expected)
         if expected == "applied":
+            job["attempt"] += off
             job["ends"] = {task_id: end for task_id, end in job["ends"].items() if task_id in merged}
             self._progressed(job_id, merged, len(merged), due)
 
     @rule(job_id=jobs, sent=st.booleans(), off=ATTEMPTS)
     def refused(self, job_id: str, sent: bool, off: int) -> None:
         job = self.model[job_id]
-        expected = "strange" if off else "applied" if job["state"] == "sending" else "refused"
+        is_legal = job["state"] in ("sending", "uncertain", "unknown")
+        expected = "strange" if off else "applied" if is_legal else "refused"
         self._verdict(job_id, Refused(attempt=job["attempt"] + off, at=self.now, refusal=WHY, sent=sent), expected)
         if expected == "applied":
-            job["state"] = "rejected" if sent else "not_sent"
+            job.update(state="rejected" if sent else "not_sent", due=None)
 
     @rule(job_id=jobs, off=ATTEMPTS)
     def lost(self, job_id: str, off: int) -> None:
@@ -173,7 +175,7 @@ class Machine(RuleBasedStateMachine):
         is_over, is_new = job["state"] in ENDS, task_id not in job["ids"]
         ids = (*job["ids"], task_id) if is_new else job["ids"]
         before = job["ends"].get(task_id)
-        if off or (is_new and len(job["ids"]) >= max(job["asked"], job["wanted"])):
+        if (off and (off < 0 or job["ids"])) or (is_new and len(job["ids"]) >= max(job["asked"], job["wanted"])):
             expected = "strange"
         elif before is not None and outcome is not None:
             expected = "already so" if before == outcome else "conflict"
@@ -185,6 +187,7 @@ class Machine(RuleBasedStateMachine):
         event = Heard(attempt=job["attempt"] + off, at=self.now, task_id=task_id, outcome=end, due_at=due)
         self._verdict(job_id, event, expected)
         if expected == "applied":
+            job["attempt"] += off
             if outcome is not None:
                 job["ends"][task_id] = outcome
             due = job["due"] if job["state"] == "accepted" else due

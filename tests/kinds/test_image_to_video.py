@@ -164,7 +164,7 @@ def test_reference_images_are_a_list(value: Any) -> None:
 def test_each_wrong_reference_is_named_by_its_place() -> None:
     """The second and the third of three: both, by number."""
     found = broken(**{**KL, "reference_images": [IMAGE, "sea.jpg", None]})
-    assert found == {"reference_images[1]": "is no URL", "reference_images[2]": "is no URL"}
+    assert found == {"reference_images[1]": "is not a URL", "reference_images[2]": "is not a URL"}
 
 
 @pytest.mark.parametrize(
@@ -275,6 +275,46 @@ def test_problems_say_what_would_be_accepted() -> None:
     assert problems["duration"].accepted == "5 or 10"
     assert problems["reference_images"].accepted == "1 to 7 URLs"
     assert str(caught.value).startswith("ImageToVideo: 2 rules are broken, nothing was sent:\n  - ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({**V, "duration": "4"}, "duration: must be a number, not text ('4'); accepted: 4, 6 or 8"),
+        ({**V, "duration": 6.0}, "duration: must be a whole number, not 6.0; accepted: 4, 6 or 8"),
+        ({**V, "duration": 7}, "duration: 7 is not offered by model V (start-frame mode); accepted: 4, 6 or 8"),
+        ({**V, "duration": None}, "duration: is required; accepted: 4, 6 or 8"),
+        ({**V, "model": "v"}, "model: unknown model 'v'; did you mean 'V'?"),
+        ({**V, "model": "veo3"}, "model: unknown model 'veo3'; accepted: V, KL or S"),
+        ({**V, "model": 1}, "model: must be text, not int (1); accepted: V, KL or S"),
+        ({**V, "aspect_ratio": "1:1"}, "aspect_ratio: unknown aspect_ratio '1:1'; accepted: 16:9 or 9:16"),
+        (
+            {**V, "aspect_resolution": "4K "},
+            "aspect_resolution: unknown aspect_resolution '4K '; did you mean '4k'?",
+        ),
+        ({**V, "generate_audio": 1}, "generate_audio: must be a truth value, not int (1); accepted: True or False"),
+        (
+            {**V, "reference_images": [IMAGE]},
+            "reference_images: model V takes image_url or reference_images, not both",
+        ),
+        (
+            {**KL, "reference_images": [IMAGE] * 8},
+            "reference_images: has 8 for model KL; accepted: 1 to 7 URLs",
+        ),
+        (
+            {**S, "reference_images": [IMAGE]},
+            "reference_images: model S takes none, not 1; use image_url",
+        ),
+        ({**V, "image_url": "sea.jpg"}, "image_url='sea.jpg': is not a URL; accepted: an http(s) URL as text, or a"),
+    ],
+    ids=lambda value: value.partition(" ")[0] if isinstance(value, str) else "",
+)
+def test_a_broken_rule_is_told_in_plain_words(fields: dict[str, Any], line: str) -> None:
+    """The value once, the rule, and what would be accepted or was meant."""
+    with pytest.raises(InvalidRequest) as caught:
+        ImageToVideo(**fields)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(line)
 
 
 anything = st.one_of(

@@ -147,11 +147,11 @@ def test_no_host_is_not_loopback() -> None:
         "x",
     ],
 )
-def test_what_is_no_http_url_is_refused(url: str) -> None:
+def test_what_is_not_an_http_url_is_refused(url: str) -> None:
     """For the API and for the receiver."""
-    with pytest.raises(ConfigurationError, match="is no http"):
+    with pytest.raises(ConfigurationError, match="is not an http"):
         base_url(url)
-    with pytest.raises(ConfigurationError, match="is no http"):
+    with pytest.raises(ConfigurationError, match="is not an http"):
         callback_base(url, None)
 
 
@@ -286,7 +286,7 @@ def test_the_defaults_are_the_contracts() -> None:
 def test_every_number_is_above_0(kind: Any, value: Any) -> None:
     """The message names the setting."""
     for name in attrs.fields_dict(kind):
-        with pytest.raises(ConfigurationError, match=f"{kind.__name__}.{name} must be a number above 0"):
+        with pytest.raises(ConfigurationError, match=f"{kind.__name__}.{name} must be a (whole )?number above 0"):
             kind(**{name: value})
 
 

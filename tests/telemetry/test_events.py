@@ -25,6 +25,7 @@ from xiling_async.telemetry.events import (
     JobChanged,
     Polled,
     Submitted,
+    TaskEnded,
     Uploaded,
 )
 from xiling_async.testing.clock import ManualClock, SkippingClock
@@ -63,7 +64,7 @@ async def test_the_life_of_a_job_is_told_in_order(sim: Simulator) -> None:
     assert (taken.result, taken.outcome, taken.task_id) == ("applied", "succeeded", job.task_ids[0])
     done = heard.of(JobChanged)[-1]
     assert done.created_at <= submitted.began_at <= submitted.at <= taken.began_at <= done.at <= taken.at
-    assert len(heard) == 5
+    assert len(heard) == 6
 
 
 async def test_a_callback_before_the_answer_is_told_in_its_order(sim: Simulator) -> None:
@@ -257,10 +258,59 @@ async def test_a_broken_hook_hurts_nobody(sim: Simulator, caplog: pytest.LogCapt
     async with client_of(sim, on_event=[broken, heard]) as client:
         await (await client.submit(model_v()))
     assert calls == heard
-    assert len(heard) == 5
+    assert len(heard) == 6
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert (line.name, line.levelname) == ("xiling_async.telemetry.events", "ERROR")
     assert line.exc_info is not None
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, TimeoutError, BaseException, StopIteration])
+async def test_whatever_a_hook_raises_hurts_nobody(
+    sim: Simulator, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    """Not the submit between its intent and its POST, not the callback, not the poller; nobody is cancelled by it."""
+
+    def broken(event: Event) -> None:
+        raise error
+
+    sim.script(faults.lost_callback())
+    async with client_of(sim, on_event=broken, clock=SkippingClock()) as client:
+        first = await client.submit(model_v(), key="a")
+        assert await client.submit(model_v(), key="a") is not first
+        assert len(await first) == 1
+        assert len(await (await client.submit(model_v("sand")))) == 1
+        me = asyncio.current_task()
+        assert me is not None
+        assert me.cancelling() == 0
+    assert (len(sim.ledger.posts), sim.ledger.paid_submits) == (2, 2)
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+async def test_the_outcome_of_each_task_is_told(sim: Simulator) -> None:
+    """By callback or by polling, once each, with the ids of job and task, before the end of its job."""
+    sim.script(faults.duplicate_callback(2))
+    sim.script(faults.failed())
+    sim.script(faults.lost_callback())
+    heard = Listener()
+    async with client_of(sim, on_event=heard, clock=SkippingClock()) as client:
+        jobs = [
+            await client.submit(model_v(count=2)),
+            await client.submit(model_v("b")),
+            await client.submit(model_v("c")),
+        ]
+        for job in jobs:
+            await job.outcomes()
+        assert client.stats().tasks == {"succeeded": 3, "failed": 1}
+    told = {(event.job_id, event.task_id): event.outcome for event in heard.of(TaskEnded)}
+    assert len(told) == len(heard.of(TaskEnded)) == 4
+    assert told == {
+        (job.id, task_id): "failed" if job is jobs[1] else "succeeded" for job in jobs for task_id in job.task_ids
+    }
+    for job in jobs:
+        told_of_it = [event for event in heard if isinstance(event, (TaskEnded, JobChanged)) and event.job_id == job.id]
+        assert isinstance(told_of_it[-2], TaskEnded)
+        assert isinstance(told_of_it[-1], JobChanged)
+        assert told_of_it[-1].state.is_final
 
 
 async def test_a_coroutine_is_no_hook(sim: Simulator) -> None:
@@ -286,7 +336,7 @@ async def test_every_event_is_a_line_at_debug(sim: Simulator, caplog: pytest.Log
             job = await client.submit(model_v())
             await job
     lines = [record.getMessage() for record in caplog.records if record.name == "xiling_async.telemetry.events"]
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(job.id in line for line in lines)
 
 

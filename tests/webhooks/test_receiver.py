@@ -38,6 +38,7 @@ from xiling_async import (
     Client,
     ClientClosed,
     ConfigurationError,
+    Failed,
     Job,
     MemoryStore,
     State,
@@ -421,8 +422,8 @@ async def test_callbacks_share_a_connection() -> None:
 
 
 async def test_every_200_says_the_same_on_a_kept_and_on_a_closed_connection() -> None:
-    """The answer whose bytes are made in advance differs from aiohttp's in nothing but the connection's end; HTTP/1.0,
-    whose sender must be told that a connection stays, is told."""
+    """They differ in nothing but the connection's end; HTTP/1.0, whose sender must be told that a connection stays, is
+    told."""
     async with Simulator(manual=True) as sim, client_of(sim) as client:
         job, url = await pending(sim, client, count=3)
         path, (first, second, third) = f"/{token_of(url)}", job.task_ids
@@ -534,7 +535,9 @@ async def test_a_failure_is_told_whatever_its_message(message: str | None, told:
         assert await post(session, url, body) == 200
         with pytest.raises(TaskFailed) as failed:
             await job
-        assert told is None or failed.value.outcomes[0].message == told
+        (outcome,) = failed.value.outcomes
+        assert isinstance(outcome, Failed)
+        assert told is None or outcome.message == told
 
 
 async def test_trust_status_believes_the_service_alone() -> None:
@@ -577,15 +580,46 @@ def test_a_port_that_is_none_is_refused(port: object) -> None:
         WebhookReceiver("https://media.example.com", port=port)  # type: ignore[arg-type]
 
 
-def test_nobody_reaches_a_receiver_without_url_or_port() -> None:
+def test_a_receiver_without_url_and_port_cannot_be_reached() -> None:
     """Without a public URL and without a port of its own there is no way in; the error says what to write."""
     with pytest.raises(ConfigurationError, match="https://"):
         WebhookReceiver()
-    with pytest.raises(ConfigurationError, match="https://"):
-        WebhookReceiver(port=8080)
 
 
-@pytest.mark.parametrize("receiver", [WebhookReceiver(port=0), WebhookReceiver("http://localhost:8080/x")], ids=repr)
+async def test_a_port_alone_means_this_machine_only() -> None:
+    """As port=0 does: the URL is derived, and a service on this machine can call it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    receiver = WebhookReceiver(port=port)
+    async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver) as client:
+        assert receiver.public_url == f"http://127.0.0.1:{port}"
+        job, _ = await pending(sim, client)
+        assert await sim.finish(job.task_ids[0]) == 200
+        assert len(await job) == 1
+
+
+async def test_a_receiver_that_is_not_mounted_warns_at_the_first_submit(caplog: pytest.LogCaptureFixture) -> None:
+    """A public URL without port and mount is easily forgotten: said once, and not to those that are mounted."""
+    url = "http://127.0.0.1:9/x"
+    mounted = WebhookReceiver(url), WebhookReceiver(url), WebhookReceiver(url)
+    mounted[0].add_to(web.Application())
+    mounted[1].asgi()
+    assert (await mounted[2].handle("/x", b"")).status == 503
+    for receiver, warnings in ((WebhookReceiver(url), 1), *((one, 0) for one in mounted)):
+        caplog.clear()
+        async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver) as client:
+            for _ in range(3):
+                await client.submit(model_v())
+        lines = [record.getMessage() for record in caplog.records if "is not mounted" in record.getMessage()]
+        assert len(lines) == warnings
+        assert all(url in line and "polled" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "receiver",
+    [WebhookReceiver(port=0), WebhookReceiver(port=8080), WebhookReceiver("http://localhost:8080/x")],
+    ids=repr,
+)
 def test_a_service_elsewhere_cannot_call_this_machine(receiver: WebhookReceiver) -> None:
     """A loopback receiver with the real service: refused when the client is made, before anything is paid."""
     with pytest.raises(ConfigurationError, match=r"api\.keevx\.com"):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 LATE_S: Final = 1.0  # a deadline that is noticed so much later tells of a pause of this process, not of the other side
 GRACE_S: Final = 1.0  # then what has arrived meanwhile is read first
@@ -18,6 +18,7 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Time in seconds.
 

@@ -4,9 +4,10 @@ import re
 from typing import Final
 
 HIDDEN: Final = "<hidden>"
-SAMPLE_BYTES: Final = 512  # the longest piece of somebody else's answer that an error carries (design.md, section 2)
+SAMPLE_BYTES: Final = 512  # the longest piece of an answer of the service that an error carries
+LONG_CHARACTERS: Final = 8  # a shorter secret (a key of the simulator) is hidden only where it is a word of its own
 
-# A callback token is 80 characters of this alphabet (capability.py). In a repr the "n" of "\\n" may stand before it.
+# A callback token is 80 characters of this alphabet. In a repr the "n" of "\\n" may stand before it.
 _TOKEN: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{80,}")
 # A URL to its end. JSON may hold it as "https:\/\/" and "\u0026", a repr doubles the backslashes; a quote ends it
 # unless it goes on behind. A match takes the whole URL, and schemes are short: a megabyte of anything is no work.
@@ -20,9 +21,16 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer\s+)[^\s\"']+")
 def scrub(text: str, *secrets: str) -> str:
     """`text` without the given secrets, and without anything shaped like a token, a signature or a password."""
     for secret in secrets:
-        if secret:
+        if len(secret) >= LONG_CHARACTERS:
             text = text.replace(secret, HIDDEN)
+        elif secret:
+            text = re.sub(rf"(?<![\w./-]){re.escape(secret)}(?![\w/-]|\.\w)", HIDDEN, text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _URL.sub(_bare, text))
+    return _TOKEN.sub(HIDDEN, text)
+
+
+def without_tokens(text: str) -> str:
+    """`text` without anything shaped like a callback token; all else stays."""
     return _TOKEN.sub(HIDDEN, text)
 
 

@@ -97,3 +97,21 @@ class Shared(Generic[T]):
             if not self._callers and not self._task.done():
                 self.abandoned = True
                 self._task.cancel()
+
+
+async def wait_out(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until these tasks have ended, even if the caller is cancelled meanwhile; that is raised afterwards.
+
+    For work that ends soon by itself and must not be left behind. The results stay with the tasks.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while running := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # it has been looked at
+    if cancelled is not None:
+        raise cancelled

@@ -152,6 +152,6 @@ def _failed(record: JobRecord, job: object, known: dict[str, Any]) -> TaskFailed
         f"{len(failed)} of {len(record.outcomes)} tasks of job {record.id} failed at the service ({told}). The job was "
         f"paid for; whether failed tasks are refunded is not documented. The {good} good ones are in .outcomes.",
         job=job,
-        outcomes=record.outcomes,
+        outcomes=[outcome for outcome in record.outcomes if outcome is not None],
         **known,
     )

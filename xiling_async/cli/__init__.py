@@ -1,4 +1,4 @@
-"""The command line `xiling`: its door, which also says what to install when the extra is missing."""
+"""The command line `xiling`, or what to install when the extra is missing."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ except ModuleNotFoundError as error:
         """Say what to install."""
         sys.stderr.write("xiling: the command line needs typer, rich and jinja2: pip install 'xiling-async[cli]'\n")
         raise SystemExit(2)
+
+except KeyboardInterrupt:  # Ctrl-C so early that nothing has begun
+    raise SystemExit(130) from None
 
 
 __all__ = ["main"]

@@ -4,35 +4,62 @@
 | --: | --- |
 | 0 | done |
 | 1 | it failed, or it is uncertain whether it succeeded: one line on stderr says why |
-| 2 | not understood, or the request breaks rules (a line each): nothing was sent; or the extra `[cli]` is missing |
+| 2 | the options, the environment (no API key) or the request are wrong: nothing was sent; or an extra is missing |
 | 3 | it is still running: only the wait is over |
 | 130 | stopped by Ctrl-C |
 """
 
+from __future__ import annotations
+
+import atexit
 import functools
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Final, ParamSpec
+from typing import Annotated, Any, Final, ParamSpec
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from xiling_async.cli import report
-from xiling_async.cli.batch.command import batch
-from xiling_async.cli.commands.download import download
-from xiling_async.cli.commands.jobs import jobs
-from xiling_async.cli.commands.receive import receive
-from xiling_async.cli.commands.simulate import simulate
-from xiling_async.cli.commands.submit import submit
-from xiling_async.cli.commands.wait import wait
-from xiling_async.cli.demo.command import demo
+from xiling_async.cli.output import printable
+from xiling_async.cli.report import Failures, code_of, words_of
 from xiling_async.errors import XilingError
 
 P = ParamSpec("P")
 
-# A new command is one more function here: its name is the command's, its docstring the help (with an example).
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (demo, simulate, submit, batch, wait, download, jobs, receive)
+# A new command is one more line here: its name is that of a function in the module; its line of `xiling --help` is the
+# first one of that function's docstring. A module is imported when its command is used.
+COMMANDS: Final = {
+    "demo": ("demo.command", "Watch jobs come home while all kinds of things go wrong."),
+    "simulate": ("commands.simulate", "Run the service in miniature for your own development."),
+    "submit": ("commands.submit", "Buy one job, wait for it, print the URL of each video; or download it."),
+    "batch": ("batch.command", "Buy every row of a file, and keep the results in a folder."),
+    "wait": ("commands.wait", "Wait for jobs that were bought before."),
+    "download": ("commands.download", "Download the results of tasks that have ended."),
+    "jobs": ("commands.jobs", "List the jobs that a store remembers, the newest last."),
+    "receive": ("commands.receive", "Take callbacks for clients elsewhere, and nothing else."),
+}
+# No rich markup: help and usage errors are the same plain text everywhere, also piped and in 80 columns.
+_PLAIN: Final[dict[str, Any]] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
+_HELP: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Commands(TyperGroup):
+    """The commands by their lines of help; the one that is used is imported."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name in COMMANDS:
+            module, _ = COMMANDS[name]
+            only = typer.Typer(add_completion=False, context_settings=_HELP, **_PLAIN)
+            only.command(name)(_one_line(getattr(import_module(f"xiling_async.cli.{module}"), name)))
+            self.add_command(get_command(only), name)
+        return super().resolve_command(ctx, args)
 
 
 def _one_line(command: Callable[P, None]) -> Callable[P, None]:
@@ -43,9 +70,9 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **options)
         except XilingError as error:
-            _stop(report.words_of(error), report.code_of(error))
-        except report.Failures as several:
-            _stop("\nxiling: ".join(map(report.words_of, several.errors)), min(map(report.code_of, several.errors)))
+            _stop(words_of(error), code_of(error))
+        except Failures as several:
+            _stop("\nxiling: ".join(map(words_of, several.errors)), min(map(code_of, several.errors)))
         except OSError as error:
             _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
         except KeyboardInterrupt as interrupt:
@@ -55,7 +82,7 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.echo(f"xiling: {message}", err=True)
+    typer.echo("\n".join(map(printable, f"xiling: {message}".split("\n"))), err=True)
     raise typer.Exit(code)
 
 
@@ -87,14 +114,10 @@ def _root(
         typer.echo(context.get_help())
 
 
-# No rich markup: help and usage errors are the same plain text everywhere, also piped and in 80 columns.
-app = typer.Typer(
-    name="xiling", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)  # fmt: skip
+app = typer.Typer(name="xiling", cls=_Commands, context_settings=_HELP, **_PLAIN)
 app.callback(invoke_without_command=True)(_root)
-for _command in COMMANDS:
-    app.command()(_one_line(_command))
+for _name, (_, _line) in COMMANDS.items():
+    app.command(_name, help=_line)(lambda: None)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -102,4 +125,16 @@ def main(words: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an old terminal cannot write becomes "?", not a traceback
             stream.reconfigure(errors="replace")
-    app(words, prog_name="xiling")
+    try:
+        app(words, prog_name="xiling")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        if words is None:
+            _end_at_once_on_signal()
+
+
+def _end_at_once_on_signal() -> None:
+    """From here on the process only ends: another Ctrl-C must not become a traceback, nor another exit code."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the interpreter's end takes handlers away

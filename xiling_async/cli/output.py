@@ -1,42 +1,49 @@
-"""What is drawn: the jobs as they go, in a table on a terminal, else a line each; and the summary."""
+"""What every command writes with: the terminal, lines of text, and text of a stranger made harmless."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import os
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from xiling_async._internal.clock import SystemClock
-from xiling_async.cli.demo import checks
-from xiling_async.cli.demo.checks import Facts
-from xiling_async.cli.demo.plan import Row
-from xiling_async.cli.report import printable
-from xiling_async.simulator import Ledger
-from xiling_async.simulator.ledger import TERMINAL
-
-REPAINT_S: Final = 0.1
-TIMES: Final = "×"  # noqa: RUF001
 WIDEST: Final = 100  # columns: a wider table only moves its columns apart
-AROUND: Final = 6  # lines that are not jobs: title, rules, bar, and the cursor's own
+REPAINT_S: Final = 0.1
 STYLES: Final = {
     "sending": "dim", "uncertain": "yellow", "accepted": "cyan", "done": "green", "failed": "magenta", "problem": "red",
 }  # fmt: skip
+_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # Unicode categories
+_BREAKS: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # those that would end a line, or cannot be encoded
+
+
+def printable(text: str, unsafe: frozenset[str] = _UNSAFE) -> str:
+    """Text that may come from a stranger, as one line that cannot move a cursor, colour, hide or reverse anything:
+    each control character is written as its escape, such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in unsafe else one for one in text
+    )
 
 
 class _Output(Console):
-    """Standard output, or stderr. Who reads it may go away (`| head`): the work goes on, in silence."""
+    """Standard output, or stderr, on which text is only text. A reader may go away (`| head`): the work goes on."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is printed comes through here: styles and cursor moves of our own stay, text is escaped."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                text = "\n".join(printable(line) for line in segment.text.split("\n"))
+                yield Segment(text, segment.style)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -51,32 +58,46 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def is_live(out: Console) -> bool:
-    """Whether lines can be painted over. FORCE_COLOR is a wish for colour, not for that."""
+    """Whether lines can be painted over. FORCE_COLOR asks for colour, not for that."""
     return out.is_interactive and out.file.isatty()
 
 
 def say(out: Console, text: str, style: str = "") -> None:
     """One line; a terminal that is too narrow for it gets whole words."""
-    out.print(Text(text, style=style), soft_wrap=not is_live(out))
+    out.print(Text(printable(text), style=style), soft_wrap=not is_live(out))
 
 
 def say_to_copy(out: Console, text: str) -> None:
     """One line, however long it is."""
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def write(out: Console, line: str) -> None:
-    """One line for another program: exactly as it is, whatever the terminal."""
+    """One line for another program, neither wrapped nor cut; tabs stay. A terminal gets no other control character."""
     if out.quiet:
         return
+    unsafe = _UNSAFE if out.file.isatty() else _BREAKS
+    plain = "\t".join(printable(cell, unsafe) for cell in line.split("\t"))
     try:
-        out.file.write(f"{line}\n")
+        out.file.write(f"{plain}\n")
         out.file.flush()
     except BrokenPipeError:
         out.on_broken_pipe()
 
 
-class _Complaints(logging.Handler):
+def count(number: int, noun: str) -> str:
+    """As in "1 job", "2 jobs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def clock_of(seconds: float) -> str:
+    """As in 0:07, 12:30, 1:00:05."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _ErrorLines(logging.Handler):
     """What the library logs as an error, a line each."""
 
     def __init__(self, out: Console) -> None:
@@ -84,141 +105,18 @@ class _Complaints(logging.Handler):
         self._out = out
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self._out, printable(record.getMessage()))
+        say(self._out, record.getMessage())
 
 
 @contextmanager
-def complaining(out: Console) -> Iterator[None]:
-    """Show what the library logs as an error: what could not be read or written, and is not raised to anybody."""
-    logger, handler = logging.getLogger("xiling_async"), _Complaints(out)
+def logged_errors(out: Console) -> Iterator[None]:
+    """Show what the library logs as an error: what could not be read or written, and is raised to no caller."""
+    logger, handler = logging.getLogger("xiling_async"), _ErrorLines(out)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-@asynccontextmanager
-async def shown(out: Console, rows: Sequence[Row], ledger: Ledger) -> AsyncIterator[Callable[[Row], None]]:
-    """Show the jobs while they run. What is given is to be called with each job that is over."""
-    if not is_live(out):
-        yield lambda row: say(out, _line(row, rows, ledger))
-        return
-    with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
-        painter = asyncio.create_task(_repaint(live, rows, ledger))
-        try:
-            yield lambda row: None
-        finally:
-            painter.cancel()
-            await asyncio.gather(painter, return_exceptions=True)
-            live.update(board(rows, ledger, live.console), refresh=True)
-
-
-async def _repaint(live: Live, rows: Sequence[Row], ledger: Ledger) -> None:
-    clock = SystemClock()
-    while True:
-        live.update(board(rows, ledger, live.console), refresh=True)
-        await clock.sleep(REPAINT_S)
-
-
-def board(rows: Sequence[Row], ledger: Ledger, out: Console) -> RenderableType:
-    """The table of the jobs that fit, and how far all of them are."""
-    width = min(out.width, WIDEST)
-    table = Table(box=None, width=width, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("job", width=8, no_wrap=True)
-    table.add_column("model", width=5, no_wrap=True)
-    table.add_column("prompt", ratio=1, min_width=8, no_wrap=True, overflow="ellipsis")
-    table.add_column("state", width=9, no_wrap=True)
-    table.add_column("tasks", width=5, no_wrap=True)
-    table.add_column("fault", width=18, no_wrap=True, overflow="ellipsis")
-    ends = _ends(ledger)
-    for row in window(rows, out.height - AROUND):
-        table.add_row(
-            _job_id(row),
-            row.take.request.model,
-            Text(row.take.title),
-            Text(row.state, style=STYLES.get(row.state, "")),
-            _tasks(row, ends),
-            Text(row.fault),
-        )
-    over = sum(row.is_over for row in rows)
-    bar = Table.grid(padding=(0, 2, 0, 0))
-    told = f"{over}/{len(rows)} jobs  {videos(rows)}"
-    bar.add_row(ProgressBar(total=len(rows), completed=over, width=max(10, width - len(told) - 2)), told)
-    return Group(table, Text(), bar)
-
-
-def videos(rows: Sequence[Row]) -> str:
-    """How many videos are saved."""
-    return checks.count(sum(len(row.saved) for row in rows), "video")
-
-
-def window(rows: Sequence[Row], lines: int) -> list[Row]:
-    """The rows to show in so many lines: those under way, then the latest ones that are over; in their own order."""
-    sent = [row for row in rows if row.is_sent]
-    urgent = sorted(sent, key=lambda row: (row.is_over, -row.take.number))
-    chosen = urgent[: max(1, lines)]
-    return sorted(chosen, key=lambda row: row.take.number)
-
-
-def _job_id(row: Row) -> str:
-    return "" if row.job is None else row.job.id[:8]
-
-
-def _ends(ledger: Ledger) -> frozenset[str]:
-    """The tasks whose end was called back and taken."""
-    return frozenset(call.task_id for call in ledger.callbacks if call.state in TERMINAL and checks.is_taken(call))
-
-
-def _tasks(row: Row, ends: frozenset[str]) -> str:
-    ids = () if row.job is None else row.job.task_ids
-    done = len(row.outcomes) or sum(task_id in ends for task_id in ids)
-    return f"{done}/{row.take.request.generate_count}"
-
-
-def _line(row: Row, rows: Sequence[Row], ledger: Ledger) -> str:
-    digits = int(math.log10(len(rows))) + 1
-    over = sum(one.is_over for one in rows)
-    return (
-        f"[{over:{digits}}/{len(rows)}] {_job_id(row):8}  {row.take.request.model:2}  {row.state:9}  "
-        f"{_tasks(row, _ends(ledger)):3}  {row.fault:18}  {row.take.title}"
-    )
-
-
-def summary(out: Console, found: Sequence[Facts], ledger: Ledger, folder: Path) -> None:
-    """The figures of the ledger, what became of each fault, and where the files are."""
-    counts = ledger.summary()
-    received = sum(map(checks.is_taken, ledger.callbacks))
-    say(out, "")
-    say(
-        out,
-        f"{len(found)} jobs, {counts['tasks']} tasks: {counts['succeeded']} succeeded, {counts['failed']} failed",
-        "bold",
-    )
-    say(
-        out,
-        f"{counts['posts']} POSTs, {counts['paid_submits']} paid submits, {received} callbacks received, "
-        f"{counts['gets']} status GETs",
-        "bold",
-    )
-    if ledger.uploads:
-        jobs = checks.count(checks.pictured(found, ledger), "job")
-        say(out, f"{checks.count(len(ledger.uploads), 'upload')} for {jobs}", "bold")
-    say(out, "")
-    _troubles(out, checks.by_trouble(found, ledger))
-    say(out, "")
-    say(out, f"{videos([one.row for one in found])} in {folder}")
-
-
-def _troubles(out: Console, lines: Sequence[tuple[str, int, str]]) -> None:
-    if not is_live(out):
-        for name, jobs, told in lines:
-            say(out, f"{name} {TIMES}{jobs}: {told}")
-        return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, jobs, told in lines:
-        grid.add_row(Text(f"{name} {TIMES}{jobs}", style="cyan", no_wrap=True), Text(told))
-    out.print(grid)
 
 
 def listing(out: Console, words: Sequence[str]) -> None:

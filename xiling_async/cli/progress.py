@@ -16,8 +16,6 @@ from rich.text import Text
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output
-from xiling_async.cli.demo.checks import count
-from xiling_async.cli.report import printable
 from xiling_async.cli.watch import Watch
 from xiling_async.models.record import JobRecord, State, Succeeded
 
@@ -75,11 +73,11 @@ class _Teller:
         for record in self._watch.news():
             for line in _lines(self._before.get(record.id), record, self._elapsed()):
                 mark = f"{record.id[:8]}  " if len(self._watch.jobs) > 1 else ""
-                output.say(self._out, printable(mark + line))
+                output.say(self._out, mark + line)
             self._before[record.id] = record
 
     def _elapsed(self) -> str:
-        return clock_of(self._clock.time() - self._began)
+        return output.clock_of(self._clock.time() - self._began)
 
     def _all(self) -> RenderableType:
         below = None if self._below is None else self._below()
@@ -95,9 +93,9 @@ class _Teller:
         asked = sum(record.asked for record in jobs)
         if not jobs:
             told = "getting ready"
-        tasks = f"  {done}/{count(asked, 'task')}" if jobs else ""
+        tasks = f"  {done}/{output.count(asked, 'task')}" if jobs else ""
         failing = max((record.failed_asks for record in jobs if not record.state.is_final), default=0)
-        trouble = f"  (the service did not answer {count(failing, 'question')})" if failing else ""
+        trouble = f"  (the service did not answer {output.count(failing, 'question')})" if failing else ""
         self._spinner.update(text=Text(f"{self._elapsed()}  {told}{tasks}{trouble}", no_wrap=True, overflow="ellipsis"))
         return self._spinner
 
@@ -107,13 +105,6 @@ def ended(record: JobRecord) -> int:
     return sum(outcome is not None for outcome in record.outcomes)
 
 
-def clock_of(seconds: float) -> str:
-    """As in 0:07, 12:30, 1:00:05."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
     """What is new since `before`."""
     if before is not None and (before.state, before.task_ids, ended(before)) == (now.state, now.task_ids, ended(now)):
@@ -121,7 +112,8 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
         return ["the service did not tell; it is asked again"] if is_mute else []
     lines = []
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
-        lines = [f"accepted: job {now.id}", *(f"  task {task_id}" for task_id in now.task_ids)]
+        first = f"accepted: job {now.id}" if now.request is not None else "waiting for a task by its id"
+        lines = [first, *(f"  task {task_id}" for task_id in now.task_ids)]
     told = _state_line(now, elapsed)
     return [*lines, told] if told else lines
 
@@ -130,13 +122,13 @@ def _state_line(now: JobRecord, elapsed: str) -> str:
     match now.state:
         case State.SENDING:
             again = f" (attempt {now.attempt})" if now.attempt > 1 else ""
-            return f"sending: job {now.id}, {count(now.asked, 'task')}{again}"
+            return f"sending: job {now.id}, {output.count(now.asked, 'task')}{again}"
         case State.REJECTED if now.refusal is not None and now.refusal.error == "RateLimited":
             return f"busy: the service asks to wait {now.refusal.retry_after or 0:g} s"
         case State.ACCEPTED if ended(now):
-            return f"{ended(now)} of {count(now.asked, 'task')} done after {elapsed}"
+            return f"{ended(now)} of {output.count(now.asked, 'task')} done after {elapsed}"
         case State.DONE | State.FAILED:
             good = sum(isinstance(outcome, Succeeded) for outcome in now.outcomes)
-            return f"{now.state.value}: {good} of {count(now.asked, 'task')} succeeded, after {elapsed}"
+            return f"{now.state.value}: {good} of {output.count(now.asked, 'task')} succeeded, after {elapsed}"
         case state:
             return _TOLD.get(state, "")

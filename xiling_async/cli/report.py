@@ -10,9 +10,12 @@ from typing import Any, Final
 from attrs import asdict, frozen
 
 from xiling_async.api.failures import error_of
-from xiling_async.errors import InvalidRequest, WaitTimeout, XilingError
+from xiling_async.cli.output import printable
+from xiling_async.errors import ConfigurationError, DownloadError, InvalidRequest, WaitTimeout, XilingError
 from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
-from xiling_async.models.request import Request
+from xiling_async.models.request import Request, is_http_url
+
+URL_CHARACTERS: Final = 8192  # a signed link has about 1,000
 
 
 class Stopped(XilingError):
@@ -27,7 +30,9 @@ class Failures(Exception):
         self.errors = errors
 
 
-_CODES: Final[tuple[tuple[type[XilingError], int], ...]] = ((InvalidRequest, 2), (WaitTimeout, 3), (Stopped, 130))
+_CODES: Final[tuple[tuple[type[XilingError], int], ...]] = (
+    (InvalidRequest, 2), (ConfigurationError, 2), (WaitTimeout, 3), (Stopped, 130),
+)  # fmt: skip
 _CHARGED: Final = {
     State.SENDING: "maybe", State.UNCERTAIN: "maybe", State.UNKNOWN: "maybe",
     State.NOT_SENT: "no", State.REJECTED: "no",
@@ -53,18 +58,32 @@ def code_of(error: Exception) -> int:
 
 def words_of(error: Exception) -> str:
     """The error's own message: one line, but for the rules of a request, which are a line each."""
-    lines = str(error).splitlines() if isinstance(error, InvalidRequest) else [" ".join(str(error).split())]
+    lines = str(error).split("\n") if isinstance(error, InvalidRequest) else [" ".join(str(error).split())]
     return "\n".join(map(printable, lines))
 
 
-def printable(text: str) -> str:
-    """Text of somebody else's: it may not move the cursor of a terminal, nor colour it."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def urls(record: JobRecord) -> list[str]:
-    """The result of each task that succeeded, in task order."""
-    return [outcome.result.video_url for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+    """The link of each task that succeeded, in task order; what is not an http(s) URL of a sane length is left out."""
+    links = [outcome.result.video_url for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+    return [link for link in links if is_link(link)]
+
+
+def is_link(value: object) -> bool:
+    """Whether this is an http(s) URL that can be printed as a result."""
+    return is_http_url(value) and len(str(value)) <= URL_CHARACTERS
+
+
+def without_link(record: JobRecord) -> DownloadError | None:
+    """Why not every task that succeeded has a link to print; None: all have one."""
+    done = [outcome for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+    bad = [outcome.task_id for outcome in done if not is_link(outcome.result.video_url)]
+    if not bad:
+        return None
+    return DownloadError(
+        f"What the service gave as video_url of task {', '.join(bad)} is not an http(s) URL of at most "
+        f"{URL_CHARACTERS:,} characters. The task was bought and has succeeded; --json shows what was given.",
+        task_ids=bad,
+    )
 
 
 def paths(record: JobRecord, files: Mapping[str, Sequence[Path]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +16,19 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column
 
 from xiling_async.cli import output
-from xiling_async.cli.report import printable
 from xiling_async.client import Client
 from xiling_async.errors import ConfigurationError, DownloadError, ResultExpired, XilingError
 from xiling_async.kinds import KINDS
-from xiling_async.media.paths import NoTarget, targets_of
+from xiling_async.media.paths import UNKNOWN, NoTarget, targets_of
+
+log = logging.getLogger("xiling_async.cli.saving")
 
 BOTH: Final = "both"
+# What such a file may turn out to be by its bytes, beside the types that are documented.
+OTHER_TYPES: Final = {
+    "video": ("mov", "webm", "mkv", UNKNOWN),
+    "thumbnail": ("jpg", "png", "gif", "bmp", "avif", "heic"),
+}
 NAME_CELLS: Final = 20
 ECHO_CELLS: Final = 3  # room for the ^C that a terminal writes: on a line of its own it would leave a bar behind
 
@@ -80,6 +87,10 @@ class Shelf:
             except XilingError as error:
                 error.task_ids = error.task_ids or (task_id,)
                 return error
+            except Exception as error:  # whatever a URL of a stranger brings about: it is the failure of this result
+                log.debug("task %s: its file could not be saved", task_id, exc_info=error)
+                told = f"The result of task {task_id} was bought, but could not be saved ({type(error).__name__})."
+                return DownloadError(told, task_ids=(task_id,))
             self.files[task_id] = paths
         return None
 
@@ -97,7 +108,7 @@ class Shelf:
         if types and not self._overwrite:
             found = await asyncio.to_thread(self._there_already, result.task_id, what, types)
             if found is not None:
-                output.say(self._out, printable(f"there already: {found}"))
+                output.say(self._out, f"there already: {found}")
                 return found
         bar = _Bar(self._bars, self._out, f"{result.task_id}{'' if what == 'video' else f' {what}'}" if types else "")
         try:
@@ -107,12 +118,13 @@ class Shelf:
             )  # fmt: skip
         finally:
             bar.end()
-        output.say(self._out, printable(f"saved: {path.name}, {decimal(bar.size)}"))
+        output.say(self._out, f"saved: {path.name}, {decimal(bar.size)}")
         return path
 
     def _there_already(self, task_id: str, what: str, types: tuple[str, ...]) -> Path | None:
         try:
-            (target,) = targets_of(self.folder, task_id, {what: types})
+            # Whatever the bytes turned out to be, not only the types that are documented.
+            (target,) = targets_of(self.folder, task_id, {what: (*types, *OTHER_TYPES.get(what, ()))})
             found = target.in_the_way()
         except (NoTarget, OSError):  # `Client.download` has the words for that
             return None
@@ -135,7 +147,7 @@ class _Bar:
     def __init__(self, bars: Progress, out: Console, name: str) -> None:
         self._bars = bars
         self._out = out
-        self._name = printable(name)
+        self._name = output.printable(name)
         self._id: Any = None
         self.size = 0
 

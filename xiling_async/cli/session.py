@@ -18,7 +18,7 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
-from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, words_of
+from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
 from xiling_async.cli.saving import Shelf, unsaved
 from xiling_async.cli.watch import Watch, watched
 from xiling_async.client import Client
@@ -123,11 +123,12 @@ class Session:
             store=self.jobs,
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
+            on_event=self.watch.on_event,
         )
         if self.shelf is not None:
             await self.shelf.make()
         below = None if self.shelf is None else self.shelf.bars
-        with output.complaining(self.out):
+        with output.logged_errors(self.out):
             async with progress.shown(self.out, self.watch, below), client:
                 yield client
 
@@ -211,8 +212,8 @@ class Session:
         if record is None:
             return over
         return WaitTimeout(
-            f"Not finished within {self.timeout:g} s: {_left(record)}. {self._way_back(record)}",
-            charged=over.charged,
+            f"Not finished within {self.timeout:g} s: {self._left(record)}. {self._way_back(record)}",
+            charged=over.charged if self.watch.is_confirmed(record) else "maybe",
             job=over.job,
             job_id=over.job_id,
             task_ids=over.task_ids,
@@ -221,10 +222,12 @@ class Session:
     # --- saving --------------------------------------------------------------------------------------------------
 
     async def saved(self, client: Client, ending: Ending) -> Ending:
-        """The same ending, with every good result of a job that is over in the folder, where there is one."""
+        """The same ending, with every good result of a job that is over in the folder; without one, checked."""
         record = ending.record
-        if self.shelf is None or record is None or not (record.state.is_final or self.what):
+        if record is None or not (record.state.is_final or self.what):
             return ending
+        if self.shelf is None:
+            return evolve(ending, unsaved=without_link(record))
         results = [outcome.result for outcome in record.outcomes if isinstance(outcome, Succeeded)]
         # The simulator's files are on this machine too; those of the real service never are.
         allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
@@ -240,12 +243,18 @@ class Session:
         records = [record for record in self.watch.jobs.values() if record.state not in NOT_BOUGHT]
         if not records:
             return Stopped("Stopped. Nothing was bought.")
+        is_sure = all(record.task_ids and self.watch.is_confirmed(record) for record in records)
         return Stopped(
-            f"Stopped: {'; '.join(map(_left, records))}. {self._way_back(*records)}",
-            charged="yes" if all(record.task_ids for record in records) else "maybe",
+            f"Stopped: {'; '.join(map(self._left, records))}. {self._way_back(*records)}",
+            charged="yes" if is_sure else "maybe",
             job_id=records[0].id if len(records) == 1 else None,
             task_ids=[task_id for record in records for task_id in record.task_ids],
         )
+
+    def _left(self, record: JobRecord) -> str:
+        if record.state is State.ACCEPTED and not self.watch.is_confirmed(record):
+            return f"the service has not confirmed task {', '.join(record.task_ids)}: it may not exist"
+        return _left(record)
 
     def _way_back(self, *records: JobRecord) -> str:
         """How these jobs are awaited again."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from xiling_async.models.lifecycle import Change, Event
 from xiling_async.models.record import JobRecord
 from xiling_async.stores import MemoryStore, SQLiteStore, Store
+from xiling_async.telemetry import events as telemetry
+from xiling_async.telemetry.events import Polled
 
 
 class Watch:
@@ -15,6 +17,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobRecord] = {}
+        self._confirmed: set[str] = set()
         self._news: list[JobRecord] = []
         self._awake = asyncio.Event()
 
@@ -32,6 +35,15 @@ class Watch:
         """A record was written; of a job that nobody follows it is no news."""
         if record.id in self.jobs and record.version > self.jobs[record.id].version:
             self._keep(record)
+
+    def is_confirmed(self, record: JobRecord) -> bool:
+        """Whether the service has told of this job: anybody can name a task id."""
+        return record.request is not None or any(record.outcomes) or record.id in self._confirmed
+
+    def on_event(self, event: telemetry.Event) -> None:
+        """An event of the client."""
+        if isinstance(event, Polled) and event.job_id and event.result in ("running", "succeeded", "failed"):
+            self._confirmed.add(event.job_id)
 
     def _keep(self, record: JobRecord) -> None:
         self.jobs[record.id] = record

@@ -52,7 +52,7 @@ class Reception:
         self._store = store
         self._monitor = Monitor(hooks_of(on_event))
         self._clock = SystemClock() if clock is None else clock
-        self._registry = Registry(store, monitor=self._monitor)
+        self._registry = Registry(store, monitor=self._monitor, clock=self._clock)
         self._intake = Intake(
             registry=self._registry,
             clock=self._clock,
@@ -69,7 +69,7 @@ class Reception:
             undo.push_async_callback(self._store.close)
             undo.push_async_callback(self._registry.close)
             secret = await self._store.secret(os.urandom(SECRET_BYTES))
-            await self._receiver.start(self._intake.settle, self._clock, secret, refused=self._refused)
+            await self._receiver.start(self._intake, self._clock, secret)
             undo.push_async_callback(self._receiver.stop)
             self._undo = undo.pop_all()
         return self
@@ -78,9 +78,6 @@ class Reception:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._undo.aclose()
-
-    def _refused(self, status: int, job_id: str | None) -> None:
-        self._monitor.refused(status, job_id, at=self._clock.time())
 
     def _first_due(self, kind: Kind[Any]) -> float:
         """When a client should look at a job that is adopted here."""

@@ -15,7 +15,7 @@ from xiling_async.models.lifecycle import Asked, Heard, Verdict
 from xiling_async.models.record import JobRecord, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
-from xiling_async.webhooks.tokens import Claim
+from xiling_async.webhooks.tokens import CallbackToken
 
 log = logging.getLogger("xiling_async.jobs.callbacks")
 
@@ -35,7 +35,7 @@ class Intake:
     only_wakes: bool
     monitor: Monitor = UNWATCHED
 
-    async def settle(self, claim: Claim, report: Report) -> Verdict:
+    async def apply(self, claim: CallbackToken, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""
         began_at = self.clock.time()
         verdict = await self._settled(claim, report, began_at)
@@ -52,7 +52,10 @@ class Intake:
             )
         return verdict
 
-    async def _settled(self, claim: Claim, report: Report, now: float) -> Verdict:
+    def refused(self, status: int, job_id: str | None) -> None:
+        self.monitor.refused(status, job_id, at=self.clock.time())
+
+    async def _settled(self, claim: CallbackToken, report: Report, now: float) -> Verdict:
         kind = BY_NUMBER[claim.kind_number]
         heard = Heard(
             attempt=claim.attempt,
@@ -70,7 +73,7 @@ class Intake:
                 await self.registry.commit(claim.job_id, Asked(at=now, due_at=now))
         return change.verdict
 
-    async def _adopt(self, claim: Claim, kind: Kind[object], task_id: str) -> Verdict:
+    async def _adopt(self, claim: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:
         """The token is ours, the job is not in the store: a restored backup, a lost store. It was paid for."""
         now = self.clock.time()
         lost = JobRecord(

@@ -82,7 +82,7 @@ class Engine:
             dice=dice,
             monitor=monitor,
         )
-        self.registry = registry = Registry(given.store, on_change=self._changed, monitor=monitor)
+        self.registry = registry = Registry(given.store, on_change=self._changed, monitor=monitor, clock=given.clock)
         self.poller = poller = Poller(
             context, store=given.store, registry=registry, calls=calls, has_receiver=given.receiver is not None
         )
@@ -181,7 +181,4 @@ class Engine:
             monitor=self._monitor,
         )
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
-        await receiver.start(intake.settle, self._given.clock, kept_secret, refused=self._refused)
-
-    def _refused(self, status: int, job_id: str | None) -> None:
-        self._monitor.refused(status, job_id, at=self._given.clock.time())
+        await receiver.start(intake, self._given.clock, kept_secret, others_may_listen=self._given.store.is_shared)

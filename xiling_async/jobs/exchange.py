@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
@@ -12,10 +11,11 @@ from attrs import define, field, frozen
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import Step
 from xiling_async.api.results import Create, CreateResult
-from xiling_async.errors import StoreError, XilingError
+from xiling_async.errors import StoreError
 from xiling_async.jobs.context import Context
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.poller import Poller
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, Lost, Refused, Resent, Verdict
 from xiling_async.models.record import JobRecord, Refusal, State
 from xiling_async.models.request import Request
@@ -31,14 +31,14 @@ class Order:
     """What one caller wants to buy.
 
     `wanted`: set while the caller waits for its job (a consumer of `map` may stop asking); None: always. Such a caller
-    also waits for a service that is away. `slot`: the job, once its intent is written. `moved`: set when the POST
+    also waits for a service that is away. `entry`: the job, once its intent is written. `moved`: set when the POST
     leaves, or has to wait for something.
     """
 
     request: Request[Any]
     key: str | None = None
     wanted: asyncio.Event | None = None
-    slot: Slot | None = None
+    entry: JobEntry | None = None
     moved: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -54,7 +54,7 @@ class Order:
 class Sent:
     """What one POST of a job came to. `result`: None if the job was not ours to send."""
 
-    slot: Slot
+    entry: JobEntry
     result: CreateResult | None
 
 
@@ -76,48 +76,55 @@ class Exchange:
         self._calls = calls
         self._poller = poller
         self._receiver = receiver
-        self._unwritten: dict[str, Accepted | Lost | Refused] = {}
 
-    async def send(self, order: Order, request: Request[Any], slot: Slot | None) -> Sent:
-        """Send the next POST of this order. `request`: its request with URLs only; `slot`: its job, if it has one."""
+    async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Sent:
+        """Send the next POST of this order. `request`: its request with URLs only; `entry`: its job, if it has one."""
         self._calls.check()  # a session that cannot send is told before the intent
-        slot, is_ours = await self._intend(order, slot)
-        order.slot = slot
-        order.moved.set()
-        if not is_ours:
-            return Sent(slot=slot, result=None)
-        record = slot.record
+        record = self._new_record(order) if entry is None else entry.record
+        with self._registry.in_hands(record.id):
+            entry, is_ours = await self._intend(order, record, entry)
+            order.entry = entry
+            order.moved.set()
+            if not is_ours:
+                return Sent(entry=entry, result=None)
+            return Sent(entry=entry, result=await self._exchanged(entry, request))
+
+    async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
+        record = entry.record
         create = Create(
-            kind=request.kind, request=request, callback_url=self._callback_url(record),
-            job_id=record.id, asked=record.asked,
+            kind=request.kind, request=request, callback_url=self._callback_url(record), job_id=record.id,
+            asked=record.asked,
         )  # fmt: skip
         began_at = self._clock.time()
         result = await self._calls.create(create)
         event = self._event(result, record, create)
         try:
-            await self._write_down(slot, event, create)
+            await self._write_down(entry, event, create)
         finally:
-            self._context.monitor.submitted(slot.record, *_named(event), began_at=began_at, at=event.at)
-        return Sent(slot=slot, result=result)
+            self._context.monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
+        return result
 
-    async def _intend(self, order: Order, slot: Slot | None) -> tuple[Slot, bool]:
-        """Write that a POST is about to leave. False: this job is not ours to send."""
+    def _new_record(self, order: Order) -> JobRecord:
         now, request = self._clock.time(), order.request
-        if slot is not None:
-            resent = Resent(at=now, request=request)
-            change = await self._registry.commit(slot.record.id, resent)
-            if change.verdict is Verdict.NO_JOB:
-                raise StoreError(
-                    f"Job {slot.record.id} has vanished from the store. Nothing was bought: submit it again.",
-                    job_id=slot.record.id,
-                )
-            return slot, change.verdict is Verdict.APPLIED
-        new = JobRecord(
-            id=secrets.token_hex(16), kind=request.kind.name, key=order.key, request=request,
+        return JobRecord(
+            id=self._registry.new_id(order.key), kind=request.kind.name, key=order.key, request=request,
             asked=request.task_count, created_at=now, changed_at=now,
         )  # fmt: skip
-        slot = await self._registry.open(new)
-        return slot, slot.record.id == new.id
+
+    async def _intend(self, order: Order, record: JobRecord, entry: JobEntry | None) -> tuple[JobEntry, bool]:
+        """Write that a POST is about to leave. False: this job is not ours to send."""
+        if entry is None:
+            entry = await self._registry.open(record)
+            return entry, entry.record is record
+        resent = Resent(at=self._clock.time(), request=order.request)
+        change = await self._registry.commit(record.id, resent)
+        if change.verdict is Verdict.NO_JOB:
+            raise StoreError(
+                f"Job {record.id} has vanished from the store while it was submitted. Nothing was bought: submit it "
+                "again.",
+                charged="no", job_id=record.id,
+            )  # fmt: skip
+        return entry, change.verdict is Verdict.APPLIED
 
     def _callback_url(self, record: JobRecord) -> str | None:
         if self._receiver is None:
@@ -144,27 +151,15 @@ class Exchange:
         now = self._clock.time()
         return Lost(attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._context.timeouts.uncertain)
 
-    async def _write_down(self, slot: Slot, event: Accepted | Lost | Refused, create: Create) -> None:
-        try:
-            change = await self._registry.commit(slot.record.id, event)
-            if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
-                why = "The service answered with task ids that belong to another job."
-                refusal = CreateResult.uncertain(why, create).refusal
-                assert refusal is not None
-                event = self._lost(slot.record, refusal)
-                await self._registry.commit(slot.record.id, event)
-        except StoreError as error:
-            self._unwritten[slot.record.id] = event
-            raise _unwritten(slot.record, event, error) from error
-        if slot.record.state is State.UNCERTAIN:
-            log.warning("job %s attempt %d: fate unknown, not sent again", slot.record.id, slot.record.attempt)
-
-    async def write_again(self, slot: Slot) -> None:
-        """What the store could not write when it was known: without it nobody would ever hear of this job again."""
-        event = self._unwritten.get(slot.record.id)
-        if event is not None:
-            await self._registry.apply(slot.record.id, event)
-            self._unwritten.pop(slot.record.id, None)
+    async def _write_down(self, entry: JobEntry, event: Accepted | Lost | Refused, create: Create) -> None:
+        change = await self._registry.record_answer(entry, event)
+        if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
+            why = "The service answered with task ids that belong to another job."
+            refusal = CreateResult.uncertain(why, create).refusal
+            assert refusal is not None
+            await self._registry.record_answer(entry, self._lost(entry.record, refusal))
+        if entry.record.state is State.UNCERTAIN:
+            log.warning("job %s attempt %d: fate unknown, not sent again", entry.record.id, entry.record.attempt)
 
 
 def _named(
@@ -178,18 +173,3 @@ def _named(
             return "rejected" if event.sent else "not_sent", event.refusal.error
         case Lost():
             return "uncertain", event.refusal.error
-
-
-def _unwritten(record: JobRecord, event: Accepted | Lost | Refused, cause: XilingError) -> StoreError:
-    """The POST is over, its result could not be written: the caller is the only one who can keep it now."""
-    match event:
-        case Accepted(task_ids=ids):
-            log.error("job %s: bought tasks %s could not be written down", record.id, ", ".join(ids))
-            said = f"The job WAS bought: keep its task ids {', '.join(ids)}; client.job(task_id) awaits them."
-            return StoreError(f"{said} ({cause})", charged="yes", job_id=record.id, task_ids=ids)
-        case Refused():
-            said = f"Nothing was bought: {event.refusal.message}"
-            return StoreError(f"{said} ({cause})", charged="no", job_id=record.id)
-        case _:
-            said = f"The job may have been bought; it is never sent again: {event.refusal.message}"
-            return StoreError(f"{said} ({cause})", charged="maybe", job_id=record.id)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from attrs import frozen
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.errors import WaitTimeout
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout, XilingError
+from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded
 from xiling_async.models.request import Request
-from xiling_async.models.settings import Timeouts
+from xiling_async.models.settings import Timeouts, as_number
 
 R = TypeVar("R")
 
@@ -28,6 +31,14 @@ class Desk:
     ask: Callable[[Slot], Awaitable[object]]  # one status GET for each task that has no outcome yet
 
 
+def checked_timeout(timeout: object) -> float:
+    """Seconds, as given: also 0 or less, which looks and does not wait. Raises `InvalidRequest` for anything else."""
+    number = as_number(timeout)
+    if number is None:
+        raise InvalidRequest(f"timeout must be a number of seconds, or None, not {shown(timeout)}. Nothing was sent.")
+    return number
+
+
 def _is_final(record: JobRecord) -> bool:
     return record.state.is_final
 
@@ -35,12 +46,14 @@ def _is_final(record: JobRecord) -> bool:
 class Job(Generic[R]):
     """One paid submit: `await job` gives its results in task order.
 
-    It may be awaited again, and by many at once. A timeout or a cancellation ends that wait only, never the job.
+    It may be awaited again, and by many at once, in the event loop of its client. A timeout or a cancellation ends
+    that wait only, never the job.
     """
 
     def __init__(self, slot: Slot, desk: Desk) -> None:
         self._slot = slot
         self._desk = desk
+        self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state.value} task_ids={list(self.task_ids)}>"
@@ -69,6 +82,20 @@ class Job(Generic[R]):
         """Where the job stands, as far as this process knows; compares with its name: `job.state == "done"`."""
         return self._slot.record.state
 
+    @property
+    def error(self) -> XilingError | None:
+        """What `result` would raise for the job as it stands; None while it is under way and when all is well.
+
+        No I/O.
+        """
+        return error_of(self._slot.record, job=self)
+
+    @property
+    def outcomes_so_far(self) -> tuple[Succeeded[R] | Failed | None, ...]:
+        """The outcome of each task that is known, in task order, None for the others; empty while the tasks are not
+        known, and of a job that was refused. No I/O."""
+        return self._slot.record.outcomes
+
     def __await__(self) -> Generator[Any, None, tuple[R, ...]]:
         return self.result().__await__()
 
@@ -76,7 +103,8 @@ class Job(Generic[R]):
         """The results of all tasks, in task order. `timeout`: seconds (None: `Timeouts.wait`; `math.inf`: no limit).
 
         Raises `TaskFailed` (the good outcomes are in it), `WaitTimeout`, `SubmitUncertain`, `ResultExpired`,
-        `ClientClosed`; for a job found by its key also why it was refused.
+        `ClientClosed`; for a job found by its key also why it was refused; `InvalidRequest` for a timeout that is not
+        a number, `ConfigurationError` in another event loop.
         """
         record = await self._finished(timeout)
         error = error_of(record, job=self)
@@ -85,8 +113,13 @@ class Job(Generic[R]):
         return tuple(cast("Succeeded[R]", outcome).result for outcome in record.outcomes)
 
     async def outcomes(self, timeout: float | None = None) -> tuple[Succeeded[R] | Failed, ...]:
-        """What became of each task, in task order. Raises as `result` does, but not for tasks that failed."""
+        """What became of each task, in task order; empty for a job that was refused (`error` says why).
+
+        Raises as `result` does, but not for tasks that failed, nor for a job that bought nothing.
+        """
         record = await self._finished(timeout)
+        if record.state in (State.REJECTED, State.NOT_SENT):
+            return ()
         if record.state not in (State.DONE, State.FAILED):
             raise cast("Exception", error_of(record, job=self))
         return cast("tuple[Succeeded[R] | Failed, ...]", record.outcomes)
@@ -95,19 +128,29 @@ class Job(Generic[R]):
         """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
 
         Raises `NotSent`, `ServiceError`, `ProtocolError` when the service did not tell; the job goes on all the same.
+        Raises `ConfigurationError` in another event loop.
         """
+        self._check_loop()
         self._slot = await self._desk.registry.fresh(self._slot)
         await self._desk.ask(self._slot)
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:
-        limit_s = self._desk.timeouts.wait if timeout is None else timeout
+        self._check_loop()
+        limit_s = self._desk.timeouts.wait if timeout is None else checked_timeout(timeout)
         try:
             async with self._desk.clock.timeout(limit_s):
                 self._slot = await self._desk.registry.fresh(self._slot)
                 return await self._desk.registry.wait(self._slot, _is_final)
         except TimeoutError:
             raise self.timed_out(limit_s) from None
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "This job belongs to another event loop, that of its client. The job goes on; nothing was sent. Await "
+                "it there, for example by asyncio.run_coroutine_threadsafe(job.result(), loop)."
+            )
 
     def timed_out(self, limit_s: float) -> WaitTimeout:
         """The error of a wait of so many seconds."""
@@ -117,7 +160,7 @@ class Job(Generic[R]):
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
             f"Waited {limit_s:g} s for {where}: it is still {record.state.value}. Only the wait is over: "
-            f"`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it anew.{why}",
+            f"`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it again.{why}",
             charged="yes" if record.task_ids else "maybe",
             job=self,
             job_id=record.id,

@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from attrs import frozen
 
+from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed, XilingError
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.models.record import Succeeded
@@ -40,7 +41,7 @@ class Finished(Generic[R]):
     request: Request[R]
     job: Job[R] | None
     results: tuple[R, ...] = ()
-    error: Exception | None = None
+    error: XilingError | None = None
 
     @property
     def ok(self) -> bool:
@@ -178,7 +179,8 @@ class FanOut(Generic[R]):
             results = await job.result()
         except ClientClosed:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = raised if isinstance(raised, XilingError) else _unexpected(raised, job)
             known = job or cast("Job[R] | None", getattr(error, "job", None))
             return Finished(index=index, key=key, request=request, job=known, results=_good(error), error=error)
         finally:
@@ -198,6 +200,15 @@ class FanOut(Generic[R]):
 
 async def _next(source: AsyncIterator[Item[R]]) -> Item[R]:
     return await anext(source)
+
+
+def _unexpected(error: Exception, job: Job[Any] | None) -> XilingError:
+    """An error that is not one of ours, of a store or a clock of the user's: it ends its item, not the whole run."""
+    known: dict[str, Any] = {} if job is None else {"job_id": job.id, "task_ids": job.task_ids}
+    message = f"This item ended with {type(error).__name__}: {scrub(str(error))}. Look at its job before you repeat it."
+    wrapped = XilingError(message, charged="yes" if job is not None and job.task_ids else "maybe", **known)
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _good(error: Exception) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.results import StatusResult
 from xiling_async.errors import StoreError, Unauthorized
 from xiling_async.jobs.context import Context
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.lifecycle import Asked, GaveUp, Heard, Verdict
 from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
@@ -81,9 +82,9 @@ class Poller:
         self._unheard = 0
         self._heard_at = self._clock.time()
 
-    async def ask(self, slot: Slot) -> None:
+    async def ask(self, entry: JobEntry) -> None:
         """Ask now about each task of the job that has no outcome. Raises what went wrong for the last of them."""
-        results = [await self._ask_one(slot.record, task_id) for task_id in _open_tasks(slot.record)]
+        results = [await self._ask_one(entry.record, task_id) for task_id in _open_tasks(entry.record)]
         errors = [result.error for result in results if result.error is not None]
         if errors:
             raise errors[-1]
@@ -106,7 +107,7 @@ class Poller:
             try:
                 await self._calls.gets.reachable()  # while the service is away, one job at a time is a probe
                 limit = self._batch if self._calls.gets.probe_at is None else 1
-                due = await self._store.claim(self._clock.time(), limit=limit, lease_s=LEASE_S)
+                due = await self._registry.claim(self._clock.time(), limit=limit, lease_s=LEASE_S)
                 for record in due:
                     await self._asks.acquire()
                     ask = self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
@@ -116,7 +117,7 @@ class Poller:
                 if not due:
                     self._awake.clear()
                     self._sleeps_until = float("inf")  # what changes while the store is asked is not missed
-                    await self._sleep_until(self._look_by(await self._store.next_due()))
+                    await self._sleep_until(self._look_by(await self._registry.next_due()))
             except StoreError as error:
                 log.warning("the store cannot be read, trying again in %g s: %s", STORE_PAUSE_S, error)
                 await self._clock.sleep(STORE_PAUSE_S)
@@ -209,6 +210,7 @@ class Poller:
                 task_id=task_id,
                 outcome=result.outcome,
                 due_at=record.due_at,
+                is_status=True,
             )
             await self._registry.apply(record.id, heard)
         return result

@@ -1,210 +1,358 @@
 """Where a task and its callback meet; written down before anyone is told.
 
-A `Slot` is the meeting place of one job: its newest record, and a future for each one who waits for it. Slots live
-while somebody holds a handle on the job; a job that nobody watches costs nothing but its row in the store.
+A `JobEntry` is the meeting place of one job. Entries live while somebody holds a handle on the job; a job that nobody
+watches costs nothing but its row in the store.
+
+To record a result is itself work: what the store could not write is held, used, and written again until it is in.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Protocol
 from weakref import WeakValueDictionary
 
+from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed, XilingError
-from xiling_async.models.lifecycle import Change, Event, Heard, Verdict
-from xiling_async.models.record import JobRecord
+from xiling_async.errors import ClientClosed, StoreError, XilingError
+from xiling_async.jobs import entry as entries
+from xiling_async.jobs.entry import Answer, JobEntry, Predicate, UnwrittenJob, UnwrittenJobs
+from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
+from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
-Enough = Callable[[JobRecord], bool]
+log = logging.getLogger("xiling_async.jobs.registry")
 
 
-class Slot:
-    """The newest known record of a job, and who waits for it to change.
+class KeyedIds(Protocol):
+    """Gives the job ids that belong to a key: of the secret that signs now, then of those that are still accepted."""
 
-    A record read from the store may be old by the time its slot exists: `fresh` says that no change was missed.
-    """
-
-    __slots__ = ("__weakref__", "_waiters", "closed", "fresh", "polling_error", "record")
-
-    def __init__(self, record: JobRecord, *, fresh: bool) -> None:
-        self.record = record
-        self.fresh = fresh
-        self.closed = False
-        self.polling_error: XilingError | None = None  # of the last status GET
-        self._waiters: list[tuple[Enough, asyncio.Future[None]]] = []
-
-    def update(self, record: JobRecord) -> None:
-        """Take a newer record and wake those it satisfies; drop an older one (commits can overtake each other)."""
-        if record.version <= self.record.version:
-            return
-        self.record = record
-        self.fresh = True
-        for enough, waiter in self._waiters:
-            if not waiter.done() and enough(record):
-                waiter.set_result(None)
-
-    async def changed(self, enough: Enough) -> JobRecord:
-        """The record once it satisfies `enough`, or as it is when the slot is closed.
-
-        Each waiter has a future of its own: a cancelled one harms nobody.
-        """
-        while not enough(self.record) and not self.closed:
-            entry = (enough, asyncio.get_running_loop().create_future())
-            self._waiters.append(entry)
-            try:
-                await entry[1]
-            finally:
-                self._waiters.remove(entry)
-        return self.record
-
-    def close(self) -> None:
-        """Nothing will change here any more: wake everybody."""
-        self.closed = True
-        for _, waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def job_ids(self, key: str) -> tuple[str, ...]: ...
 
 
 class Registry:
     """The one place where records change: commit, then tell those who wait."""
 
     def __init__(
-        self, store: Store, on_change: Callable[[JobRecord], None] = lambda record: None, monitor: Monitor = UNWATCHED
+        self,
+        store: Store,
+        on_change: Callable[[JobRecord], None] = lambda record: None,
+        monitor: Monitor = UNWATCHED,
+        clock: Clock | None = None,
     ) -> None:
         self._store = store
         self._monitor = monitor
-        self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
+        self._clock = SystemClock() if clock is None else clock
+        self._entries: WeakValueDictionary[str, JobEntry] = WeakValueDictionary()
+        self._unwritten = UnwrittenJobs(store)
+        self._in_hand: Counter[str] = Counter()
         self._on_change = on_change
         self._commits = Tasks()
+        self._repairs = Tasks()
+        self._writer = Tasks()
         self._closed = False
-        self._is_left = False  # nobody waits here any longer
+        self.keyed_ids: KeyedIds | None = None
 
-    def slot(self, record: JobRecord) -> Slot:
-        """The meeting place of this job, the same one for everybody who asks while it lives."""
-        slot = self._slots.get(record.id)
-        if slot is None:
-            slot = self._slots[record.id] = Slot(record, fresh=False)
-        else:
-            slot.update(record)
-        return slot
+    # --- entries -------------------------------------------------------------------------------------------------
 
-    async def open(self, record: JobRecord) -> Slot:
-        """Write the intent; the slot is of the job that the store holds, another one if the key was known."""
-        slot = self._slots[record.id] = Slot(record, fresh=True)
+    def slot(self, record: JobRecord) -> JobEntry:
+        """The entry of this job, the same one for everybody who asks while it lives. A job made from a bare task id
+        (`attempt` 0) joins the job that is known to have bought the task."""
+        held = None if record.attempt else self._unwritten.named(record.task_ids[0])
+        if held is not None:
+            return held
+        entry = self._entries.get(record.id)
+        if entry is None:
+            entry = self._entries[record.id] = JobEntry(record, is_current=False)
+        elif record.id not in self._unwritten:
+            entry.update(record)
+        return entry
+
+    async def open(self, record: JobRecord) -> JobEntry:
+        """Write the intent; the entry is of the job that the store holds, another one if the id or the key was known.
+        `entry.record is record`: it was written."""
+        entry = JobEntry(record, is_current=True)
+        known = self._entries.setdefault(record.id, entry)
         held = await self._store.add(record)
-        if held.id != record.id:
+        if held is not record:
             return self.slot(held)
+        if known is not entry:  # a handle on the job of this key, whose row was forgotten
+            known.replace(record)
         self._monitor.changed(held, None)
-        return slot
+        return known
 
-    async def fresh(self, slot: Slot) -> Slot:
-        """The slot with no change missed. A job that the store does not know (made from a bare task id) is written
-        into it, or turns out to be one that the store knows by its task."""
-        while not slot.fresh and not self._closed:
-            held = await self._store.get(slot.record.id)
-            if held is None and slot.record.task_ids and not slot.record.state.is_final:
-                held = await self._store.by_task(slot.record.task_ids[0]) or await self._take_in(slot.record)
-            if held is not None and held.id != slot.record.id:
-                slot = self.slot(held)
+    async def fresh(self, entry: JobEntry) -> JobEntry:
+        """The entry with no change missed. A job made from a bare task id is the job that bought the task, if the store
+        knows it, and is written as one of its own if not."""
+        while not entry.is_current and not self._closed:
+            record = entry.record
+            held = None if record.attempt else await self._store.by_task(record.task_ids[0])
+            held = held or await self._store.get(record.id)
+            if held is None and not record.attempt:
+                held = await self._take_in(record)
+            if held is not None and held.id != record.id:
+                entry = self.slot(held)
                 continue
-            slot.fresh = True
+            entry.is_current = True
             if held is not None:
-                slot.update(held)
-        return slot
+                entry.update(held)
+        return entry
 
     async def _take_in(self, record: JobRecord) -> JobRecord:
         held = await self._store.add(record)
-        if held.id == record.id:
+        if held is record:
             self._monitor.changed(held, None)
         self._on_change(held)
         return held
 
+    async def wait(self, entry: JobEntry, predicate: Predicate) -> JobRecord:
+        """The job's record once it satisfies the predicate. Raises `ClientClosed` when the client is closed before."""
+        record = entry.record if self._closed else await entry.changed(predicate)
+        if not predicate(record):
+            raise entries.closed_error(record)
+        return record
+
+    async def answered(self, entry: JobEntry, *, limit_s: float, doubt_s: float) -> None:
+        """Wait until no POST of this job is under way, at most `limit_s` seconds.
+
+        A job that is being sent as the store has it, and by nobody, becomes uncertain for `doubt_s` seconds. Raises
+        `SubmitUncertain` when another process has not answered by then, `ClientClosed`, `StoreError`.
+        """
+        record = entry.record
+        if record.state is not State.SENDING:
+            return
+        if not self._store.is_shared and not self._in_hand[record.id]:
+            now = self._clock.time()
+            lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
+            await self.apply(record.id, lost)
+            return
+        try:
+            async with self._clock.timeout(limit_s):
+                await self.wait(entry, lambda record: record.state is not State.SENDING)
+        except TimeoutError:
+            await self.reread(entry)
+            if entry.record.state is State.SENDING:
+                raise entries.still_sending_error(record, limit_s) from None
+
+    async def reread(self, entry: JobEntry) -> None:
+        """Look into the store for what was not heard. Raises `StoreError`."""
+        record = await self._store.get(entry.record.id)
+        if record is not None:
+            self.told(record)
+
+    @contextlib.contextmanager
+    def in_hands(self, job_id: str) -> Iterator[None]:
+        """While a submit has the job in hand: it is neither purged, nor taken for one that its sender has left."""
+        self._in_hand[job_id] += 1
+        try:
+            yield
+        finally:
+            self._in_hand[job_id] -= 1
+            if not self._in_hand[job_id]:
+                del self._in_hand[job_id]
+
+    def new_id(self, key: str | None) -> str:
+        """The id of a new job. That of a keyed one is its key's, so that a job which comes back by its token alone is
+        still the job of this key."""
+        ids = () if key is None or self.keyed_ids is None else self.keyed_ids.job_ids(key)
+        return ids[0] if ids else secrets.token_hex(16)
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
     async def adopt(self, record: JobRecord, heard: Heard) -> Change:
         """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
-        await self._store.add(record)
-        self._monitor.changed(record, None)
+        if await self._store.add(record) is record:
+            self._monitor.changed(record, None)
         return await self.commit(record.id, heard)
-
-    async def wait(self, slot: Slot, enough: Enough) -> JobRecord:
-        """The job's record once it satisfies `enough`. Raises `ClientClosed` when the client is closed before."""
-        record = slot.record if self._is_left else await slot.changed(enough)
-        if not enough(record):
-            raise ClientClosed(
-                "The client was closed while this job was awaited. The job goes on at the service, and stays in the "
-                "store: a new client with the same store finds it (recover, find).",
-                charged="maybe" if not record.task_ids else "yes",
-                job_id=record.id,
-                task_ids=record.task_ids,
-            )
-        return record
 
     async def apply(self, job_id: str, event: Event) -> Change:
         """Commit what `event` does to the job, then wake those who wait for it.
 
-        Who is cancelled in between (a `refresh`) takes nobody's news with him.
+        Cancelling the caller (a `refresh`) does not cancel the commit.
         """
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
         return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")
 
     async def commit(self, job_id: str, event: Event) -> Change:
-        """`apply` for who runs in a task that nobody cancels half-way: it needs no task more."""
+        """`apply`, for a caller in a task that is not cancelled half-way. Raises `StoreError`; what is told of a job
+        with unwritten results is known in memory even then."""
+        held = self._unwritten.get(job_id)
+        if held is not None:
+            try:
+                await self._write(held)
+            except Exception:
+                if not isinstance(event, Resent):  # an intent that is not written is not sent
+                    self._hold(held.entry, event)
+                raise
         change = await self._store.change(job_id, event)
+        if change.verdict is Verdict.NO_JOB:
+            change = await self._restored(job_id, event, change)
         if change.record is not None:
-            slot = self._slots.get(job_id)
-            if slot is not None:
-                slot.update(change.record)
-            if change.verdict is Verdict.APPLIED:
-                self._monitor.changed(change.record, change.was)
-                self._on_change(change.record)
+            self._tell(change.record, change, event)
         return change
+
+    def _tell(self, record: JobRecord, change: Change, event: Event) -> None:
+        entry = self._entries.get(record.id)
+        if entry is not None:
+            entry.update(record)
+        if change.verdict is Verdict.APPLIED:
+            if isinstance(event, Heard) and event.outcome is not None:
+                self._monitor.task_ended(record, event.outcome)
+            self._monitor.changed(record, change.was)
+            self._on_change(record)
+
+    async def _restored(self, job_id: str, event: Event, change: Change) -> Change:
+        """The store has lost a job that is known here (a restored backup, a failover): write it again, then `event`."""
+        entry = self._entries.get(job_id)
+        if entry is None or not entry.is_current:
+            return change
+        log.warning("job %s was not in the store any more: written again", job_id)
+        await self._store.add(entry.record)
+        return await self._store.change(job_id, event)
+
+    async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
+        """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
+        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought."""
+        before = entry.record
+        try:
+            change = await self.commit(before.id, event)
+        except BaseException as error:
+            held = self._unwritten.get(before.id)
+            if held is None or event not in held.events:
+                self._hold(entry, event)
+            if not isinstance(error, Exception):
+                raise
+            ids = f"bought tasks {', '.join(event.task_ids)}" if isinstance(event, Accepted) else "its result"
+            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, ids, error)
+            raise entries.unwritten_error(before, event, error) from error
+        if isinstance(event, Accepted):
+            entries.check_ids(before, event, change)
+        return change
+
+    # --- what could not be written -------------------------------------------------------------------------------
+
+    def _hold(self, entry: JobEntry, event: Event) -> None:
+        change = self._unwritten.hold(entry, event)
+        self._tell(entry.record, change, event)
+        if len(self._unwritten) and not self._closed and not len(self._writer):
+            self._writer.start(self._write_again(), name="xiling unwritten results")
+
+    async def _write_again(self) -> None:
+        async for entry in self._unwritten.written(self._clock):
+            self._on_change(entry.record)
+
+    async def _write(self, held: UnwrittenJob) -> None:
+        await self._unwritten.write(held)
+        self._on_change(held.entry.record)
+
+    # --- finding -------------------------------------------------------------------------------------------------
 
     def note_error(self, job_id: str, error: XilingError | None) -> None:
         """What became of the last status GET of this job, for those who wait for it."""
-        slot = self._slots.get(job_id)
-        if slot is not None:
-            slot.polling_error = error
+        entry = self._entries.get(job_id)
+        if entry is not None:
+            entry.polling_error = error
 
-    async def find(self, name: str) -> Slot | None:
+    async def find(self, name: str) -> JobEntry | None:
         """The job with this key, job id or task id, in that order."""
-        for look in (self._store.by_key, self._store.get, self._store.by_task):
-            record = await look(name)
-            if record is not None:
-                return self.slot(record)
-        return None
-
-    async def by_key(self, key: str) -> Slot | None:
-        record = await self._store.by_key(key)
+        entry = self._unwritten.named(name) or await self.by_key(name)
+        if entry is not None:
+            return entry
+        record = await self._store.get(name) or await self._store.by_task(name)
+        record = record or await self._store.get(bare_job_id(name))
         return None if record is None else self.slot(record)
 
-    async def unfinished(self) -> AsyncIterator[Slot]:
+    async def by_key(self, key: str) -> JobEntry | None:
+        """The job of this key; also one that came back by its token alone, whose id is the key's."""
+        held = self._unwritten.named(key)
+        if held is not None and held.record.key == key:
+            return held
+        record = await self._store.by_key(key)
+        if record is None and self.keyed_ids is not None:
+            for job_id in self.keyed_ids.job_ids(key)[1:]:  # of the first one, `add` knows
+                record = record or await self._store.get(job_id)
+        return None if record is None else self.slot(record)
+
+    async def unfinished(self) -> AsyncIterator[JobEntry]:
         async for record in self._store.unfinished():
             yield self.slot(record)
 
-    # --- what other processes do: the store tells (store/base.py, `Watcher`) ---------------------------------------
+    async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
+        """`Store.claim`, with the jobs that the store does not know of yet. Raises `StoreError` if that is all."""
+        return await self._unwritten.claim(now, limit=limit, lease_s=lease_s)
+
+    async def next_due(self) -> float | None:
+        """`Store.next_due`, with the jobs that the store does not know of yet."""
+        return await self._unwritten.next_due()
+
+    # --- what other processes do: the store tells (stores/base.py, `Watcher`) -------------------------------------
 
     def known(self, job_id: str) -> int | None:
-        slot = self._slots.get(job_id)
-        return None if slot is None else slot.record.version
+        entry = self._entries.get(job_id)
+        return None if entry is None else entry.record.version
 
     def watched(self) -> list[str]:
-        return list(self._slots)
+        return list(self._entries)
+
+    def in_hand(self) -> frozenset[str]:
+        return frozenset(self._in_hand) | self._unwritten.ids
 
     def told(self, record: JobRecord) -> None:
-        slot = self._slots.get(record.id)
-        if slot is not None:
-            slot.update(record)
+        held, entry = self._unwritten.get(record.id), self._entries.get(record.id)
+        if held is not None:
+            held.rebase(record)
+        elif entry is not None and record.version > entry.record.version:
+            entry.update(record)
+        elif entry is not None and not entries.is_same(record, entry.record):
+            self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
 
-    def stop_waiting(self) -> None:
-        """Wake everybody who still waits: they get `ClientClosed`; the jobs go on."""
-        self._is_left = True
-        for slot in tuple(self._slots.values()):
-            slot.close()
+    def missing(self, job_ids: Iterable[str]) -> None:
+        for job_id in job_ids:
+            entry = self._entries.get(job_id)
+            if entry is not None and entry.is_current and not entry.record.state.is_final:
+                self._repairs.start(self._repair(entry), name=f"xiling repair of {job_id}")
+
+    async def _repair(self, entry: JobEntry) -> None:
+        """A database that failed over may have lost its last changes: bring it to what this process knows."""
+        known = entry.record
+        if known.id in self._unwritten:
+            return
+        with contextlib.suppress(StoreError):  # the next look at all that is watched comes soon
+            record = await self._store.get(known.id)
+            if record is None:
+                log.warning("job %s was not in the store any more: written again", known.id)
+                await self._store.add(known)
+            elif (
+                record.version <= known.version
+                and not entries.is_same(record, known)
+                and known.id not in self._unwritten
+            ):
+                log.warning("job %s is older in the store than it was: written again", known.id)
+                await self._write(self._unwritten.behind(entry, record))
+            self._on_change(entry.record)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def release_waiters(self) -> None:
+        """Wake all waiters with `ClientClosed`; what is known by now is still written."""
+        for entry in tuple(self._entries.values()):
+            entry.close()
 
     async def close(self) -> None:
-        """End all waits, and write what is being written."""
+        """Wake all waiters, wait for pending commits, and write what could not be written before; the jobs go on."""
         self._closed = True
-        self.stop_waiting()
+        self.release_waiters()
         await self._commits.drain()
+        await self._repairs.cancel()
+        await self._writer.cancel()
+        for held in self._unwritten:
+            with contextlib.suppress(Exception):
+                await self._write(held)
+        if len(self._unwritten):
+            log.error("%s", entries.lost_at_close(held.entry.record for held in self._unwritten))

@@ -7,6 +7,7 @@ Everything else that goes wrong leaves the job `uncertain`, for its callback to 
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
@@ -16,12 +17,14 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
 from xiling_async.jobs.context import Context
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.exchange import Exchange, Order, Sent
-from xiling_async.jobs.registry import Registry, Slot
+from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request
 
+SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
@@ -29,7 +32,7 @@ _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 class Purchase:
     """A job that was, or may have been, bought; `doubt`: what was wrong with the answer of the service."""
 
-    slot: Slot
+    entry: JobEntry
     doubt: ProtocolError | None = None
 
 
@@ -39,7 +42,7 @@ class _Parcel:
 
     order: Order
     request: Request[Any]  # with URLs only
-    slot: Slot | None
+    entry: JobEntry | None
     outcome: asyncio.Future[Sent | BaseException | None] = field(factory=lambda: _new_future())
 
     def done(self, outcome: Sent | BaseException | None) -> None:
@@ -67,7 +70,7 @@ class Submission:
         uploads: Uploads,
         exchange: Exchange,
     ) -> None:
-        self._most_senders = context.limits.submits
+        self._context = context
         self._registry = registry
         self._calls = calls
         self._uploads = uploads
@@ -83,6 +86,7 @@ class Submission:
     async def close(self) -> None:
         """No more from the queue; then let the POSTs that have left bring their answers home (each has a deadline)."""
         self._closed = True
+        self._registry.release_waiters()  # one of them may wait for a job that another process sends
         self._calls.creates.end()
         while not self._queue.empty():
             parcel = self._queue.get_nowait()
@@ -91,7 +95,7 @@ class Submission:
         for _ in range(len(self._senders)):
             self._queue.put_nowait(None)
         await self._senders.drain()
-        self._registry.stop_waiting()  # for jobs that another process sends, too
+        self._registry.release_waiters()
         await self._keyed_work.drain()
 
     @property
@@ -128,48 +132,56 @@ class Submission:
 
     async def _purchase(self, order: Order) -> Purchase | None:
         """None: it was put back before anything was sent."""
-        slot = None if order.key is None else await self._registry.by_key(order.key)
+        with ExitStack() as hands:
+            return await self._purchased(order, hands)
+
+    async def _purchased(self, order: Order, hands: ExitStack) -> Purchase | None:
+        entry = None if order.key is None else await self._registry.by_key(order.key)
         sendable: Request[Any] | None = None
         tries = 0
         while True:
-            if slot is not None:
-                slot = await self._settled(slot, order)
-                if slot.record.state not in _NOT_BOUGHT:
-                    return Purchase(slot=slot)
+            if entry is not None:
+                entry = await self._settled(entry, order)
+                if entry.record.state not in _NOT_BOUGHT:
+                    return Purchase(entry=entry)
             if order.request.local_files() or not self._calls.creates.is_open:
                 order.moved.set()
             if sendable is None:  # uploads come before the intent: one that fails leaves nothing behind
                 sendable = await self._uploads.sendable(order.request)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
-            sent = await self._send(_Parcel(order=order, request=sendable, slot=slot))
+            sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))
             if sent is None:
                 return None
-            slot, result = sent.slot, sent.result
+            entry, result = sent.entry, sent.result
             if result is None:
                 continue  # the key was bought, or is being bought, by another process
-            if slot.record.state not in _NOT_BOUGHT:
-                return Purchase(slot=slot, doubt=result.error)
-            if slot.record.refusal is not None and slot.record.refusal.code == order.request.kind.unreachable:
+            hands.enter_context(self._registry.in_hands(entry.record.id))
+            if entry.record.state not in _NOT_BOUGHT:
+                return Purchase(entry=entry, doubt=result.error)
+            if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
                 self._uploads.forget(sendable)
             tries += 1
             if not await self._calls.may_create_again(result, tries, is_patient=order.is_patient):
-                error = error_of(slot.record)
+                error = error_of(entry.record)
                 assert error is not None, "a job that was not bought has a reason"
                 raise error
 
     def _is_patient(self, order: Order) -> bool:
         return order.is_patient and self._calls.creates.has_answered
 
-    async def _settled(self, slot: Slot, order: Order) -> Slot:
+    async def _settled(self, entry: JobEntry, order: Order) -> JobEntry:
         """The job of this key once it is known whether it was bought. What was not bought may be sent corrected."""
-        slot = await self._registry.fresh(slot)
-        _check_same(slot.record, order)
+        entry = await self._registry.fresh(entry)
+        _check_same(entry.record, order)
         order.moved.set()
-        await self._exchange.write_again(slot)
-        await self._registry.wait(slot, lambda record: record.state is not State.SENDING)
-        _check_same(slot.record, order)
-        return slot
+        if self._closed:
+            raise _closed()
+        timeouts = self._context.timeouts
+        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
+        await self._registry.answered(entry, limit_s=limit_s, doubt_s=timeouts.uncertain)
+        _check_same(entry.record, order)
+        return entry
 
     # --- the senders -------------------------------------------------------------------------------------------------
 
@@ -178,7 +190,7 @@ class Submission:
             raise _closed()
         self._queue.put_nowait(parcel)
         if self._queue.qsize() > self._idle:
-            if len(self._senders) < self._most_senders:
+            if len(self._senders) < self._context.limits.submits:
                 self._senders.start(self._work(), name="xiling sender")
             else:
                 parcel.order.moved.set()
@@ -215,14 +227,15 @@ class Submission:
             return None
         self._in_flight += 1
         try:
-            return await self._exchange.send(order, parcel.request, parcel.slot)
+            return await self._exchange.send(order, parcel.request, parcel.entry)
         finally:
             self._in_flight -= 1
 
 
 def _check_same(record: JobRecord, order: Order) -> None:
     """What was refused or never arrived bought nothing: its key is free for another request."""
-    if record.request != order.request and record.state not in _NOT_BOUGHT:
+    # A job without a request came back by its callback, and its key says which it is.
+    if record.request not in (order.request, None) and record.state not in _NOT_BOUGHT:
         raise _other_request(record.key or "", record)
 
 

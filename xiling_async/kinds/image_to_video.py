@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, Literal, Self
 
 from attrs import field, frozen
 from yarl import URL
@@ -25,6 +25,13 @@ ASPECT_RATIOS: Final = ("16:9", "9:16")
 RESOLUTIONS: Final = ("720p", "1080p", "4k")
 DURATIONS_S: Final = (4, 5, 6, 8, 10, 12)
 
+# The same for type checkers and the completion of editors.
+Model = Literal["V", "KL", "S"]
+AspectRatio = Literal["16:9", "9:16"]
+Resolution = Literal["720p", "1080p", "4k"]
+Duration = Literal[4, 5, 6, 8, 10, 12]
+Image = str | Path | URL
+
 NEEDED, ALLOWED, NEVER = "needed", "allowed", "never"
 
 
@@ -32,13 +39,13 @@ NEEDED, ALLOWED, NEVER = "needed", "allowed", "never"
 class Mode:
     """One row of the rule table: what a model takes in one of its input modes."""
 
-    model: str
+    model: Model
     name: str
     image_url: str
     end_image_url: str
     reference_images: range  # how many; range(0, 1): none
-    aspect_resolution: tuple[str, ...]
-    duration: tuple[int, ...]  # seconds
+    aspect_resolution: tuple[Resolution, ...]
+    duration: tuple[Duration, ...]  # seconds
     generate_audio: bool
 
 
@@ -72,14 +79,14 @@ class Video:
     raw: Mapping[str, JSON] = field(factory=dict, repr=False, eq=False)
 
 
-def _text(value: object) -> object:
+def _text(value: Image | None) -> str | Path | None:
     return str(value) if isinstance(value, URL) else value
 
 
-def _texts(value: object) -> object:
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return tuple(_text(item) for item in value) or None  # an empty list is none at all
-    return value
+def _texts(value: Sequence[Image] | None) -> Sequence[str | Path] | None:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        return value  # None, or what the rules refuse
+    return tuple(str(item) if isinstance(item, URL) else item for item in value) or None  # an empty list is none at all
 
 
 @frozen(kw_only=True)
@@ -97,14 +104,14 @@ class ImageToVideo(Request[Video]):
     Raises `InvalidRequest`, which names every broken rule at once. Source: the vendor's page, see the module.
     """
 
-    model: str
+    model: Model
     prompt: str
     image_url: str | Path | None = field(default=None, converter=_text, repr=shown)
     end_image_url: str | Path | None = field(default=None, converter=_text, repr=shown)
     reference_images: Sequence[str | Path] | None = field(default=None, converter=_texts, repr=shown)
-    aspect_ratio: str
-    aspect_resolution: str
-    duration: int
+    aspect_ratio: AspectRatio
+    aspect_resolution: Resolution
+    duration: Duration
     generate_audio: bool = False
     generate_count: int = 1
     extra: Mapping[str, JSON] | None = field(default=None, init=False, repr=shown)
@@ -160,16 +167,39 @@ def _unsendable(wire_fields: Mapping[str, JSON]) -> Iterator[Problem]:
             yield Problem(field=name, value=value, rule=f"has no JSON form ({why})", accepted="plain JSON values")
 
 
-def _one_of(name: str, value: object, allowed: Sequence[object], rule: str = "is not documented") -> Iterator[Problem]:
-    # Strict types: True is no 1, 6.0 is no 6 (each would be sent as something the service may refuse).
-    if not any(type(value) is type(item) and value == item for item in allowed):
-        yield Problem(field=name, value=value, rule=rule, accepted=" or ".join(map(repr, allowed)))
+def _one_of(name: str, value: object, allowed: Sequence[object], where: str = "") -> Iterator[Problem]:
+    """The problem, if the value is not one of these. Types are strict: True is not 1, and 6.0 is not 6."""
+    if any(type(value) is type(item) and value == item for item in allowed):
+        return
+    wanted, accepted = type(allowed[0]), _listed(allowed)
+    meant = [item for item in allowed if isinstance(value, str) and value.strip().casefold() == str(item).casefold()]
+    if value is None:
+        rule = "is required"
+    elif type(value) is float and wanted is int:
+        rule = f"must be a whole number, not {value}"
+    elif type(value) is not wanted:
+        given = "text" if isinstance(value, str) else type(value).__name__
+        rule = f"must be {_TYPE_NAMES[wanted]}, not {given} ({shown(value)})"
+    elif meant:
+        rule, accepted = f"unknown {name} {shown(value)}; did you mean {meant[0]!r}?", ""
+    else:
+        rule = f"{shown(value)} is not offered by {where}" if where else f"unknown {name} {shown(value)}"
+    yield Problem(field=name, value=value, rule=rule, accepted=accepted)
+
+
+_TYPE_NAMES: Final[Mapping[type, str]] = {str: "text", bool: "a truth value", int: "a number"}
+
+
+def _listed(values: Sequence[object]) -> str:
+    """`4, 6 or 8`"""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _image(name: str, value: object) -> Iterator[Problem]:
-    if not (isinstance(value, Path) or is_http_url(value)):  # what a file holds is seen when it is submitted
+    if not (isinstance(value, Path) or is_http_url(value)):  # the content of a file is checked by `Client.submit`
         accepted = "an http(s) URL as text, or a pathlib.Path"
-        yield Problem(field=name, value=value, rule="is no URL", accepted=accepted)
+        yield Problem(field=name, value=value, rule="is not a URL", accepted=accepted)
 
 
 def _prompt(prompt: object) -> Iterator[Problem]:
@@ -194,7 +224,9 @@ def _problems(request: ImageToVideo) -> Iterator[Problem]:
             yield from _image(name, getattr(request, name))
     references: object = request.reference_images
     if references is not None and not isinstance(references, tuple):
-        yield Problem(field="reference_images", value=references, rule="is no list", accepted="a list of URLs or paths")
+        yield Problem(
+            field="reference_images", value=references, rule="is not a list", accepted="a list of URLs or paths"
+        )
         references = None
     for number, value in enumerate(references or ()):
         yield from _image(f"reference_images[{number}]", value)
@@ -224,15 +256,26 @@ def _row(request: ImageToVideo, mode: Mode, references: int) -> Iterator[Problem
         elif value is not None and rule == NEVER:
             yield Problem(field=name, value=value, rule=f"is not used by {where}", accepted="leave it out")
     if references not in mode.reference_images:
-        rule, accepted = f"is not used by {where}", "leave it out"
-        if mode.reference_images != NONE:
-            rule, accepted = f"has {references} for {where}", f"1 to {mode.reference_images[-1]} URLs"
-        yield Problem(field="reference_images", value=request.reference_images, rule=rule, accepted=accepted)
-    not_of = f"is not one of {where}"
-    yield from _one_of("aspect_resolution", request.aspect_resolution, mode.aspect_resolution, not_of)
-    yield from _one_of("duration", request.duration, mode.duration, not_of)
+        yield _references(mode, references, has_start_frame=request.image_url is not None)
+    yield from _one_of("aspect_resolution", request.aspect_resolution, mode.aspect_resolution, where)
+    yield from _one_of("duration", request.duration, mode.duration, where)
     if request.generate_audio is True and not mode.generate_audio:
         yield Problem(field="generate_audio", value=True, rule=f"is not supported by {where}", accepted="False")
+
+
+def _references(mode: Mode, references: int, *, has_start_frame: bool) -> Problem:
+    """What is wrong with this number of reference images."""
+    field = "reference_images"
+    if mode.reference_images != NONE:
+        accepted = f"1 to {mode.reference_images[-1]} URLs"
+        return Problem(
+            field=field, value=references, rule=f"has {references} for model {mode.model}", accepted=accepted
+        )
+    if mode.model == "V" and has_start_frame:
+        return Problem(field=field, value=None, rule="model V takes image_url or reference_images, not both")
+    return Problem(
+        field=field, value=references, rule=f"model {mode.model} takes none, not {references}; use image_url"
+    )
 
 
 ImageToVideo.kind = Kind(

@@ -5,16 +5,18 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 | event    | from                                  | to |
 | -------- | ------------------------------------- | --- |
 | Resent   | not_sent, rejected                    | sending, the next attempt |
-| Accepted | any but not_sent, rejected            | accepted (done, failed: the ids put in order) |
-| Refused  | sending                               | not_sent, rejected |
+| Accepted | any but not_sent, rejected            | accepted; done or failed when every task is known to have ended |
+| Refused  | sending, uncertain, unknown           | not_sent, rejected |
 | Lost     | sending                               | uncertain |
 | Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
 | GaveUp   | accepted; uncertain                   | expired; unknown |
 | Asked    | accepted                              | accepted, due again later |
 | Kept     | accepted, done, failed, expired       | the same: a task's result has a file |
 
-Heard is a callback or a status answer. It comes from a URL that only we minted, so it proves that the service took
-the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
+Heard is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves that the
+service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
+The ids of the service's own answer replace ids that only a callback named. A job that was adopted from its token alone
+(`is_adopted`) takes outcomes from status answers only.
 """
 
 from __future__ import annotations
@@ -73,13 +75,17 @@ class Lost:
 
 @define(kw_only=True)
 class Heard:
-    """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job."""
+    """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job.
+
+    `is_status`: it is the answer to a status GET, not a callback.
+    """
 
     attempt: int
     at: float
     task_id: str
     outcome: Outcome | None
     due_at: float | None
+    is_status: bool = False
 
 
 @define(kw_only=True)
@@ -106,6 +112,9 @@ class Kept:
     at: float
     task_id: str
     file: str
+
+
+SPARE_IDS: Final = 16  # of an answer with more ids than were asked for, so many are kept beyond twice the number
 
 
 Event = Kept | Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
@@ -144,7 +153,7 @@ LEGAL: Final[dict[type[Event], frozenset[State]]] = {
             State.EXPIRED,
         }
     ),
-    Refused: frozenset({State.SENDING}),
+    Refused: frozenset({State.SENDING, State.UNCERTAIN, State.UNKNOWN}),
     Lost: frozenset({State.SENDING}),
     Heard: frozenset(State),
     GaveUp: frozenset({State.ACCEPTED, State.UNCERTAIN}),
@@ -160,10 +169,22 @@ def decide(record: JobRecord, event: Event) -> Change:
     """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
     kind = type(event)
     if isinstance(event, _OF_AN_ATTEMPT) and event.attempt != record.attempt:
-        return Change(Verdict.STRANGE, record)
+        return _of_another_attempt(record, event)
     if record.state not in LEGAL[kind]:
         return Change(Verdict.REFUSED, record)
     return _APPLY[kind](record, event)
+
+
+def _of_another_attempt(record: JobRecord, event: Heard | Accepted | Refused | Lost) -> Change:
+    """A later attempt that bought something is believed: the store has lost its last changes (a restored backup).
+
+    A job whose tasks are known was bought by the attempt that it is at, so it had no later one.
+    """
+    if event.attempt < record.attempt or record.task_ids or not isinstance(event, Heard | Accepted):
+        return Change(Verdict.STRANGE, record)
+    sending = evolve(record, attempt=event.attempt, state=State.SENDING)
+    change = _APPLY[type(event)](sending, event)
+    return Change(change.verdict, change.record, record.state)
 
 
 def _resent(record: JobRecord, event: Resent) -> Change:
@@ -178,7 +199,7 @@ def _resent(record: JobRecord, event: Resent) -> Change:
 
 def _refused(record: JobRecord, event: Refused) -> Change:
     state = State.REJECTED if event.sent else State.NOT_SENT
-    return _applied(record, state=state, refusal=event.refusal, changed_at=event.at)
+    return _applied(record, state=state, refusal=event.refusal, changed_at=event.at, due_at=None)
 
 
 def _lost(record: JobRecord, event: Lost) -> Change:
@@ -203,20 +224,20 @@ def _applied(record: JobRecord, **changes: Any) -> Change:
 def _accepted(record: JobRecord, event: Accepted) -> Change:
     """The answer's ids are the job's ids, in the answer's order; outcomes that came earlier keep their places.
 
-    A task that a callback told of and the answer left out stays, as long as no more were made than were asked for.
+    Ids that only a callback named give way to them. A task that a callback named and the answer left out stays as long
+    as no more were made than were asked for. An answer with far more ids than that is cut.
     """
+    answered = event.task_ids[: 2 * _allowed(record) + SPARE_IDS]
     if not record.task_ids and record.state not in (State.DONE, State.FAILED):  # as nearly always: no callback yet
-        nothing_yet = (None,) * len(event.task_ids)
-        return _progressed(record, event.task_ids, nothing_yet, len(event.task_ids), event.at, event.due_at)
+        return _progressed(record, answered, (None,) * len(answered), len(answered), event.at, event.due_at)
     known = dict(zip(record.task_ids, record.outcomes, strict=True))
-    left_out = [task_id for task_id in known if task_id not in event.task_ids]
-    room = max(0, _allowed(record) - len(event.task_ids))
-    task_ids = (*event.task_ids, *left_out[:room])
+    named = frozenset(answered)
+    left_out = [task_id for task_id in known if task_id not in named]
+    room = max(0, _allowed(record) - len(answered))
+    task_ids = (*answered, *left_out[:room])
     is_known = task_ids == record.task_ids and len(task_ids) == record.asked
     if is_known and record.state in (State.ACCEPTED, State.DONE, State.FAILED):
         return Change(Verdict.REPEAT, record)
-    if record.state in (State.DONE, State.FAILED) and set(task_ids) != set(record.task_ids):
-        return Change(Verdict.CONFLICT, record)
     outcomes = tuple(known.get(task_id) for task_id in task_ids)
     return _progressed(record, task_ids, outcomes, len(task_ids), event.at, event.due_at)
 
@@ -227,6 +248,8 @@ def _allowed(record: JobRecord) -> int:
 
 
 def _heard(record: JobRecord, event: Heard) -> Change:
+    if record.is_adopted and not event.is_status and event.outcome is not None:
+        event = evolve(event, outcome=None)
     task_ids, outcomes = record.task_ids, record.outcomes
     is_over = record.state in (State.DONE, State.FAILED)
     if event.task_id not in task_ids:

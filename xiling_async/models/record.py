@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from attrs import define, field, fields_dict, frozen
 
+from xiling_async._internal.outcomes import Failed, Outcome, Succeeded
 from xiling_async.models.request import Request
 
-R_co = TypeVar("R_co", covariant=True)
-
-
-@frozen
-class Succeeded(Generic[R_co]):
-    """A task that ended well. `file`: where `Client(save_to=...)` has kept its result."""
-
-    task_id: str
-    result: R_co
-    file: str | None = None
-
-
-@frozen
-class Failed:
-    """A task that the service could not do; `message` is the service's own."""
-
-    task_id: str
-    message: str
-
-
-Outcome = Succeeded[Any] | Failed
+__all__ = ["LEFT_BEHIND", "Failed", "JobRecord", "Outcome", "Refusal", "State", "Succeeded"]
 
 
 class State(StrEnum):
@@ -73,7 +55,9 @@ class JobRecord:
 
     `attempt` counts the POSTs of this job that may have left (at most one of them can have been bought).
     `asked` is how many tasks it may have; `outcomes[i]` belongs to `task_ids[i]`, None while it is awaited.
-    `due_at`: when the sweeper should look at it next, None for never. `version` grows with every change.
+    `due_at`: when the poller should look at it next, None for never. `version` grows with every change.
+    `is_adopted`: the store had lost the job and its callback's token brought it back; its outcomes are taken from
+    status answers only. `attempt` is 0 for a job that was made from a bare task id: it sent no POST, and owns no task.
 
     Nobody changes one: `but` makes the next (test_floors.py holds everybody to it; to freeze it would take a tenth of
     a job's time).
@@ -94,6 +78,12 @@ class JobRecord:
     due_at: float | None = None
     failed_asks: int = 0
     version: int = 0
+    is_adopted: bool = False
+
+    @property
+    def owned_ids(self) -> tuple[str, ...]:
+        """The task ids that no other job may have."""
+        return self.task_ids if self.attempt else ()
 
     def but(self, **changes: Any) -> JobRecord:
         values = dict(zip(_RECORD, _RECORD_VALUES(self), strict=True))  # `evolve` takes three times as long
@@ -116,7 +106,13 @@ class JobRecord:
             id=self.id, kind=self.kind, key=self.key, request=self.request, asked=asked, created_at=self.created_at,
             changed_at=changed_at, state=state, attempt=self.attempt, task_ids=task_ids, outcomes=outcomes,
             refusal=None, due_at=due_at, failed_asks=self.failed_asks, version=self.version + 1,
+            is_adopted=self.is_adopted,
         )  # fmt: skip
+
+
+def bare_job_id(task_id: str) -> str:
+    """The id of the job that stands for a task of which nothing but its id is known."""
+    return hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32]
 
 
 _RECORD: Final = tuple(fields_dict(JobRecord))

@@ -7,15 +7,15 @@ from enum import StrEnum
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, cast
 from urllib.parse import quote
 
 from attrs import NOTHING, AttrsInstance, fields_dict, frozen
 from yarl import URL
 
+from xiling_async._internal.redact import shown
 from xiling_async.errors import InvalidRequest, Problem, ServiceError
 
-R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
 
@@ -62,7 +62,7 @@ class Media:
 
 
 @frozen(kw_only=True)
-class Kind(Generic[R]):
+class Kind(Generic[R_co]):
     """An endpoint family of the service: where it lives, how it speaks, how patient one must be with it.
 
     `number` names the kind inside callback tokens (0-255) and never changes. Times are in seconds.
@@ -70,8 +70,8 @@ class Kind(Generic[R]):
 
     name: str
     number: int
-    request: type[Request[R]]
-    result: type[R]  # it has a `task_id`, and the fields that `media` names
+    request: type[Request[R_co]]
+    result: type[R_co]  # it has a `task_id`, and the fields that `media` names
     media: Mapping[str, Media]  # by the word that `Client.download` has for it; the one that matters first
     path: str
     max_tasks: int
@@ -85,6 +85,16 @@ class Kind(Generic[R]):
 
     def status_path(self, task_id: str) -> str:
         return f"{self.path}/{quote(task_id, safe='')}"
+
+
+class Result(Protocol):
+    """What every kind of task gives: the task it comes from, and the service's own JSON."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def raw(self) -> Mapping[str, JSON]: ...
 
 
 @frozen(kw_only=True)
@@ -156,3 +166,17 @@ def is_http_url(value: object) -> bool:
     except ValueError:
         return False
     return fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
+
+
+def is_name(name: str) -> bool:
+    """Whether a store can hold it as a key or an id: text that is not empty, without NUL or half a surrogate pair."""
+    return bool(name) and not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
+
+
+def check_name(what: str, name: object, *, most: int | None = None) -> None:
+    """Raises `InvalidRequest` for what cannot be a key or an id, of at most `most` characters."""
+    if not isinstance(name, str) or not is_name(name) or (most is not None and len(name) > most):
+        limit = "" if most is None else f" of at most {most} characters"
+        raise InvalidRequest(
+            f"{what} must be text{limit} that is not empty, not {shown(name)[:100]}. Nothing was sent."
+        )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import math
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from attrs import AttrsInstance, fields, frozen
+from attrs import Attribute, field, frozen
+from attrs.validators import optional
 from yarl import URL
 
-from xiling_async._internal.redact import scrub
+from xiling_async._internal.redact import scrub, shown
 from xiling_async.errors import ConfigurationError
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
@@ -23,6 +29,14 @@ SHORTEST_SECRET_BYTES: Final = 16  # of a webhook secret
 MOST_PROXIES: Final = 16  # one or two are usual
 SECRET_VARIABLE: Final = "XILING_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
 
+# Those that the client sets itself, and those that speak of the connection and the body (RFC 9110).
+_OWN_HEADERS: Final = frozenset({
+    "authorization", "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -32,17 +46,21 @@ def _from_environment(*names: str) -> str | None:
 
 
 def api_key(given: str | None) -> str:
+    if given is not None and not isinstance(given, str):
+        raise ConfigurationError(f"api_key must be text, not {type_name(given)}.")
     key = (given or "").strip() or _from_environment(*KEY_VARIABLES)
     if key is None:
         raise ConfigurationError(
             "No API key: pass api_key=..., or set XILING_API_KEY (or KEEVX_API_KEY). Nothing was sent."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError("The API key holds characters that no HTTP header may hold. Was it copied whole?")
+        raise ConfigurationError("The API key (api_key) holds characters that no HTTP header may hold. Is it complete?")
     return key
 
 
 def base_url(given: str | URL | None) -> URL:
+    if given is not None and not isinstance(given, (str, URL)):
+        raise ConfigurationError(f"base_url must be text or a yarl.URL, not {type_name(given)}.")
     text = str(given or "").strip() or _from_environment(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
     url = _http_url("The base URL", text)
     if url.query_string or url.fragment or url.user or url.password:
@@ -51,7 +69,7 @@ def base_url(given: str | URL | None) -> URL:
 
 
 def callback_base(given: str | URL | None, port: int | None) -> URL | None:
-    """The public URL of a receiver; None when it is to be derived from its own free port."""
+    """The public URL of a receiver; None when it is to be derived from its own port: this machine only."""
     text = str(given or "").strip()
     if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
         raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
@@ -60,11 +78,11 @@ def callback_base(given: str | URL | None, port: int | None) -> URL | None:
         if url.query_string or url.fragment or url.user or url.password:
             raise ConfigurationError("The receiver's public URL must be just scheme, host and path.")
         return url
-    if port == 0:
+    if port is not None:
         return None
     raise ConfigurationError(
         "Nobody could reach this receiver: give it the public URL under which the service can call it, as in "
-        'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=0 is enough.'
+        'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=8080 is enough.'
     )
 
 
@@ -102,13 +120,65 @@ def proxy_count(given: int) -> int:
 
 
 def extra_headers(given: Mapping[str, str] | None) -> dict[str, str]:
-    found = dict(given or {})
-    for name, value in found.items():
-        if name.lower() in ("authorization", "content-type", "content-length", "host"):
+    """Headers of the user's own, as a copy. The client's own ones, and those of the connection, are refused."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f'headers must be a mapping such as {{"source": "skill"}}, not {type_name(given)}.')
+    for name, value in given.items():
+        if type(name) is not str or type(value) is not str:
+            what = f"{type_name(name)}: {type_name(value)}"
+            raise ConfigurationError(f"headers must map text to text, not {what}; each value is not a line of text.")
+        if not _HEADER_NAME.fullmatch(name) or not _is_line(value):
+            raise ConfigurationError(f"headers: the header {shown(name)} is not a line of text.")
+        if name.lower() in _OWN_HEADERS:
             raise ConfigurationError(f"headers may not hold {name}: the client sets it itself.")
-        if not isinstance(value, str) or any(character in f"{name}{value}" for character in "\r\n\0"):
-            raise ConfigurationError(f"The header {name!r} is not a line of text.")
-    return found
+    return dict(given)
+
+
+def _is_line(value: str) -> bool:
+    return all(character == "\t" or (character.isprintable() and character < "\ud800") for character in value)
+
+
+def folder(given: str | os.PathLike[str] | None) -> Path | None:
+    """Where results are kept; it may be missing yet.
+
+    In an event loop the disk is not asked here: it could block. There `Client.open` finds out, in a thread.
+    """
+    if given is None:
+        return None
+    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else given
+    if not isinstance(path, str):
+        raise ConfigurationError(f"save_to must be the path of a folder, not {type_name(given)}.")
+    try:
+        fine = bool(path.strip()) and "\0" not in path and bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        fine = False
+    if not fine:
+        raise ConfigurationError(f"save_to must be the path of a folder, not {path!r}.")
+    if not _in_event_loop() and Path(path).is_file():
+        raise ConfigurationError(f"save_to must be a folder, but {path} is a file.")
+    return Path(path)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def instance(name: str, value: T, kind: type[object], example: str) -> T:
+    """The value, if it is an instance of this class. Raises `ConfigurationError`, which says what to pass."""
+    if not isinstance(value, kind) or isinstance(value, type):
+        raise ConfigurationError(f"{name} must be {example}, not {type_name(value)}.")
+    return value
+
+
+def type_name(value: object) -> str:
+    """What a value of a wrong type is called in an error: never the value, which may be a secret."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_reachable(receiver_url: URL | None, service: URL) -> None:
@@ -132,11 +202,10 @@ def is_loopback(host: str | None) -> bool:
 def _http_url(what: str, text: str) -> URL:
     try:
         url = URL(text)
-        fine = url.scheme in ("http", "https") and bool(url.host)
     except ValueError:
-        fine = False
-    if not fine:
-        raise ConfigurationError(f"{what} is no http(s) URL: {scrub(text)!r}.")
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(f"{what} is not an http(s) URL: {scrub(text)!r}.")
     if url.scheme == "http" and not is_loopback(url.host):
         raise ConfigurationError(
             f"{what} is plain http to {url.host}: keys and callback tokens would cross the network readable. Use https."
@@ -144,46 +213,68 @@ def _http_url(what: str, text: str) -> URL:
     return url
 
 
-def _positive(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigurationError(f"{what} must be a number above 0, not {value!r}.")
+def as_number(value: object) -> float | None:
+    """The value as a float; None for what is not a number: text, a truth value, NaN, and what no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return None if math.isnan(number) else number
 
 
-class _Checked:
-    """Settings whose every number is above 0 (or None where that is allowed)."""
+def _positive(settings: object, setting: Attribute[Any], value: object, *, most: float = math.inf) -> None:
+    number = as_number(value)
+    if number is None or not 0 < number <= most:
+        raise ConfigurationError(f"{_name(settings, setting)} must be a number above 0, not {_shown(value)}.")
 
-    __slots__ = ()
 
-    def __attrs_post_init__(self) -> None:
-        for setting in fields(cast("type[AttrsInstance]", type(self))):
-            value = getattr(self, setting.name)
-            if value is not None or setting.default is not None:
-                _positive(f"{type(self).__name__}.{setting.name}", value)
+def _finite(settings: object, setting: Attribute[Any], value: object) -> None:
+    _positive(settings, setting, value, most=sys.float_info.max)
+
+
+def _whole(settings: object, setting: Attribute[Any], value: object) -> None:
+    if type(value) is not int or not 0 < value <= sys.maxsize:
+        raise ConfigurationError(f"{_name(settings, setting)} must be a whole number above 0, not {_shown(value)}.")
+
+
+def _not_negative(settings: object, setting: Attribute[Any], value: object) -> None:
+    if as_number(value) != 0:
+        _positive(settings, setting, value)
+
+
+def _name(settings: object, setting: Attribute[Any]) -> str:
+    return f"{type(settings).__name__}.{setting.name}"
+
+
+def _shown(value: object) -> str:
+    return type_name(value) if isinstance(value, type) else shown(value)
 
 
 @frozen
-class Limits(_Checked):
+class Limits:
     """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs)."""
 
-    submits: int = 64
-    submits_per_second: float | None = None
-    gets_per_second: float = 20
-    downloads: int = 8
+    submits: int = field(default=64, validator=_whole)
+    submits_per_second: float | None = field(default=None, validator=optional(_finite))
+    gets_per_second: float = field(default=20, validator=_finite)
+    downloads: int = field(default=8, validator=_whole)
 
 
 @frozen
-class Timeouts(_Checked):
+class Timeouts:
     """Seconds. `connect`: until a connection stands (DNS and TLS with it). `answer`: until an answer is read.
 
     `wait`: how long awaiting a job waits. `uncertain`: how long a submit of unknown fate may be adopted by
     its callback before awaiting it raises `SubmitUncertain`. `stall`: a download without a byte.
     """
 
-    connect: float = 10
-    answer: float = 60
-    wait: float = 1800
-    uncertain: float = 3600
-    stall: float = 60
+    connect: float = field(default=10, validator=_positive)
+    answer: float = field(default=60, validator=_positive)
+    wait: float = field(default=1800, validator=_positive)
+    uncertain: float = field(default=3600, validator=_positive)
+    stall: float = field(default=60, validator=_positive)
 
 
 @frozen
@@ -194,11 +285,5 @@ class Polling:
     nothing is trusted: the first GET comes after `every`.
     """
 
-    every: float | None = None
-    grace: float | None = None
-
-    def __attrs_post_init__(self) -> None:
-        if self.every is not None:
-            _positive("Polling.every", self.every)
-        if self.grace is not None and self.grace != 0:
-            _positive("Polling.grace", self.grace)
+    every: float | None = field(default=None, validator=optional(_finite))
+    grace: float | None = field(default=None, validator=optional(_not_negative))

@@ -5,9 +5,11 @@ that inside one transaction. What it owes:
 
 1. When `add` or `change` returns, the new record is durable (in the store's own sense: a `MemoryStore` is not).
    When it raises `StoreError`, nothing was changed.
-2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`).
+2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`). A
+   job that was made from a bare task id (`attempt` 0) owns no task: it never keeps one from the job that bought it.
 3. A verdict other than `APPLIED` changed nothing.
-4. Changes of one record are applied one after another; each returned record has the `version` of its change.
+4. A job that a submit of this process has in hand is never forgotten (`Watcher.in_hand`).
+5. Changes of one record are applied one after another; each returned record has the `version` of its change.
 
 | what is written                    | when                          | if the process dies right after |
 | ---------------------------------- | ----------------------------- | --- |
@@ -18,7 +20,7 @@ that inside one transaction. What it owes:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from typing import Final, Protocol, runtime_checkable
 
@@ -39,6 +41,14 @@ class Watcher(Protocol):
 
     def told(self, record: JobRecord) -> None:
         """This is the newest that the store holds of a job."""
+        ...
+
+    def missing(self, job_ids: Iterable[str]) -> None:
+        """The store holds none of these jobs, which somebody here waits for."""
+        ...
+
+    def in_hand(self) -> frozenset[str]:
+        """The ids of the jobs that a submit of this process is buying now, also while it pauses between two POSTs."""
         ...
 
 
@@ -62,7 +72,7 @@ class Store(Protocol):
     def listen(self, watcher: Watcher) -> None:
         """From now on tell this watcher, in the event loop, what other processes make of the jobs that it knows. A
         store that was cut off from the news tells the newest of all that is watched when it is back. A store that
-        nobody shares has nothing to tell."""
+        nobody shares tells nothing, and asks only what is in hand."""
         ...
 
     async def secret(self, fresh: bytes) -> bytes:
@@ -70,7 +80,8 @@ class Store(Protocol):
         ...
 
     async def add(self, record: JobRecord) -> JobRecord:
-        """Write a new job; or, if its id or its key is known, change nothing. Returns the job that the store holds."""
+        """Write a new job; or, if its id, its key or one of its tasks is known, change nothing. Returns `record` itself
+        if it was written, else the job that the store holds."""
         ...
 
     async def change(self, job_id: str, event: Event) -> Change:
@@ -106,7 +117,8 @@ class Store(Protocol):
         ...
 
     async def purge(self, older_than: timedelta | float) -> int:
-        """Forget jobs that ended more than `older_than` (seconds) ago, with their keys. Returns how many."""
+        """Forget jobs that ended more than `older_than` (seconds) ago and are not in hand, with their keys. Returns how
+        many."""
         ...
 
 

@@ -13,7 +13,7 @@ from xiling_async.models.lifecycle import Change, Event, Lost, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
 
-_CERTAIN: Final = (State.DONE, State.FAILED)
+_CERTAIN: Final = (State.DONE, State.FAILED, State.NOT_SENT, State.REJECTED)
 
 
 class MemoryStore:
@@ -24,7 +24,7 @@ class MemoryStore:
     and those whose end is not certain, are kept until `purge`.
     """
 
-    is_shared: Final = False
+    is_shared: bool = False
 
     def __init__(self, *, keep: int = 2_000) -> None:
         self._keep_over = keep
@@ -34,6 +34,7 @@ class MemoryStore:
         self._ids_by_task: dict[str, str] = {}
         self._due: list[tuple[float, str]] = []  # lazily cleaned: an entry counts only while its job is due then
         self._secret: bytes | None = None
+        self._watcher: Watcher | None = None
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {len(self._jobs)} jobs>"
@@ -45,7 +46,11 @@ class MemoryStore:
         pass
 
     def listen(self, watcher: Watcher) -> None:
-        """Nobody else changes its jobs."""
+        """No other process changes its jobs; jobs in hand are not forgotten."""
+        self._watcher = watcher
+
+    def _in_hand(self) -> frozenset[str]:
+        return frozenset() if self._watcher is None else self._watcher.in_hand()
 
     async def secret(self, fresh: bytes) -> bytes:
         self._secret = self._secret or fresh
@@ -55,7 +60,7 @@ class MemoryStore:
         held = self._jobs.get(record.id)
         if held is None and record.key is not None:
             held = await self.by_key(record.key)
-        for task_id in record.task_ids:
+        for task_id in record.owned_ids:
             held = held or await self.by_task(task_id)
         if held is None:
             self._keep(None, record)
@@ -75,21 +80,24 @@ class MemoryStore:
         return change
 
     def _belongs_to_another(self, record: JobRecord) -> bool:
-        return any(self._ids_by_task.get(task_id, record.id) != record.id for task_id in record.task_ids)
+        return any(self._ids_by_task.get(task_id, record.id) != record.id for task_id in record.owned_ids)
 
     def _forget_oldest(self, record: JobRecord) -> None:
         if record.key is None and record.state in _CERTAIN:
             self._over.append(record.id)
-        while len(self._over) > self._keep_over:
+        for _ in range(len(self._over) - self._keep_over):
             oldest = self._jobs.get(self._over.popleft())
             if oldest is not None and oldest.state in _CERTAIN:
-                self._forget(oldest)
+                if oldest.id in self._in_hand():
+                    self._over.append(oldest.id)
+                else:
+                    self._forget(oldest)
 
     def _forget(self, record: JobRecord) -> None:
         del self._jobs[record.id]
         if record.key is not None:
             del self._ids_by_key[record.key]
-        for task_id in record.task_ids:
+        for task_id in record.owned_ids:
             del self._ids_by_task[task_id]
 
     def _keep(self, before: JobRecord | None, record: JobRecord) -> None:
@@ -97,9 +105,9 @@ class MemoryStore:
         if before is None and record.key is not None:
             self._ids_by_key[record.key] = record.id
         if before is None or before.task_ids != record.task_ids:
-            for task_id in before.task_ids if before else ():
+            for task_id in before.owned_ids if before else ():
                 del self._ids_by_task[task_id]
-            for task_id in record.task_ids:
+            for task_id in record.owned_ids:
                 self._ids_by_task[task_id] = record.id
         if record.due_at is not None and (before is None or before.due_at != record.due_at):
             heapq.heappush(self._due, (record.due_at, record.id))
@@ -165,8 +173,12 @@ class MemoryStore:
         return len(open_jobs)
 
     async def purge(self, older_than: timedelta | float) -> int:
-        before = SystemClock().time() - seconds(older_than)
-        old = [job for job in self._jobs.values() if job.state.is_final and job.changed_at < before]
+        before, in_hand = SystemClock().time() - seconds(older_than), self._in_hand()
+        old = [
+            job
+            for job in self._jobs.values()
+            if job.state.is_final and job.changed_at < before and job.id not in in_hand
+        ]
         for record in old:
             self._forget(record)
         return len(old)

@@ -10,21 +10,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import NOTHING, asdict, fields, fields_dict, resolve_types
 from cattrs import Converter
 
+from xiling_async._internal.redact import scrub
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.models.request import JSON, Request
 
+log = logging.getLogger("xiling_async.stores")
+
 # One column each, in this order; a store may add columns of its own behind them.
 COLUMNS: Final = (
     "id", "key", "kind", "request", "asked", "created_at", "changed_at", "state", "attempt", "tasks", "refusal",
-    "due_at", "failed_asks", "version",
+    "due_at", "failed_asks", "version", "is_adopted",
 )  # fmt: skip
 
 _converter = Converter(detailed_validation=False)
@@ -32,12 +36,41 @@ for _plain in (str, int, float, bool):  # as they were written: cattrs would mak
     _converter.register_structure_hook(_plain, lambda value, _: value)
 
 
+class RowReader:
+    """Reads many rows. One that cannot be read (a damaged file, a newer version's) is skipped, so that it hides no
+    other, and logged once; whoever asks for that very job gets a `StoreError`. `skipped`: the ids of such jobs.
+
+    `read`: the record of one row, whose first column is the job's id.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Any]], JobRecord]) -> None:
+        self._read = read
+        self.skipped: set[str] = set()
+
+    def records(self, rows: Iterable[Sequence[Any]]) -> list[JobRecord]:
+        records = []
+        for row in rows:
+            try:
+                records.append(self._read(row))
+            except Exception as error:  # whatever stands in a row, its neighbours are read
+                self._skip(str(row[0]), error)
+        return records
+
+    def _skip(self, job_id: str, error: Exception) -> None:
+        if job_id not in self.skipped:
+            self.skipped.add(job_id)
+            log.error(
+                "job %s of the store cannot be read and is skipped: %s: %s. What it bought is not known, and its key "
+                "is not bought again.", scrub(job_id), type(error).__name__, scrub(str(error))[:200],
+            )  # fmt: skip
+
+
 def row_of(record: JobRecord) -> tuple[str | int | float | None, ...]:
     """The values of `COLUMNS`."""
     return (
         record.id, record.key, record.kind, request_row(record.request), record.asked, record.created_at,
         record.changed_at, record.state.value, record.attempt, tasks_row(record), refusal_row(record.refusal),
-        record.due_at, record.failed_asks, record.version,
+        record.due_at, record.failed_asks, record.version, record.is_adopted,
     )  # fmt: skip
 
 
@@ -49,6 +82,7 @@ def record_of(row: Iterable[Any]) -> JobRecord:
     values["request"] = request_of(kind, values["request"])
     values["refusal"] = refusal_of(values["refusal"])
     values["state"] = State(values["state"])
+    values["is_adopted"] = bool(values["is_adopted"])
     values["task_ids"] = tuple(task_id for task_id, _ in tasks)
     values["outcomes"] = tuple(_outcome_of(kind, task_id, said) for task_id, said in tasks)
     return JobRecord(**values)

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -51,7 +53,7 @@ class SQLiteStore:
     `connect`: how to open the file (for tests).
     """
 
-    is_shared: Final = False
+    is_shared: bool = False
 
     def __init__(
         self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
@@ -59,6 +61,7 @@ class SQLiteStore:
         self._path = Path(path)  # looked up when it is opened, in the writer's thread
         self._connect = connect
         self._writer: Writer | None = None
+        self._watcher: Watcher | None = None
 
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path.name}>"
@@ -121,7 +124,8 @@ class SQLiteStore:
     # --- what base.py promises -----------------------------------------------------------------------------------
 
     def listen(self, watcher: Watcher) -> None:
-        """Nobody else changes its jobs."""
+        """No other process changes its jobs; jobs in hand are not forgotten."""
+        self._watcher = watcher
 
     async def secret(self, fresh: bytes) -> bytes:
         def work(connection: sqlite3.Connection) -> bytes:
@@ -136,12 +140,12 @@ class SQLiteStore:
             known = _read(connection, _BY_ID, record.id)
             if known is None and record.key is not None:
                 known = _read(connection, _BY_KEY, record.key)
-            for task_id in record.task_ids:
+            for task_id in record.owned_ids:
                 known = known or _read(connection, _BY_TASK, task_id)
             if known is not None:
                 return known
             connection.execute(_INSERT, row_of(record))
-            _own(connection, record.id, record.task_ids)
+            _own(connection, record.id, record.owned_ids)
             return record
 
         return await self._run(work)
@@ -154,11 +158,13 @@ class SQLiteStore:
             change = decide(record, event)
             if change.verdict is not Verdict.APPLIED or change.record is None:
                 return change
-            new = [task_id for task_id in change.record.task_ids if task_id not in record.task_ids]
-            if any(connection.execute(_IS_TASK, (task_id,)).fetchone() for task_id in new):
-                return Change(Verdict.STRANGE, record)
-            _own(connection, job_id, new)
-            _disown(connection, [task_id for task_id in record.task_ids if task_id not in change.record.task_ids])
+            if change.record.task_ids is not record.task_ids:
+                before, after = set(record.owned_ids), set(change.record.owned_ids)
+                new = after - before
+                if any(connection.execute(_IS_TASK, (task_id,)).fetchone() for task_id in new):
+                    return Change(Verdict.STRANGE, record)
+                _own(connection, job_id, new)
+                _disown(connection, before - after)
             _write(connection, change.record)
             return change
 
@@ -234,7 +240,8 @@ class SQLiteStore:
         purged = 0
         after: int | None = 0
         while after is not None:  # page by page: a submit does not wait for the whole of it
-            count, after = await self._run(lambda connection, after=after: _purge(connection, before, after))  # type: ignore[misc]
+            in_hand = frozenset[str]() if self._watcher is None else self._watcher.in_hand()
+            count, after = await self._run(partial(_purge, before=before, after=after, in_hand=in_hand))
             purged += count
         return purged
 
@@ -284,16 +291,16 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
 
 
 def _own(connection: sqlite3.Connection, job_id: str, task_ids: Iterable[str]) -> None:
-    for task_id in task_ids:
-        connection.execute("INSERT INTO tasks VALUES (?, ?)", (task_id, job_id))
+    connection.executemany("INSERT INTO tasks VALUES (?, ?)", [(task_id, job_id) for task_id in task_ids])
 
 
 def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:
-    for task_id in task_ids:
-        connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+    connection.executemany("DELETE FROM tasks WHERE task_id = ?", [(task_id,) for task_id in task_ids])
 
 
-def _purge(connection: sqlite3.Connection, before: float, after: int) -> tuple[int, int | None]:
+def _purge(
+    connection: sqlite3.Connection, before: float, after: int, in_hand: frozenset[str]
+) -> tuple[int, int | None]:
     """Forget what ended before then, among the next rows; how many, and the last of those rows if there may be more."""
     (last,) = connection.execute(
         f"SELECT MAX(rowid) FROM (SELECT rowid FROM jobs WHERE rowid > ? ORDER BY rowid LIMIT {_PURGE})",
@@ -301,9 +308,10 @@ def _purge(connection: sqlite3.Connection, before: float, after: int) -> tuple[i
     ).fetchone()
     if last is None:
         return 0, None
-    old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ?"
-    chosen = (after, last, before)
+    kept = "id NOT IN (SELECT value FROM json_each(?))"
+    old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ? AND {kept}"
+    chosen = (after, last, before, json.dumps([*in_hand]))
     ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
     for record in _readable(ended):
-        _disown(connection, record.task_ids)
+        _disown(connection, record.owned_ids)
     return connection.execute(f"DELETE {old}", chosen).rowcount, last

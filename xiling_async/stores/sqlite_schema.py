@@ -19,6 +19,10 @@ MIGRATIONS: Final = (
     CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL;
     CREATE INDEX jobs_open ON jobs (created_at, id) WHERE state IN ('sending', 'uncertain', 'accepted');
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN is_adopted INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET is_adopted = 1 WHERE request IS NULL;
+    """,
 )
 APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database it is
 

@@ -1,14 +1,15 @@
-"""What happened, as frozen values for those who listen.
+"""What happened, as frozen values for `Client(on_event=...)`.
 
 They carry ids, names, counts and times (Unix seconds), and no secret: no key, no URL, no prompt, no message of the
-service's. Each is told after it was written down.
+service. Each is emitted after what it reports was written down. A new event is a class here, a line in
+`Event`, and a line in `Monitor._count`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import iscoroutinefunction
-from typing import Literal
+from typing import Final, Literal, cast, get_args
 
 from attrs import frozen
 
@@ -27,6 +28,19 @@ class JobChanged:
     was: State | None
     task_ids: tuple[str, ...]
     created_at: float
+    at: float
+
+
+@frozen(kw_only=True)
+class TaskEnded:
+    """The outcome of one task of a job was written down, by a callback or by a status GET."""
+
+    job_id: str
+    key: str | None
+    kind: str
+    task_id: str
+    outcome: Literal["succeeded", "failed"]
+    created_at: float  # of the job
     at: float
 
 
@@ -103,17 +117,21 @@ class Downloaded:
     at: float
 
 
-Event = JobChanged | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+Event = JobChanged | TaskEnded | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+EVENTS: Final[tuple[type[Event], ...]] = get_args(Event)
 Hook = Callable[[Event], object]
 
 
 def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
     """Raises `ConfigurationError` for what cannot be called with an event."""
-    hooks = () if given is None else (given,) if callable(given) else tuple(given)
+    hooks: tuple[object, ...] = () if given is None else (given,)
+    if isinstance(given, (list, tuple)) and not callable(given):
+        hooks = tuple(given)
     for hook in hooks:
-        if not callable(hook) or iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__):
+        call = type(hook).__call__ if callable(hook) else None
+        if call is None or iscoroutinefunction(hook) or iscoroutinefunction(call):
             raise ConfigurationError(
                 f"on_event must be a plain callable, or several, not {hook!r}: it is called in the event loop and "
                 "must return at once; what takes time it hands to a task or a queue of its own."
             )
-    return hooks
+    return cast("tuple[Hook, ...]", hooks)

@@ -19,6 +19,7 @@ exported for it.
 | ------------------------ | --------------------------------------------------------------- |
 | `xiling.jobs`            | jobs that came into a state, by `xiling.job.state`, `xiling.kind` |
 | `xiling.job.duration`    | seconds from the intent to the end, by the state of the end     |
+| `xiling.tasks`           | tasks whose outcome is known, by `xiling.outcome`, `xiling.kind` |
 | `xiling.submits`         | paid POSTs, by `xiling.result`                                  |
 | `xiling.callbacks`       | callbacks that were taken, by `xiling.result`                   |
 | `xiling.callbacks.refused` | by `xiling.reason`                                            |
@@ -53,6 +54,7 @@ from xiling_async.telemetry.events import (
     JobChanged,
     Polled,
     Submitted,
+    TaskEnded,
     Uploaded,
 )
 
@@ -80,6 +82,7 @@ class OpenTelemetry:
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(SCOPE, meter_provider=meter_provider)
         self._jobs = meter.create_counter("xiling.jobs", "{job}", "Jobs that came into a state.")
+        self._tasks = meter.create_counter("xiling.tasks", "{task}", "Tasks whose outcome is known.")
         self._submits = meter.create_counter("xiling.submits", "{request}", "Paid POSTs that came to their end.")
         self._callbacks = meter.create_counter("xiling.callbacks", "{callback}", "Callbacks that were answered 200.")
         self._refused = meter.create_counter("xiling.callbacks.refused", "{callback}", "Callbacks that were refused.")
@@ -95,6 +98,8 @@ class OpenTelemetry:
         match event:
             case JobChanged():
                 self._changed(event)
+            case TaskEnded():
+                self._tasks.add(1, {"xiling.outcome": event.outcome, "xiling.kind": event.kind})
             case Submitted():
                 self._submitted(event)
             case CallbackTaken():

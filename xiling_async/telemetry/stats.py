@@ -1,18 +1,20 @@
-"""Counts what happens, and tells those who listen; who does not listen costs nothing but the counting."""
+"""Counts events, and passes them to the log and to the hooks of the user."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Final, Literal
 
-from attrs import frozen
+from attrs import define, frozen
 
 from xiling_async._internal.clock import Clock
-from xiling_async.models.record import JobRecord, State
+from xiling_async.models.record import JobRecord, Outcome, State
 from xiling_async.telemetry.events import (
+    EVENTS,
     CallbackRefused,
     CallbackTaken,
     Downloaded,
@@ -21,15 +23,15 @@ from xiling_async.telemetry.events import (
     JobChanged,
     Polled,
     Submitted,
+    TaskEnded,
     Uploaded,
 )
 
 log = logging.getLogger("xiling_async.telemetry.events")
 
-_ENDS: Final = frozenset(state.value for state in State if state.is_final)
 _REASONS: Final = {
     400: "malformed",
-    404: "not_found",  # no token of ours, or of somebody who may not call
+    404: "not_found",  # not a token of ours, or a caller that is not allowed
     408: "too_slow",
     409: "strange",  # not a task of this job
     413: "too_large",
@@ -43,15 +45,16 @@ class Stats:
     """What one client has seen since it was opened; other processes with the same store count for themselves.
 
     `jobs`: how often a job came into each state. `unfinished`: jobs without an end, those found in the store at the
-    start too. `in_flight`: "submits", "uploads" and "downloads" under way now. `submits`, `callbacks`, `polls`: by
-    result. `callbacks_refused`: by reason. `retries`: of "submit", "upload", "download". `uploads`, `downloads`: by
-    "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`; None while no job is.
-    `gate_closed_until`: after a 429, Unix seconds; None while it is open.
+    start too. `in_flight`: "submits", "uploads" and "downloads" under way now. `tasks`: "succeeded" and "failed".
+    `submits`, `callbacks`, `polls`: by result. `callbacks_refused`: by reason. `retries`: of "submit", "upload",
+    "download". `uploads`, `downloads`: by "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`;
+    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open.
     """
 
     jobs: Mapping[State, int]
     unfinished: int
     in_flight: Mapping[str, int]
+    tasks: Mapping[str, int]
     submits: Mapping[str, int]
     callbacks: Mapping[str, int]
     callbacks_refused: Mapping[str, int]
@@ -73,72 +76,81 @@ class Stats:
         return self.jobs.get(State.UNCERTAIN, 0)
 
 
+@define(kw_only=True)
 class Transfer:
-    """An upload or a download while it goes on: `tries` so far, and the name of the `error` that ended it."""
+    """An upload or a download under way: `tries` so far, and the name of the `error` that ended it."""
 
-    def __init__(self, end: Callable[[Transfer, float], None], clock: Clock) -> None:
-        self._end = end
-        self._clock = clock
-        self.tries = 0
-        self.error: str | None = None
-        self.began_at = clock.time()
-
-    def __enter__(self) -> Transfer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.error = kind.__name__
-        self._end(self, self._clock.time())
+    began_at: float
+    tries: int = 0
+    error: str | None = None
 
 
 class Monitor:
-    """Counts, and tells the hooks; nothing is made for hooks that are not there. A hook's exceptions hurt nobody."""
+    """Where everything that happens is reported: `emit` counts an event and passes it to the log and the hooks.
+
+    The other methods build an event of what their caller has at hand, and emit it. Whatever a hook raises is logged
+    once and stops nothing; only `KeyboardInterrupt` and `SystemExit` go on.
+    """
 
     def __init__(self, hooks: Sequence[Hook] = ()) -> None:
         self._hooks = tuple(hooks)
-        self._complained: set[int] = set()  # places of hooks whose exceptions were logged
+        self._failed_hooks: set[int] = set()  # places of hooks whose exceptions were logged
         self._unfinished = 0
         self._done_s = 0.0
-        self._jobs: Counter[str] = Counter()  # by value: the hash of a State takes longer than all the rest
-        self._submits: Counter[str] = Counter()
-        self._taken: Counter[str] = Counter()
-        self._refused: Counter[str] = Counter()
-        self._polls: Counter[str] = Counter()
+        self._counts: dict[type[Event], Counter[str]] = {kind: Counter() for kind in EVENTS}
         self._retries: Counter[str] = Counter()
-        self._uploads: Counter[str] = Counter()
-        self._downloads: Counter[str] = Counter()
 
-    def _tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
+        """Count the event, and tell the log (DEBUG) and every hook."""
+        self._count(event)
         log.debug("%s", event)
         for place, hook in enumerate(self._hooks):
             try:
                 hook(event)
-            except Exception:
-                if place not in self._complained:
-                    self._complained.add(place)
-                    log.exception("an on_event hook failed; this is logged once, and the hook is called on")
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # a CancelledError too: it must not end a submit between its intent and its POST
+                if place not in self._failed_hooks:
+                    self._failed_hooks.add(place)
+                    log.exception("an on_event hook failed; this is logged once, and the hook is still called")
+
+    def _count(self, event: Event) -> None:
+        counts = self._counts[type(event)]
+        match event:
+            case JobChanged(state=state, was=was):
+                counts[state.value] += 1
+                self._unfinished += (was is None or was.is_final) - state.is_final
+                if state is State.DONE:
+                    self._done_s += event.at - event.created_at
+            case TaskEnded(outcome=outcome):
+                counts[outcome] += 1
+            case CallbackRefused(reason=reason):
+                counts[reason] += 1
+            case Uploaded() | Downloaded():
+                counts["failed" if event.error else "done"] += 1
+                self._retries["upload" if isinstance(event, Uploaded) else "download"] += max(0, event.tries - 1)
+            case Submitted() | CallbackTaken() | Polled():
+                counts[event.result] += 1
+                self._retries["submit"] += isinstance(event, Submitted) and event.attempt > 1
 
     def found(self, unfinished: int) -> None:
         """So many jobs of the store had no end when the client was opened."""
         self._unfinished += unfinished
 
     def changed(self, record: JobRecord, was: State | None) -> None:
-        """The record as it is now; what leaves it in its state is no news."""
-        state = record.state
-        if state is was:
-            return
-        self._jobs[state._value_] += 1
-        self._unfinished += (was is None or was._value_ in _ENDS) - (state._value_ in _ENDS)
-        if state is State.DONE:
-            self._done_s += record.changed_at - record.created_at
-        if self._hooks or log.isEnabledFor(logging.DEBUG):
-            self._tell(JobChanged(
-                job_id=record.id, key=record.key, kind=record.kind, state=state, was=was, task_ids=record.task_ids,
-                created_at=record.created_at, at=record.changed_at,
+        """The record as it is now. A change that leaves the job in its state is not an event."""
+        if record.state is not was:
+            self.emit(JobChanged(
+                job_id=record.id, key=record.key, kind=record.kind, state=record.state, was=was,
+                task_ids=record.task_ids, created_at=record.created_at, at=record.changed_at,
             ))  # fmt: skip
+
+    def task_ended(self, record: JobRecord, outcome: Outcome) -> None:
+        """The outcome of one task of this job was written down."""
+        self.emit(TaskEnded(
+            job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
+            outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
+        ))  # fmt: skip
 
     def submitted(
         self,
@@ -149,14 +161,10 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self._submits[result] += 1
-        if record.attempt > 1:
-            self._retries["submit"] += 1
-        if self._hooks or log.isEnabledFor(logging.DEBUG):
-            self._tell(Submitted(
-                job_id=record.id, key=record.key, kind=record.kind, attempt=record.attempt, result=result,
-                error=error, task_ids=record.task_ids, began_at=began_at, at=at,
-            ))  # fmt: skip
+        self.emit(Submitted(
+            job_id=record.id, key=record.key, kind=record.kind, attempt=record.attempt, result=result, error=error,
+            task_ids=record.task_ids, began_at=began_at, at=at,
+        ))  # fmt: skip
 
     def took(
         self,
@@ -169,19 +177,13 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self._taken[result] += 1
-        if self._hooks or log.isEnabledFor(logging.DEBUG):
-            self._tell(CallbackTaken(
-                job_id=job_id, attempt=attempt, task_id=task_id, result=result, outcome=outcome, began_at=began_at,
-                at=at,
-            ))  # fmt: skip
+        self.emit(CallbackTaken(
+            job_id=job_id, attempt=attempt, task_id=task_id, result=result, outcome=outcome, began_at=began_at, at=at,
+        ))  # fmt: skip
 
     def refused(self, status: int, job_id: str | None, *, at: float) -> None:
         """`status`: HTTP's, of the answer."""
-        reason = _REASONS.get(status, "other")
-        self._refused[reason] += 1
-        if self._hooks or log.isEnabledFor(logging.DEBUG):
-            self._tell(CallbackRefused(reason=reason, status=status, job_id=job_id, at=at))
+        self.emit(CallbackRefused(reason=_REASONS.get(status, "other"), status=status, job_id=job_id, at=at))
 
     def polled(
         self,
@@ -193,51 +195,48 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self._polls[result] += 1
-        if self._hooks or log.isEnabledFor(logging.DEBUG):
-            self._tell(Polled(job_id=job_id, task_id=task_id, result=result, error=error, began_at=began_at, at=at))
+        self.emit(Polled(job_id=job_id, task_id=task_id, result=result, error=error, began_at=began_at, at=at))
 
-    def uploading(self, size_bytes: int, clock: Clock) -> Transfer:
-        """`with` it goes on; its end is told."""
+    def uploading(self, size_bytes: int, clock: Clock) -> AbstractContextManager[Transfer]:
+        """Emits `Uploaded` at the end of the `with` block, however it ends."""
+        return self._transfer(clock, lambda transfer: Uploaded(
+            size_bytes=size_bytes, tries=transfer.tries, error=transfer.error, began_at=transfer.began_at,
+            at=clock.time(),
+        ))  # fmt: skip
 
-        def end(transfer: Transfer, at: float) -> None:
-            self._uploads["failed" if transfer.error else "done"] += 1
-            self._retries["upload"] += max(0, transfer.tries - 1)
-            if self._hooks or log.isEnabledFor(logging.DEBUG):
-                self._tell(Uploaded(
-                    size_bytes=size_bytes, tries=transfer.tries, error=transfer.error, began_at=transfer.began_at,
-                    at=at,
-                ))  # fmt: skip
+    def downloading(self, task_id: str, what: str, clock: Clock) -> AbstractContextManager[Transfer]:
+        """Emits `Downloaded` at the end of the `with` block, however it ends."""
+        return self._transfer(clock, lambda transfer: Downloaded(
+            task_id=task_id, what=what, tries=transfer.tries, error=transfer.error, began_at=transfer.began_at,
+            at=clock.time(),
+        ))  # fmt: skip
 
-        return Transfer(end, clock)
-
-    def downloading(self, task_id: str, what: str, clock: Clock) -> Transfer:
-        """`with` it goes on; its end is told."""
-
-        def end(transfer: Transfer, at: float) -> None:
-            self._downloads["failed" if transfer.error else "done"] += 1
-            self._retries["download"] += max(0, transfer.tries - 1)
-            if self._hooks or log.isEnabledFor(logging.DEBUG):
-                self._tell(Downloaded(
-                    task_id=task_id, what=what, tries=transfer.tries, error=transfer.error,
-                    began_at=transfer.began_at, at=at,
-                ))  # fmt: skip
-
-        return Transfer(end, clock)
+    @contextmanager
+    def _transfer(self, clock: Clock, ended: Callable[[Transfer], Event]) -> Iterator[Transfer]:
+        transfer = Transfer(began_at=clock.time())
+        try:
+            yield transfer
+        except BaseException as error:
+            transfer.error = type(error).__name__
+            raise
+        finally:
+            self.emit(ended(transfer))
 
     def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None) -> Stats:
-        done = self._jobs[State.DONE.value]
+        counts = self._counts
+        done = counts[JobChanged][State.DONE.value]
         return Stats(
-            jobs=MappingProxyType({State(value): count for value, count in self._jobs.items()}),
+            jobs=MappingProxyType({State(value): count for value, count in counts[JobChanged].items()}),
             unfinished=max(0, self._unfinished),
             in_flight=MappingProxyType(dict(in_flight)),
-            submits=_frozen(self._submits),
-            callbacks=_frozen(self._taken),
-            callbacks_refused=_frozen(self._refused),
-            polls=_frozen(self._polls),
+            tasks=_frozen(counts[TaskEnded]),
+            submits=_frozen(counts[Submitted]),
+            callbacks=_frozen(counts[CallbackTaken]),
+            callbacks_refused=_frozen(counts[CallbackRefused]),
+            polls=_frozen(counts[Polled]),
             retries=_frozen(self._retries),
-            uploads=_frozen(self._uploads),
-            downloads=_frozen(self._downloads),
+            uploads=_frozen(counts[Uploaded]),
+            downloads=_frozen(counts[Downloaded]),
             mean_time_to_done=self._done_s / done if done else None,
             gate_closed_until=gate_closed_until,
         )

@@ -1,7 +1,7 @@
-"""Our own HTTP server on an open port.
+"""The receiver's own HTTP server, on an open port: aiohttp's, behind a count of connections.
 
-Only bytes cost an attacker something, so each of our own is counted: a connection is looked at before a parser, a task
-or a TLS handshake is spent on it, every read has a size and a deadline, and nothing that a stranger sends is logged.
+Attackers pay only in bytes, so every resource spent on them is bounded: a connection is counted before a parser, a
+task or a TLS handshake is spent on it, every read has a size and a deadline, and nothing that it sends is logged.
 """
 
 from __future__ import annotations
@@ -10,256 +10,340 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable
+import traceback
+from collections import Counter
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from socket import socket
+from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from xiling_async._internal.clock import Clock, SystemClock
+from xiling_async._internal.clock import Clock, Timer
 from xiling_async._internal.tasks import Tasks
-from xiling_async._internal.threads import Threads
-from xiling_async.webhooks.connection import Handler, QuietServer, Ready, anonymous, log
-from xiling_async.webhooks.handler import OK, TOO_SLOW, Crowd, Desk, Reply, counted_as
-from xiling_async.webhooks.hearing import answer, read_body
-from xiling_async.webhooks.sockets import affordable, bind, remove
+from xiling_async.webhooks.aiohttp_adapter import REAL_TIME, AiohttpRequest, respond
+from xiling_async.webhooks.handler import BROKEN, OK, UNAVAILABLE, SenderGone, WebhookHandler
+from xiling_async.webhooks.limits import ConnectionLimiter
+from xiling_async.webhooks.sockets import affordable, listen_at, listen_on_port, remove
 
-T = TypeVar("T")
+log = logging.getLogger("xiling_async.webhooks.receiver.http")
 
-REAL_TIME: Final = SystemClock()  # of partings: a clock that is driven by hand must not keep anybody here
-LINGER_BODIES: Final = 4  # hanging up on unread bytes resets a connection, and its sender never reads the 413
-TURNS_TO_SERVE: Final = 5  # of the loop, from the arrival of bytes to `_serve`; aiohttp needs 3
+SUMMARY_S: Final = 60.0
+ACCEPT_PAUSE_S: Final = 1.0  # when the process can open no more files
 
 
 class CallbackServer:
-    """Listens on a TCP port or a Unix socket and asks the desk about what comes."""
+    """Listens on a TCP port or a Unix socket, and asks the handler about what comes."""
 
-    def __init__(self, desk: Desk, clock: Clock, *, tls: ssl.SSLContext | None, counts_addresses: bool) -> None:
-        self._desk = desk
+    def __init__(
+        self, handler: WebhookHandler, clock: Clock, *, tls: ssl.SSLContext | None, counts_addresses: bool
+    ) -> None:
+        self._handler = handler
         self._clock = clock
         self._tls = tls
         self._counts_addresses = counts_addresses
-        limits = desk.limits
-        self._crowd: Crowd[Handler] = Crowd(affordable(limits.connections), limits.per_address)
-        self._transports: dict[Handler, asyncio.Transport] = {}  # the raw ones, also before and below TLS
-        self._handshakes = Tasks()
-        self._evicted = self._refused = 0
-        self._is_ending = False
-        self._all_rest = asyncio.Event()
-        self._taken = Ready(OK, clock)
-        self._server = QuietServer(
+        self.limits = limits = handler.limits
+        most = affordable(limits.connections)
+        self._limiter: ConnectionLimiter[_Connection] = ConnectionLimiter(most, limits.per_address)
+        self._handshakes: ConnectionLimiter[_Connection] = ConnectionLimiter(limits.handshakes, limits.per_address)
+        self._connections: dict[web.RequestHandler, _Connection] = {}
+        self._summary = _Summary(clock)
+        self._tasks = Tasks()
+        self._is_stopping = False
+        self._at_rest = asyncio.Event()
+        self._web = web.Server(
             self._serve,
-            # 3.14.5: it is the deadline of the head, too.
-            keepalive_timeout=limits.header_s,
-            lingering_time=0,  # we do it ourselves, with an end in bytes
+            keepalive_timeout=limits.header_s,  # aiohttp 3.14.5: it is the deadline of the head, too
+            lingering_time=0,  # `respond` does it, with an end in bytes
             max_line_size=limits.line_bytes,
             max_field_size=limits.field_bytes,
             max_headers=limits.fields,
             auto_decompress=False,
             access_log=None,
-            logger=log,
+            logger=_AiohttpLog(log, self._summary),
         )
-        self._server.on_lost = self._leave
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=limits.linger_s)
-        self._listening: asyncio.Server | None = None
-        self._socket_file: Path | None = None
-        self._socket_inode = 0
+        self._listening: list[socket] = []
+        self._socket_file: tuple[Path, int] | None = None
 
     @property
     def port(self) -> int:
-        assert self._listening is not None
-        return int(self._listening.sockets[0].getsockname()[1])
+        return int(self._listening[0].getsockname()[1])
 
     async def listen(self, host: str, port: int) -> None:
         """Raises `OSError`."""
-        await self._runner.setup()
-        self._listening = await asyncio.get_running_loop().create_server(
-            lambda: _Gate(self), host, port, backlog=self._desk.limits.connections
-        )
+        self._start(await listen_on_port(host, port, self.limits.connections))
 
     async def listen_at(self, path: Path) -> None:
-        """On a Unix socket. Raises `OSError`, also when somebody listens there already; an orphaned one is replaced."""
-        await self._runner.setup()
-        listening, self._socket_inode = await self._in_a_thread(lambda: bind(path))
-        self._socket_file = path
-        self._listening = await asyncio.get_running_loop().create_unix_server(
-            lambda: _Gate(self), sock=listening, backlog=self._desk.limits.connections
-        )
+        """On a Unix socket. Raises `OSError`, also when another process listens there."""
+        listening, inode = await asyncio.to_thread(listen_at, path, self.limits.connections)
+        self._socket_file = path, inode
+        self._start([listening])
+
+    def _start(self, listening: list[socket]) -> None:
+        self._listening = listening
+        for one in listening:
+            self._tasks.start(self._accept(one), name="xiling accept")
 
     async def stop(self) -> None:
-        """Listen no more, answer what is being answered, hang up on everybody else."""
-        if self._listening is not None:
-            self._listening.close()
+        """Stop listening, answer the callbacks under way, close all other connections."""
+        await self._tasks.cancel()
+        for listening in self._listening:
+            listening.close()
         if self._socket_file is not None:
-            path, inode = self._socket_file, self._socket_inode
-            await self._in_a_thread(lambda: remove(path, inode))
-        await self._handshakes.cancel()
-        await self._come_to_rest()
-        await self._runner.cleanup()
-        for transport in tuple(self._transports.values()):
-            transport.abort()  # its peer does not read, or does not end its TLS
-        while self._transports:
-            await self._clock.sleep(0)
+            await asyncio.to_thread(remove, *self._socket_file)
+        self._is_stopping = True
+        for connection in tuple(self._limiter.idle()):
+            connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with REAL_TIME.timeout(self.limits.shutdown_s):
+                while self._limiter.busy:
+                    self._at_rest.clear()
+                    await self._at_rest.wait()
+        await self._web.shutdown(self.limits.linger_s)
+        for connection in tuple(self._connections.values()):
+            connection.abort()  # its peer does not read, or does not end its TLS
+        while self._connections:
+            self._at_rest.clear()
+            await self._at_rest.wait()
+        self._summary.flush()
 
-    async def _come_to_rest(self) -> None:
-        """Idle connections go at once, the others with their answer. aiohttp would read no byte more of a body."""
-        self._is_ending = True
-        for _ in range(TURNS_TO_SERVE):  # what was read has come to its handler
-            await self._clock.sleep(0)
-        for handler in tuple(self._crowd.idle()):
-            self._transports[handler].abort()
-        if self._crowd.at_work:
-            with contextlib.suppress(TimeoutError):
-                async with REAL_TIME.timeout(self._desk.limits.shutdown_s):
-                    await self._all_rest.wait()
+    # --- connections ---------------------------------------------------------------------------------------------
 
-    async def _in_a_thread(self, work: Callable[[], T]) -> T:
-        threads = Threads(1, "xiling-socket", self._clock)
+    async def _accept(self, listening: socket) -> None:
+        """One connection after the other, so that those that are open have their turn in between."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue
+            except OSError as error:
+                self._summary.add("connections could not be accepted", level=logging.WARNING)
+                log.debug("a connection could not be accepted (%s)", type(error).__name__)
+                await REAL_TIME.sleep(ACCEPT_PAUSE_S)
+                continue
+            connection = _Connection(self)
+            if not self._admit(connection, address[0] if isinstance(address, tuple) else None):
+                sock.close()
+                await REAL_TIME.sleep(0)
+            elif self._tls is None:
+                await self._connect(connection, sock)
+            else:
+                connection.handshake = self._tasks.start(self._connect(connection, sock), name="xiling TLS handshake")
+                await REAL_TIME.sleep(0)
+
+    def _admit(self, connection: _Connection, peer: str | None) -> bool:
+        """Whether there is room for it; an idle one may have to go."""
+        limiters = (self._limiter,) if self._tls is None else (self._limiter, self._handshakes)
+        for limiter in limiters:
+            fits, evicted = limiter.add(connection, peer if self._counts_addresses else None)
+            if evicted is not None:
+                self._summary.add("idle connections had to make room")
+                evicted.abort()
+                self._forget(evicted)
+            if not fits:
+                self._summary.add("connections were refused: all that may be open are in use", level=logging.WARNING)
+                self._forget(connection)
+                return False
+        return True
+
+    async def _connect(self, connection: _Connection, sock: socket) -> None:
+        """Give an accepted socket its protocol, after the TLS handshake if there is one."""
+        limits = self.limits
+        deadlines: dict[str, Any] = {}
+        if self._tls is not None:
+            deadlines = {"ssl_handshake_timeout": limits.header_s, "ssl_shutdown_timeout": limits.linger_s}
         try:
-            return await threads.run(work)
-        finally:
-            await threads.close()
-
-    # --- coming in -----------------------------------------------------------------------------------------------
-
-    def enter(self, transport: asyncio.Transport) -> Handler | None:
-        """A protocol for this connection, None if there is no room for it."""
-        handler = self._server()
-        peer = transport.get_extra_info("peername")
-        named = counted_as(peer[0]) if self._counts_addresses and isinstance(peer, tuple) else None
-        fits, gone = self._crowd.enter(handler, named)
-        if gone is not None:
-            self._transports.pop(gone).abort()
-            self._evicted += 1
-            _now_and_then(logging.INFO, self._evicted, "idle connections had to make room")
-        if not fits:
-            self._refused += 1
-            _now_and_then(logging.WARNING, self._refused, "connections were refused: all that may be open are in use")
-            return None
-        self._transports[handler] = transport
-        if self._tls is None:
-            transport.set_protocol(handler)
-            handler.connection_made(transport)
-        return handler
-
-    def secure(self, gate: _Gate, transport: asyncio.Transport, handler: Handler) -> None:
-        """The TLS handshake, after the counting: before it nobody would see who only connects."""
-        transport.pause_reading()
-        self._handshakes.start(self._shake_hands(gate, transport, handler), name="xiling TLS handshake")
-
-    async def _shake_hands(self, gate: _Gate, raw: asyncio.Transport, handler: Handler) -> None:
-        assert self._tls is not None
-        limits = self._desk.limits
-        try:
-            secured = None
-            if not gate.is_lost:
-                secured = await asyncio.get_running_loop().start_tls(
-                    raw,
-                    gate,
-                    self._tls,
-                    server_side=True,
-                    ssl_handshake_timeout=limits.header_s,
-                    ssl_shutdown_timeout=limits.linger_s,
-                )
-            if secured is not None and not gate.is_lost:
-                gate.hand_over(secured, handler)
-                return
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **deadlines)
         except OSError as error:  # SSLError, reset, timeout
-            log.info("a TLS handshake failed (%s)", type(error).__name__)
-        except BaseException:
-            raw.abort()
-            self._leave(handler)
+            self._summary.add("TLS handshakes failed")
+            _forget_frames(error)
+        except asyncio.CancelledError as error:
+            _forget_frames(error)
+            connection.discard()
             raise
-        raw.abort()
-        self._leave(handler)
+        finally:
+            self._handshakes.remove(connection)
+            if connection.transport is None:
+                self._forget(connection)
 
-    def _leave(self, handler: Handler) -> None:
-        self._crowd.leave(handler)
-        self._transports.pop(handler, None)
+    def made(self, connection: _Connection) -> web.RequestHandler:
+        """aiohttp's protocol for a connection that stands."""
+        http = self._web()
+        self._connections[http] = connection
+        return http
 
-    # --- serving -------------------------------------------------------------------------------------------------
+    def lost(self, connection: _Connection, http: web.RequestHandler) -> None:
+        del self._connections[http]
+        self._forget(connection)
+        self._at_rest.set()
+
+    def _forget(self, connection: _Connection) -> None:
+        self._limiter.remove(connection)
+        self._handshakes.remove(connection)
+
+    # --- requests ------------------------------------------------------------------------------------------------
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        self._crowd.busy(connection)
-        reply = None
+        connection = self._connections.get(request.protocol)
+        reply = BROKEN
         try:
-            reply = await answer(request, self._desk)
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("%s from %s: %d", request.method, request.remote, reply.status)
-            if reply is OK and not self._is_ending and self._is_read(request) and self._taken.fits(request):
-                return self._taken
-            response = anonymous(reply)
-            if self._is_ending:
-                response.force_close()
-            if reply.status == 404:
-                await self._clock.sleep(0)  # a connection full of forged tokens lets the others have their turn
-            if request.transport is not None and not self._is_read(request):
-                await self._take_leave(request, request.transport, response, reply)
-            return response
-        finally:
-            self._crowd.rest(connection, known=reply is OK)
-            if self._is_ending and not self._crowd.at_work:
-                self._all_rest.set()
-
-    @staticmethod
-    def _is_read(request: web.BaseRequest) -> bool:
-        """The sender has finished, and has read what it was told before."""
-        transport = request.transport
-        return transport is not None and request.content.is_eof() and not transport.get_write_buffer_size()
-
-    async def _take_leave(
-        self, request: web.BaseRequest, transport: asyncio.Transport, response: web.Response, reply: Reply
-    ) -> None:
-        """Answer a sender who has not finished, or who does not read; he gets `linger_s`, then we hang up."""
-        limits = self._desk.limits
-        transport.set_write_buffer_limits(0)  # what is awaited is then that all of it is sent
-        try:
-            async with REAL_TIME.timeout(limits.linger_s):
-                await response.prepare(request)
-                await response.write_eof()
-                if reply is not TOO_SLOW:
-                    await read_body(request.content, LINGER_BODIES * limits.body_bytes)
-        except TimeoutError:
-            if transport.get_write_buffer_size():
-                transport.abort()
-        except (ConnectionError, web.RequestPayloadError):
+            reply = await self._handler.serve(_CountedRequest(request, connection, self._limiter))
+        except SenderGone:
             pass
-        transport.set_write_buffer_limits()
-        if not request.content.is_eof():
-            request.protocol.force_close()
+        except Exception as error:
+            log.error("a request could not be served (%s); answered 503", type(error).__name__)
+            reply = UNAVAILABLE
+        finally:
+            if connection is not None:  # before the rest of a refused body is read: it can be evicted meanwhile
+                self._limiter.mark_idle(connection, known=reply is OK)
+                self._at_rest.set()
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s from %s: %d", request.method, request.remote, reply.status)
+        if reply.status == 404:
+            await REAL_TIME.sleep(0)  # a connection full of forged tokens lets the others have their turn
+        response = await respond(request, reply, self.limits)
+        if self._is_stopping:
+            response.force_close()
+        return response
 
 
-class _Gate(asyncio.Protocol):
-    """The protocol of a connection until it is known whether there is room for it."""
+class _CountedRequest(AiohttpRequest):
+    """A request of the own server: its connection is busy from the moment its token has proved to be valid."""
+
+    may_be_cancelled = False
+
+    def __init__(
+        self, request: web.BaseRequest, connection: _Connection | None, limiter: ConnectionLimiter[_Connection]
+    ) -> None:
+        super().__init__(request)
+        self._connection = connection
+        self._limiter = limiter
+
+    async def read(self, limit: int) -> bytes | None:
+        if self._connection is not None:
+            self._limiter.mark_busy(self._connection)
+        return await super().read(limit)
+
+
+class _Connection(asyncio.Protocol):
+    """One counted connection; aiohttp's protocol does the rest."""
+
+    _clock: Final = REAL_TIME
 
     def __init__(self, server: CallbackServer) -> None:
         self._server = server
-        self._early: list[bytes] = []  # what comes between the end of a TLS handshake and our hearing of it
-        self.is_lost = False
+        self._http: web.RequestHandler | None = None
+        self._unread: Timer | None = None
+        self._is_aborted = False
+        self.transport: asyncio.Transport | None = None
+        self.handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)
-        handler = self._server.enter(transport)
-        if handler is None:
-            transport.abort()
-        elif transport.get_protocol() is self:
-            self._server.secure(self, transport, handler)
+        self.transport = cast(asyncio.Transport, transport)
+        if self._is_aborted:
+            self.transport.abort()
+            return
+        self._http = self._server.made(self)
+        self._http.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._early.append(data)
+        assert self._http is not None
+        self._http.data_received(data)
+
+    def eof_received(self) -> None:
+        assert self._http is not None
+        self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        assert self._http is not None
+        self._unread = self._clock.call_later(self._server.limits.linger_s, self.abort)
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        assert self._http is not None
+        if self._unread is not None:
+            self._unread.cancel()
+        self._http.resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self.is_lost = True
+        if self._unread is not None:
+            self._unread.cancel()
+        http, self._http = self._http, None
+        if http is not None:
+            http.connection_lost(exc)
+            self._server.lost(self, http)
+        self.handshake = None
 
-    def hand_over(self, transport: asyncio.Transport, handler: Handler) -> None:
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
-        for data in self._early:
-            handler.data_received(data)
+    def close(self) -> None:
+        """Close it once what was written is sent."""
+        if self.transport is None:
+            self.abort()
+        else:
+            self.transport.close()
+
+    def discard(self) -> None:
+        """Its handshake or its creation was cancelled. uvloop then does not call `connection_lost`."""
+        self._is_aborted = True
+        if self.transport is not None:
+            self.transport.abort()
+            asyncio.get_running_loop().call_soon(self.connection_lost, None)
+
+    def abort(self) -> None:
+        self._is_aborted = True
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.handshake is not None:
+            self.handshake.cancel()
 
 
-def _now_and_then(level: int, count: int, what: str) -> None:
-    """A flood must not flood the log: only when the count has doubled."""
-    if count & (count - 1) == 0:
-        log.log(level, "%d %s", count, what)
+# --- what is logged ------------------------------------------------------------------------------------------------
+
+
+class _Summary:
+    """What strangers do, counted: one line a minute at most, whatever they do."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._level = logging.INFO
+        self._next_at = float("-inf")
+
+    def add(self, what: str, *, level: int = logging.INFO) -> None:
+        self._counts[what] += 1
+        self._level = max(self._level, level)
+        now = self._clock.time()
+        if now >= self._next_at:
+            self._next_at = now + SUMMARY_S
+            self.flush()
+
+    def flush(self) -> None:
+        if self._counts:
+            log.log(self._level, "callbacks: %s", "; ".join(f"{count} {what}" for what, count in self._counts.items()))
+        self._counts.clear()
+        self._level = logging.INFO
+
+
+class _AiohttpLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp logs about a connection. It would quote the request line, which has the token in it."""
+
+    def __init__(self, logger: logging.Logger, summary: _Summary) -> None:
+        super().__init__(logger, {})
+        self._summary = summary
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info")
+        if isinstance(error, (HttpProcessingError, web.RequestPayloadError, OSError)):
+            self._summary.add("requests were not HTTP, or broke off")
+        elif isinstance(error, BaseException):
+            self.logger.error("a connection ended with an error (%s)", type(error).__name__)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """The frames of a failed handshake hold its buffers (256 KiB) in a reference cycle with the exception."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen.__traceback__ = None
+        seen = seen.__context__

@@ -1,15 +1,17 @@
-"""What the operating system gives a server: a Unix socket with its file, and so many open connections."""
+"""The receiver's listening sockets: TCP, or a Unix socket with its file; and how many connections a process affords."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 import stat
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 if sys.platform != "win32":
     import resource
@@ -32,19 +34,47 @@ def affordable(connections: int) -> int:
     return few
 
 
-def bind(path: Path) -> tuple[socket.socket, int]:
-    """A socket at this path, and its inode. A socket file that nobody listens at was left by a killed process."""
+async def listen_on_port(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """One socket for each address of `host`; port 0: a free one, the same for all. Raises `OSError`."""
+    listening: list[socket.socket] = []
+    try:
+        for family, address in await _addresses(host, port):
+            if listening and not port:
+                address = (address[0], listening[0].getsockname()[1], *address[2:])
+            listening.append(socket.create_server(address, family=family, backlog=backlog))
+            listening[-1].setblocking(False)  # noqa: FBT003
+    except BaseException:
+        for one in listening:
+            one.close()
+        raise
+    return listening
+
+
+async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    with contextlib.suppress(ValueError):
+        version = ipaddress.ip_address(host).version
+        return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return [(family, address) for family, _, _, _, address in infos]
+
+
+def listen_at(path: Path, backlog: int) -> tuple[socket.socket, int]:
+    """A Unix socket at this path, and the inode of its file. Blocks. Raises `OSError`, also when another process
+    listens there; the file that a killed process left is replaced."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.stat().st_mode):
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.settimeout(ANSWER_S)
-                if asking.connect_ex(str(path)) != errno.ECONNREFUSED:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(ANSWER_S)
+                if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
                     raise FileExistsError(errno.EADDRINUSE, "another process listens there")
             path.unlink()
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(str(path))
         listening.setblocking(False)  # noqa: FBT003
+        listening.listen(backlog)
         return listening, path.stat().st_ino
     except BaseException:
         listening.close()
@@ -52,7 +82,7 @@ def bind(path: Path) -> tuple[socket.socket, int]:
 
 
 def remove(path: Path, inode: int) -> None:
-    """Our socket file, not one that somebody else has put in its place."""
+    """Remove our socket file, not one that another process has put in its place."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_ino == inode:
             path.unlink()

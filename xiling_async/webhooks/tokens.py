@@ -1,11 +1,11 @@
-"""Callback URLs: mint and check.
+"""Callback URLs: sign and verify.
 
 The service signs nothing, so the URL is the proof: its last segment is a token that only the holder of the secret can
 have made. 60 bytes, 80 characters of base64url without padding (a multiple of three bytes, so that no bit is spare):
 
     version 1 | kind 1 | tasks 1 | key id 2 | job id 16 | attempt 2 | expiry 5 (Unix seconds) | HMAC-SHA256 32
 
-The HMAC is over the 28 bytes before it and the public URL. `check` takes the same time for every wrong token.
+The HMAC is over the 28 bytes before it and the public URL. `verify` takes the same time for every wrong token.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _FIELDS: Final = struct.Struct(">BBB2s16sH5s")
 _JOB_BYTES: Final = 16
 _MAC_BYTES: Final = 32
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]{80}", re.ASCII)
-_PLAIN: Final = bytes.maketrans(b"-_", b"+/")  # the alphabet of binascii, whose base64 is twice as fast
+_STANDARD_ALPHABET: Final = bytes.maketrans(b"-_", b"+/")  # that of binascii, whose base64 is twice as fast
 _EXPIRY_MAX: Final = 2**40 - 1
 
 
 @define(kw_only=True)
-class Claim:
-    """What a token says, once its MAC was right: the POST it was minted for."""
+class CallbackToken:
+    """What a token says: the POST it was made for. `job_id`: 32 hex digits; `expires_at`: Unix seconds."""
 
     kind_number: int
     tasks: int
@@ -48,49 +48,51 @@ def _key_id(secret: bytes) -> bytes:
     return hashlib.sha256(b"xiling_async callback key id\0" + secret).digest()[:2]
 
 
-class Capability:
-    """Mints tokens with the first secret and accepts those of every secret, for one public URL."""
+class TokenSigner:
+    """Signs tokens with the first secret and accepts those of every secret, for one public URL."""
 
     def __init__(self, secrets: Sequence[bytes], public_url: str) -> None:
         self._secrets: dict[bytes, list[bytes]] = {}  # two secrets may have the same key id
         for secret in dict.fromkeys(secrets):
             self._secrets.setdefault(_key_id(secret), []).append(secret)
-        self._minting = secrets[0]
-        self._minting_id = _key_id(secrets[0])
+        self._signing = secrets[0]
+        self._signing_id = _key_id(secrets[0])
         self._keyed = {secret: hmac.new(secret, digestmod="sha256") for secret in (*secrets, bytes(SECRET_BYTES))}
         self._public_url = public_url.rstrip("/")
         self._bound = b"\0" + self._public_url.encode()
-        self._nobody = [bytes(SECRET_BYTES)]
+        self._unknown = [bytes(SECRET_BYTES)]
 
     def __repr__(self) -> str:
-        return f"<Capability with {len(self._secrets)} key ids>"
+        return f"<TokenSigner with {len(self._secrets)} key ids>"
 
-    def url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
-        """The callback URL of one POST. `job_id`: 32 hex digits; `expires_at`: Unix seconds."""
-        job = bytes.fromhex(job_id)
-        if len(job) != _JOB_BYTES:  # struct would pad or cut it to somebody else's
+    def sign(self, token: CallbackToken) -> str:
+        """The callback URL of one POST."""
+        job = bytes.fromhex(token.job_id)
+        if len(job) != _JOB_BYTES:  # struct would pad or cut it to the id of another job
             raise ValueError(f"a job id has {2 * _JOB_BYTES} hex digits")
-        expiry = min(_EXPIRY_MAX, max(0, int(expires_at))).to_bytes(5, "big")
-        head = _FIELDS.pack(VERSION, kind_number, tasks, self._minting_id, job, attempt, expiry)
-        token = base64.urlsafe_b64encode(head + self._mac(self._minting, head)).decode()
-        return f"{self._public_url}/{token}"
+        expiry = min(_EXPIRY_MAX, max(0, int(token.expires_at))).to_bytes(5, "big")
+        head = _FIELDS.pack(VERSION, token.kind_number, token.tasks, self._signing_id, job, token.attempt, expiry)
+        text = base64.urlsafe_b64encode(head + self._mac(self._signing, head)).decode()
+        return f"{self._public_url}/{text}"
 
-    def check(self, token: str, now: float) -> Claim | None:
-        """The claim of a valid token, None for every other one. `now`: Unix seconds."""
-        if _SHAPE.fullmatch(token) is None:
+    def verify(self, text: str, now: float) -> CallbackToken | None:
+        """The token that this text is, None if it is not valid. `now`: Unix seconds."""
+        if _SHAPE.fullmatch(text) is None:
             return None
-        raw = binascii.a2b_base64(token.encode().translate(_PLAIN))
+        raw = binascii.a2b_base64(text.encode().translate(_STANDARD_ALPHABET))
         head, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         version, kind_number, tasks, key_id, job_id, attempt, expiry = _FIELDS.unpack(head)
-        # An unknown key id costs the same HMAC, so that nobody learns which ids exist.
-        known = self._secrets.get(key_id, self._nobody)
+        # An unknown key id costs the same HMAC, so that the time does not tell which ids exist.
+        candidates = self._secrets.get(key_id, self._unknown)
         right = False
-        for secret in known:
+        for secret in candidates:
             right |= hmac.compare_digest(self._mac(secret, head), mac)
         expires_at = int.from_bytes(expiry, "big")
-        if known is self._nobody or not right or version != VERSION or now > expires_at:
+        if candidates is self._unknown or not right or version != VERSION or now > expires_at:
             return None
-        return Claim(kind_number=kind_number, tasks=tasks, job_id=job_id.hex(), attempt=attempt, expires_at=expires_at)
+        return CallbackToken(
+            kind_number=kind_number, tasks=tasks, job_id=job_id.hex(), attempt=attempt, expires_at=expires_at
+        )
 
     def _mac(self, secret: bytes, head: bytes) -> bytes:
         mac = self._keyed[secret].copy()  # cheaper than one that begins with its key

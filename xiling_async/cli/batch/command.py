@@ -18,8 +18,8 @@ from xiling_async.cli.batch.gallery import Page, Phase, Status
 from xiling_async.cli.batch.input import Flaw, Found, Row
 from xiling_async.cli.batch.run import Flow, Shelves
 from xiling_async.cli.batch.state import Tally
-from xiling_async.cli.demo.checks import count
-from xiling_async.cli.report import Stopped, printable
+from xiling_async.cli.output import count
+from xiling_async.cli.report import Stopped
 from xiling_async.cli.session import Session
 from xiling_async.client import Client
 from xiling_async.errors import Charged, ConfigurationError, InvalidRequest
@@ -143,7 +143,7 @@ class Batch(Session):
         if found.flaws and not (self.skip_invalid and found.rows):
             raise InvalidRequest("\n".join([f"{told}. Nothing was sent.", *map(str, found.flaws)]))
         for line in [told, *map(str, found.flaws)] if found.flaws else []:
-            output.say(self.out, printable(line))
+            output.say(self.out, line)
         return found.rows
 
     def buy_all(self) -> None:
@@ -160,7 +160,7 @@ class Batch(Session):
             raise self.stopped() from None
         finally:
             if self.place.is_dir() and (told := run.write_page(self.page, phase)):
-                output.say(self.out, printable(told))
+                output.say(self.out, told)
 
     async def _buy_all(self) -> None:
         # The simulator's files are on this machine too; those of the real service never are.
@@ -174,7 +174,7 @@ class Batch(Session):
         )
         shelves = Shelves(self.place, client, allow_private=allow_private)
         await shelves.make()
-        with output.complaining(self.out):
+        with output.logged_errors(self.out):
             async with display.shown(self.out, self.tally, self.watch) as tell, client:
                 await Flow(client, self.jobs, self.tally, shelves, self.page, tell).run(self.in_flight)
 

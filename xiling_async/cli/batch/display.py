@@ -20,8 +20,6 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output
 from xiling_async.cli.batch import gallery, results
 from xiling_async.cli.batch.state import Entry, Tally, words_of_problem
-from xiling_async.cli.demo.checks import count
-from xiling_async.cli.progress import clock_of
 from xiling_async.cli.watch import Watch
 
 REPAINT_S: Final = 0.25
@@ -67,7 +65,7 @@ async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) ->
 def board(tally: Tally, now: float, width: int) -> RenderableType:
     """A bar, the steps, the pace."""
     width = min(width, output.WIDEST)
-    told = f"{tally.over}/{len(tally.entries)} rows  {count(tally.videos, 'video')}"
+    told = f"{tally.over}/{len(tally.entries)} rows  {output.count(tally.videos, 'video')}"
     bar = Table.grid(padding=(0, 2, 0, 0))
     total = len(tally.entries)
     bar.add_row(ProgressBar(total=total, completed=tally.over, width=max(10, width - len(told) - 5)), told)
@@ -87,19 +85,19 @@ def _steps(tally: Tally) -> str:
 
 
 def _pace(tally: Tally, now: float) -> str:
-    told = clock_of(now - tally.began_at)
+    told = output.clock_of(now - tally.began_at)
     rate, left_s = tally.rate(now), tally.left_s(now)
     if rate is None or left_s is None:
         return told
     speed = f"{rate:.1f} rows a second" if rate >= 1 else f"{rate * 60:.1f} rows a minute"
-    return f"{told}   {speed}   about {clock_of(math.ceil(left_s))} left"
+    return f"{told}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
 
 
 def _line(entry: Entry, tally: Tally) -> str:
     digits = len(str(len(tally.entries)))
     where = f"[{tally.over:{digits}}/{len(tally.entries)}] line {entry.row.line}"
     if entry.is_good:
-        return f"{where}: done, {count(len(entry.files), 'video')}"
+        return f"{where}: done, {output.count(len(entry.files), 'video')}"
     told, money = words_of_problem(entry)
     return f"{where}: {money}: {told}"
 
@@ -109,13 +107,13 @@ def foretell(out: Console, tally: Tally, *, skipped: int) -> None:
     entries = list(tally.entries.values())
     new = [entry.row.request for entry in entries if not entry.was_bought]
     known = len(entries) - len(new)
-    output.say(out, f"{count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
+    output.say(out, f"{output.count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
     if known:
-        output.say(out, f"{count(known, 'job')} bought before: not bought again")
+        output.say(out, f"{output.count(known, 'job')} bought before: not bought again")
     models = Counter(request.model for request in new)
     told = ", ".join(f"{model}: {number}" for model, number in sorted(models.items()))
-    videos = count(sum(request.task_count for request in new), "video")
-    output.say(out, f"to buy: {count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
+    videos = output.count(sum(request.task_count for request in new), "video")
+    output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
 
 
 def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
@@ -123,22 +121,22 @@ def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
     entries, bad = list(tally.entries.values()), tally.bad
     now = sum(entry.is_bought and not entry.was_bought for entry in entries)
     before = sum(entry.was_bought for entry in entries)
-    told = f"{count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
+    told = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
     output.say(out, told + (f", {len(bad)} not" if bad else "") + _left_out(skipped), "bold")
-    output.say(out, f"{count(now, 'job')} bought now" + (f", {before} before" if before else ""))
+    output.say(out, f"{output.count(now, 'job')} bought now" + (f", {before} before" if before else ""))
     if bad:
         output.say(out, "")
         _table(out, bad)
         output.say(out, "")
         for line in _advice(bad):
             output.say(out, line)
-    names = (f"{count(tally.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
+    names = (f"{output.count(tally.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
     for line in (*names, f"results: {folder / results.NAME}"):
         output.say_to_copy(out, line)
 
 
 def _left_out(skipped: int) -> str:
-    return f", {count(skipped, 'row')} left out as not valid" if skipped else ""
+    return f", {output.count(skipped, 'row')} left out as not valid" if skipped else ""
 
 
 def _table(out: Console, bad: Sequence[Entry]) -> None:

@@ -21,6 +21,7 @@ from attrs import field, frozen
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from xiling_async._internal.redact import scrub
+from xiling_async.cli.batch.files import is_own, open_own
 
 NAME: Final = "index.html"
 MARK: Final = b'<meta name="generator" content="xiling-async">'
@@ -102,7 +103,8 @@ def html_of(page: Page) -> str:
 def write(page: Page, folder: Path) -> None:
     """Put the page into this folder; who opens it sees the old page or the new one, whole. It blocks."""
     part = folder / f".{NAME}.part"  # always this name: what a killed process has left is written over
-    with part.open("wb") as file:
+    with open(open_own(part, os.O_WRONLY | os.O_CREAT), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.truncate()
         file.write(html_of(page).encode(errors="replace"))
         file.flush()
         os.fsync(file.fileno())
@@ -112,6 +114,8 @@ def write(page: Page, folder: Path) -> None:
 def is_somebody_elses(folder: Path) -> bool:
     """Whether a page stands there that is not ours to write over; blocks."""
     try:
+        if not is_own(folder / NAME):
+            return True
         with (folder / NAME).open("rb") as file:
             return MARK not in file.read(_MARK_WITHIN_BYTES)
     except FileNotFoundError:

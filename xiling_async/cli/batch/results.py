@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from xiling_async.cli.batch.files import open_own, reason
 from xiling_async.errors import StoreError
 
 NAME: Final = "results.jsonl"
@@ -26,15 +27,14 @@ class Results:
     def open(self) -> None:
         """Read what is there, and cut off a last line that a dying process left torn. Raises `StoreError`."""
         try:
-            with self.path.open("a+b") as file:
-                file.seek(0)
+            with open(open_own(self.path, os.O_RDWR | os.O_CREAT), "r+b") as file:  # noqa: PTH123 - a descriptor
                 whole = 0
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     whole += len(line)
                     self._known |= _task_of(line)
-                if whole < file.tell() or whole < self.path.stat().st_size:
+                if whole < file.seek(0, os.SEEK_END):
                     file.truncate(whole)
                     os.fsync(file.fileno())
         except OSError as error:
@@ -50,14 +50,14 @@ class Results:
             return
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in new.values())
         try:
-            with self.path.open("ab") as file:
+            with open(open_own(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:  # noqa: PTH123
                 size = file.tell()
                 try:
                     file.write(text.encode(errors="replace"))
                     file.flush()
                     os.fsync(file.fileno())
                 except OSError:
-                    os.truncate(self.path, size)  # a full disk may have taken half a line
+                    os.ftruncate(file.fileno(), size)  # a full disk may have taken half a line
                     raise
         except OSError as error:
             raise _unusable(self.path, error) from error
@@ -76,7 +76,7 @@ def _task_of(line: bytes) -> set[str]:
 
 def _unusable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{path} cannot be written ({error.strerror or type(error).__name__}). The jobs are in jobs.db beside it: when "
+        f"{path} cannot be written ({reason(error)}). The jobs are in jobs.db beside it: when "
         "that is mended, the same command goes on, and buys nothing twice.",
         charged="maybe",
     )

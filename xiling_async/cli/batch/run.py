@@ -13,6 +13,7 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.cli.batch import gallery
+from xiling_async.cli.batch.files import reason
 from xiling_async.cli.batch.gallery import Page, Phase
 from xiling_async.cli.batch.results import Results
 from xiling_async.cli.batch.state import Entry, Tally
@@ -121,7 +122,7 @@ class Flow:
                 await asyncio.to_thread(self._results.add, entry.lines())
             self._tally.ended(entry, self._clock.time())
             self._tell(entry)
-        except Exception as error:
+        except Exception as error:  # the key, the store or the results file: no row can go on without them
             self._break(error)
         finally:
             self._room.release()
@@ -152,5 +153,5 @@ def write_page(page: Callable[[Phase], tuple[Path, Page]], phase: Phase) -> str:
     try:
         gallery.write(last, folder)
     except OSError as error:
-        return f"The page {folder / gallery.NAME} cannot be written: {error.strerror or type(error).__name__}."
+        return f"The page {folder / gallery.NAME} cannot be written: {reason(error)}."
     return ""

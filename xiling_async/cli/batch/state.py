@@ -10,8 +10,7 @@ from attrs import Factory, define, field
 
 from xiling_async.cli.batch.gallery import Clip, Status
 from xiling_async.cli.batch.input import Row
-from xiling_async.cli.demo.checks import count
-from xiling_async.cli.report import printable
+from xiling_async.cli.output import count, printable
 from xiling_async.errors import Charged, ResultExpired, TaskFailed, WaitTimeout, XilingError
 from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
 

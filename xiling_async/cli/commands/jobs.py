@@ -12,10 +12,10 @@ from rich.text import Text
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime
-from xiling_async.cli.demo.checks import count
+from xiling_async.cli.output import count, printable
 from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
-from xiling_async.cli.report import printable, remembered
+from xiling_async.cli.report import remembered
 from xiling_async.errors import StoreError
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores import PostgresStore, SQLiteStore, Store
@@ -58,7 +58,7 @@ def jobs(
     kept = _store_of(store)
     out, err = output.console(), output.console(stderr=True)
     states, most = frozenset(state or State), None if everything else ENDED
-    with output.complaining(err):
+    with output.logged_errors(err):
         records, is_more = runtime.run(_read(kept, states, most))
     if as_json:
         for record in records:

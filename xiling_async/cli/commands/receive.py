@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from xiling_async.cli import output, runtime
-from xiling_async.cli.demo.checks import count
+from xiling_async.cli.output import count
 from xiling_async.cli.runtime import terminated
 from xiling_async.jobs.callback_worker import Reception
 from xiling_async.stores import PostgresStore
@@ -57,7 +57,7 @@ def receive(
             raise typer.BadParameter("must not be blank. Nothing was started.", param_hint=option)
     receiver = WebhookReceiver(public_url, host=host, port=port, trusted_proxies=trusted_proxies)
     # SIGINT: runtime.run cancels `serve`, which writes its summary, and raises this.
-    with output.complaining(output.console(stderr=True)), suppress(KeyboardInterrupt):
+    with output.logged_errors(output.console(stderr=True)), suppress(KeyboardInterrupt):
         runtime.run(_until_terminated(receiver, PostgresStore(store)))
 
 

@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 
 from xiling_async.cli import output, runtime
-from xiling_async.cli.demo.checks import count
 from xiling_async.cli.runtime import terminated
 from xiling_async.errors import ConfigurationError
 from xiling_async.simulator import CallbackRecord, Ledger, PostRecord, Simulator
@@ -139,5 +138,5 @@ def _sum_up(ledger: Ledger, out: Console) -> None:
     output.say(out, "")
     output.say(
         out,
-        ", ".join(count(counts[name], noun) for name, noun in COUNTED),
+        ", ".join(output.count(counts[name], noun) for name, noun in COUNTED),
     )

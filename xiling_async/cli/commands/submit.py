@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -123,13 +123,14 @@ def request_of(
     is_multi_image = bool(references) and image is None
     fitting = [mode for mode in modes if (mode.reference_images != NONE) is is_multi_image]
     row = next(iter(fitting or modes), None)
-    return ImageToVideo(
-        model=model, prompt=prompt, image_url=_picture(image), end_image_url=_picture(end_image),
-        reference_images=[_picture(name) or "" for name in references],
-        aspect_ratio=ratio, aspect_resolution=resolution or (row.aspect_resolution if row else RESOLUTIONS)[0],
-        duration=duration if duration is not None else (row.duration if row else DURATIONS_S)[0],
-        generate_audio=audio, generate_count=count,
-    )  # fmt: skip
+    fields: dict[str, Any] = {  # text of the user: the request itself checks it
+        "model": model, "prompt": prompt, "image_url": _picture(image), "end_image_url": _picture(end_image),
+        "reference_images": [_picture(name) or "" for name in references], "aspect_ratio": ratio,
+        "aspect_resolution": resolution or (row.aspect_resolution if row else RESOLUTIONS)[0],
+        "duration": duration if duration is not None else (row.duration if row else DURATIONS_S)[0],
+        "generate_audio": audio, "generate_count": count,
+    }  # fmt: skip
+    return ImageToVideo(**fields)
 
 
 def _picture(name: str | None) -> str | Path | None:

@@ -8,6 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from xiling_async.cli.demo.plan import NONE, TROUBLES, Row
+from xiling_async.cli.output import count
 from xiling_async.models.record import Failed, State
 from xiling_async.simulator import CallbackRecord, Ledger, PostRecord
 
@@ -151,8 +152,3 @@ def _posts(jobs: Sequence[Facts]) -> str:
 
 def _of(part: int, whole: int, what: str) -> str:
     return what if part == whole else f"{part} of {whole} {what}"
-
-
-def count(number: int, noun: str) -> str:
-    """As in "1 job", "2 jobs"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

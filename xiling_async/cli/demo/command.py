@@ -14,7 +14,7 @@ from attrs import frozen
 from rich.console import Console
 
 from xiling_async.cli import output, runtime
-from xiling_async.cli.demo import checks
+from xiling_async.cli.demo import checks, display
 from xiling_async.cli.demo.plan import NONE, Row, plan
 from xiling_async.client import Client
 from xiling_async.errors import InvalidRequest, XilingError
@@ -61,9 +61,9 @@ def demo(
         ledger = runtime.run(play(rows, folder=out, seed=seed, console=console))
     except KeyboardInterrupt:
         over = sum(row.is_over for row in rows)
-        raise KeyboardInterrupt(f"stopped with {over} of {jobs} jobs done, {output.videos(rows)} in {out}") from None
+        raise KeyboardInterrupt(f"stopped with {over} of {jobs} jobs done, {display.videos(rows)} in {out}") from None
     found = checks.facts(rows, ledger)
-    output.summary(console, found, ledger, out)
+    display.summary(console, found, ledger, out)
     complaints = checks.complaints(found, ledger)
     if complaints:
         raise XilingError("the demo failed: " + "; ".join(complaints))
@@ -88,7 +88,7 @@ async def play(rows: Sequence[Row], *, folder: Path, seed: int, console: Console
         sim = await service.enter_async_context(Simulator(seed=seed))
         async with (
             Client(sim.api_key, base_url=sim.base_url, receiver=receiver, timeouts=Timeouts(wait=wait_s)) as client,
-            output.shown(console, rows, sim.ledger) as over,
+            display.shown(console, rows, sim.ledger) as over,
         ):
             stage = _Stage(sim=sim, client=client, folder=folder, over=over)
             try:

@@ -1,74 +1,84 @@
-"""How a store speaks to PostgreSQL: a pool, transactions that end in time, and what its errors mean."""
+"""How a store uses asyncpg: a pool, transactions with a deadline, retries, and what the driver's errors mean."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import os
 import random
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs, unquote
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, Generic, TypeVar
+
+from attrs import define, frozen
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.redact import scrub
+from xiling_async._internal.tasks import wait_out
 from xiling_async.errors import ConfigurationError, StoreError
+from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.schema import Connection, Unfit
 
 T = TypeVar("T")
-Work = Callable[[Connection], Awaitable[T]]  # may be called again: what it does twice must be as done once
+Work = Callable[[Connection], Awaitable[T]]  # may be called again, so doing it twice must be the same as doing it once
 
 CONNECT_S: Final = 5.0
-TRANSACTION_S: Final = 10.0  # of one transaction, with the wait for locks in it
-LONG_S: Final = 120.0  # of one that touches all rows
-QUEUE: Final = 3  # so many transactions long one waits for a connection of the pool
-TRANSACTION_TIMEOUT: Final = 170_000  # the version of the server that has it
+TRANSACTION_S: Final = 10.0  # of one transaction, including its waits for locks
+LONG_S: Final = 120.0  # of a transaction that touches all rows
+QUEUE: Final = 3  # transactions long: how long a caller waits for a connection of the pool
+TRANSACTION_TIMEOUT: Final = 170_000  # the version of the server that has this setting
 TRIES: Final = 4
-PAUSE_S: Final = 0.03  # with full jitter, doubled from try to try: a database that is away is an error soon
-_DSN: Final = re.compile(
-    r"postgres(?:ql)?://(?:(?P<user>[^@/?#\s]*)@)?"
-    r"(?P<place>(?:[\w.%-]*|\[[\da-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.%-]*|\[[\da-fA-F:.]+\])(?::\d+)?)*"
-    r"(?:/[^@?#\s]*)?)(?:\?(?P<options>[^@#\s]*))?"
-)
+PAUSE_S: Final = 0.03  # with full jitter, doubled at each try: a database that is away is reported soon
 POOLER: Final = (
     "through a pooler in transaction mode the store needs listen_dsn=, a way to the database that does not go through "
     "it or is in session mode, and connect={'statement_cache_size': 0}"
 )
+# Qualified by hand: it runs with the role's own search_path, since it asks for the first schema of it.
+_SERVER: Final = (
+    "SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_setting('server_encoding'), "
+    "pg_catalog.current_setting('synchronous_commit'), pg_catalog.current_schema()"
+)
+# A neighbour in the same database can put functions, operators and types into schemas that the role's search_path
+# finds before the server's own, or that fit the arguments better. They would run with our rights.
+_BEGIN: Final = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED {access}; SET LOCAL search_path = pg_catalog, pg_temp; "
+    "SET LOCAL statement_timeout = {limit_ms}; SET LOCAL lock_timeout = {lock_ms}; "
+    "SET LOCAL idle_in_transaction_session_timeout = {limit_ms};"
+)
 
 
 class Again(Exception):
-    """Somebody was faster between two statements: the transaction is to be done once more."""
+    """Another session was faster between two statements: the transaction is to be done again."""
 
 
-class _InDoubt(Exception):
-    """The answer to COMMIT was lost; its cause says how."""
+@frozen
+class Server:
+    """What a server says of itself. `schema`: the first of the role's search path that exists."""
+
+    version: int
+    encoding: str
+    waits_for_disk: bool
+    schema: str | None
 
 
-class Address:
-    """A DSN, and what of it may be shown. Raises `ConfigurationError`, which shows nothing of it."""
-
-    def __init__(self, dsn: str) -> None:
-        parts = _DSN.fullmatch(dsn) if isinstance(dsn, str) else None
-        if parts is None:
-            raise ConfigurationError(
-                "dsn must be postgresql://user:password@host:port/database?sslmode=..., with special characters of "
-                "user, password and options percent-encoded (@ is %40). It is not shown here: it may hold a password."
-            )
-        self.dsn = dsn
-        self.name = f"PostgreSQL at {unquote(parts['place']) or 'its default place'}"
-        words = [(parts["user"] or "").partition(":")[2]]
-        given = parse_qs(parts["options"] or "")
-        words += [word for name in ("password", "sslpassword") for word in given.get(name, [])]
-        self.secrets = tuple({word for raw in words for word in (raw, unquote(raw)) if word})
+@define(eq=False)
+class _Transaction(Generic[T]):
+    pool: Any
+    connection: Any
+    begin: str
+    work: Work[T]
+    is_ending: bool = False
 
 
 class Driver:
-    """Connections to one database; `listen`: the way for the one that listens. `options`: more arguments for
+    """Connections to one database; `listen`: the address for the listening connection. `options`: more arguments for
     `asyncpg.connect`.
 
     No setting of a session is relied on, and none is left behind, so that a pooler between us may hand out its
     connections as it likes; what holds for a transaction is said when it begins.
+
+    An operation of asyncpg is never cancelled: asyncpg would open a second connection to cancel it on the server, and
+    leave a task and a future behind. Whoever is cancelled, or waits too long, cuts the connection instead.
     """
 
     def __init__(self, address: Address, listen: Address, *, pool_size: int, options: Mapping[str, Any]) -> None:
@@ -80,13 +90,14 @@ class Driver:
         if isinstance(options.get("password"), str):
             self._secrets += (options["password"],)
         self._options = {"timeout": CONNECT_S, "command_timeout": TRANSACTION_S, **options}
-        self._limit_s: float = self._options.pop("command_timeout")
-        self.queue_s = QUEUE * self._limit_s
+        self.limit_s: float = self._options.pop("command_timeout")
+        self.queue_s = QUEUE * self.limit_s
         self.connect_s: float = self._options["timeout"]
         self._clock = SystemClock()
+        self._operations: set[asyncio.Task[Any]] = set()
         self._pool: Any = None
         self._pid = 0
-        self._settings, self._has_transaction_timeout = "", False
+        self._server = Server(0, "", waits_for_disk=True, schema=None)
         postgres = self._asyncpg
         self._not_lost = (postgres.QueryCanceledError, postgres.DataError, TimeoutError)
         self._lost = (postgres.PostgresConnectionError, postgres.OperatorInterventionError, postgres.InterfaceError,
@@ -97,36 +108,54 @@ class Driver:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
+    async def open(self) -> Server:
         self._pid = os.getpid()
-        self._settings, self._has_transaction_timeout = "", False
         self._pool = await self._asyncpg.create_pool(
-            self._address.dsn, min_size=0, max_size=self._pool_size, reset=_leave, **self._options
+            self._address.dsn, min_size=0, max_size=self._pool_size, reset=_no_reset, **self._options
         )
-        # A database may be told not to wait for its disk; what was paid for does.
-        if await self.run(lambda connection: connection.fetchval("SHOW synchronous_commit")) == "off":
-            self._settings = "SET LOCAL synchronous_commit = on;"
-        # What a client that lost its power has locked is let go in time; before version 17 the server's TCP sees to it.
-        version = await self.run(lambda connection: connection.fetchval("SHOW server_version_num"))
-        self._has_transaction_timeout = int(version) >= TRANSACTION_TIMEOUT
+        version, encoding, synchronous_commit, schema = await self._retried(
+            lambda connection: connection.fetchrow(_SERVER), self.limit_s, "BEGIN READ ONLY"
+        )
+        self._server = Server(int(version), encoding, synchronous_commit != "off", schema)
+        return self._server
 
     async def close(self) -> None:
+        """Wait for what is under way, and close. If it takes too long, or is cancelled, connections are cut instead;
+        nothing is left either way."""
         pool, self._pool = self._pool, None
         if pool is None or not self.is_ours:
             return
+        closing = self._started(self._end(pool, tuple(self._operations)))
         try:
-            async with self._clock.timeout(self._limit_s):
-                await pool.close()
-        except Exception:
+            async with self._clock.timeout(self.limit_s):
+                await asyncio.wait({closing})
+        except TimeoutError:
+            pass
+        finally:
             pool.terminate()
+            await wait_out(closing)
 
-    async def line(self) -> Any:
+    async def abort(self) -> None:
+        """Cut all connections."""
+        pool, self._pool = self._pool, None
+        if pool is not None and self.is_ours:
+            pool.terminate()
+            await wait_out(*self._operations)
+
+    @staticmethod
+    async def _end(pool: Any, running: tuple[asyncio.Task[Any], ...]) -> None:
+        if running:
+            await asyncio.wait(running)
+        with contextlib.suppress(Exception):
+            await pool.close()
+
+    async def listening(self) -> Any:
         """A connection of its own, beside the pool."""
-        return await self._asyncpg.connect(self._listen.dsn, command_timeout=self._limit_s, **self._options)
+        return await self._asyncpg.connect(self._listen.dsn, **self._options)
 
     @property
     def is_ours(self) -> bool:
-        """Not a forked child's: there the sockets are the parent's."""
+        """False in a forked child: there the sockets are the parent's."""
         return self._pid == os.getpid()
 
     def check_process(self) -> None:
@@ -136,85 +165,110 @@ class Driver:
     # --- transactions --------------------------------------------------------------------------------------------
 
     async def read(self, work: Work[T]) -> T:
-        """The result of one SELECT, which needs no transaction around it. Raises `StoreError`."""
-        return await self._tried(lambda: self._look(work))
+        """The result of `work`, which only reads. Raises `StoreError`."""
+        return await self._retried(work, self.limit_s, self._begin(self.limit_s, "READ ONLY"))
 
     async def run(self, work: Work[T], *, limit_s: float | None = None) -> T:
         """The result of `work` once its transaction is committed. Raises `StoreError`.
 
         What broke for a reason that passes (a cut connection, a deadlock) is done again. If the connection was cut
-        while COMMIT was on its way, `work` finds its own writing; it must know it again.
+        while COMMIT was on its way, `work` finds what it wrote itself; it must recognise it.
         """
-        return await self._tried(lambda: self._transact(work, limit_s or self._limit_s))
+        limit_s = limit_s or self.limit_s
+        return await self._retried(work, limit_s, self._begin(limit_s, "READ WRITE"))
 
-    async def _tried(self, once: Callable[[], Awaitable[T]]) -> T:
-        self.check_process()
-        if self._pool is None:
-            raise StoreError(f"{self._address.name} is not open.")
+    async def _retried(self, work: Work[T], limit_s: float, begin: str) -> T:
         in_doubt = False
         for tries in range(1, TRIES + 1):
+            transaction: _Transaction[T] | None = None
             try:
-                return await once()
+                pool, connection = await self._acquired()
+                transaction = _Transaction(pool, connection, begin, work)
+                return await self.bounded(connection, self._transact(transaction), limit_s)
             except (StoreError, Unfit):
                 raise
+            except asyncio.CancelledError as error:
+                raise without_frames(error) from None
             except Exception as error:
-                cause = error.__cause__ if isinstance(error, _InDoubt) and error.__cause__ else error
-                in_doubt = in_doubt or cause is not error
-                if tries == TRIES or not (self.is_lost(cause) or isinstance(cause, self._passing)):
-                    raise self.failed(cause, in_doubt=in_doubt) from cause
+                is_lost = self.is_lost(error)
+                if transaction is not None and transaction.is_ending:
+                    in_doubt = in_doubt or is_lost or isinstance(error, TimeoutError)
+                if tries == TRIES or not (is_lost or isinstance(error, self._passing)):
+                    raise self.failed(error, in_doubt=in_doubt) from without_frames(error)
             await self._clock.sleep(random.uniform(0, PAUSE_S * 2**tries))  # noqa: S311 - no secret
         raise AssertionError("the last try returns or raises")
 
-    @contextlib.asynccontextmanager
-    async def _connection(self, limit_s: float) -> AsyncIterator[Connection]:
-        """A connection of the pool for so long; what is not at its end then, or breaks, ends with its connection."""
+    async def _acquired(self) -> tuple[Any, Any]:
+        self.check_process()
         pool = self._pool
-        connection = await pool.acquire(timeout=self.queue_s)
-        is_fine = False
+        if pool is not None:
+            connection = await pool.acquire(timeout=self.queue_s)
+            if pool is self._pool:
+                return pool, connection
+            connection.terminate()
+        raise StoreError(f"{self._address.name} is not open.")
+
+    async def bounded(self, connection: Any, operation: Coroutine[Any, Any, T], limit_s: float) -> T:
+        """The result of this operation on a connection, which is cut after `limit_s`, or when the caller is
+        cancelled. Raises `TimeoutError`, or what the operation raises."""
+        task = self._started(operation)
         try:
             async with self._clock.timeout(limit_s):
-                yield connection
+                await asyncio.wait({task})
+        except BaseException as error:
+            connection.terminate()
+            await wait_out(task)
+            if not isinstance(error, TimeoutError) or task.cancelled() or task.exception() is not None:
+                raise
+        return task.result()
+
+    def _started(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(operation, name="xiling store operation")
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        return task
+
+    async def _transact(self, transaction: _Transaction[T]) -> T:
+        connection, is_fine = transaction.connection, False
+        try:
+            await connection.execute(transaction.begin)
+            try:
+                result = await transaction.work(connection)
+            except Exception as error:
+                if not self.is_lost(error):
+                    await connection.execute("ROLLBACK")
+                    is_fine = True
+                raise
+            transaction.is_ending = True
+            await connection.execute("COMMIT")
             is_fine = True
-        except Exception as error:
-            is_fine = not self.is_lost(error) and not isinstance(error, TimeoutError)
-            raise
+            return result
         finally:
             with contextlib.suppress(Exception):  # a connection that was cut has left the pool by itself
-                if not is_fine or connection.is_in_transaction():  # the server rolls back what its client has left
+                if not is_fine:  # the server rolls back what its client has left
                     connection.terminate()
-                await pool.release(connection)
+                await transaction.pool.release(connection)
 
-    async def _look(self, work: Work[T]) -> T:
-        async with self._connection(self._limit_s) as connection:
-            return await work(connection)
+    async def on(self, connection: Any, work: Work[T]) -> T:
+        """The result of `work`, committed, on a connection outside the pool. If it raises, the connection is not to be
+        used again."""
 
-    async def _transact(self, work: Work[T], limit_s: float) -> T:
-        is_ending = False
-        try:
-            async with self._connection(limit_s) as connection:
-                await connection.execute(self._begin(limit_s))
-                try:
-                    result = await work(connection)
-                except Exception as error:
-                    if not self.is_lost(error):
-                        await connection.execute("ROLLBACK")
-                    raise
-                is_ending = True
-                await connection.execute("COMMIT")
-                return result
-        except Exception as error:
-            if is_ending and (self.is_lost(error) or isinstance(error, TimeoutError)):
-                raise _InDoubt from error
-            raise
+        async def transaction() -> T:
+            await connection.execute(self._begin(self.limit_s, "READ WRITE"))
+            result = await work(connection)
+            await connection.execute("COMMIT")
+            return result
 
-    def _begin(self, limit_s: float) -> str:
-        limit_ms = int(limit_s * 1000)
-        whole = f"SET LOCAL transaction_timeout = {2 * limit_ms};" if self._has_transaction_timeout else ""
-        return (
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-            f"SET LOCAL statement_timeout = {limit_ms}; SET LOCAL lock_timeout = {limit_ms};"
-            f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms};{whole}{self._settings}"
-        )
+        return await self.bounded(connection, transaction(), self.limit_s)
+
+    def _begin(self, limit_s: float, access: str) -> str:
+        limit_ms, lock_ms = int(limit_s * 1000), int(min(limit_s, self.limit_s) * 1000)
+        begin = _BEGIN.format(access=access, limit_ms=limit_ms, lock_ms=lock_ms)
+        # What a client that lost its power has locked is released in time; before version 17 the server's TCP does it.
+        if self._server.version >= TRANSACTION_TIMEOUT:
+            begin += f"SET LOCAL transaction_timeout = {2 * limit_ms};"
+        # A database may be told not to wait for its disk; what was paid for does.
+        return begin if self._server.waits_for_disk else f"{begin}SET LOCAL synchronous_commit = on;"
 
     # --- errors --------------------------------------------------------------------------------------------------
 
@@ -224,12 +278,14 @@ class Driver:
 
     def why(self, error: BaseException) -> str:
         """The error in words that hold no secret."""
-        said, *_ = scrub(str(error), *self._secrets).split("\n", 1)  # hints go on for pages
-        if isinstance(error, TimeoutError) and not said:
+        message, *_ = scrub(str(error), *self._secrets).split("\n", 1)  # hints go on for pages
+        if isinstance(error, TimeoutError) and not message:
             return "it did not answer in time"
+        if isinstance(error, self._asyncpg.LockNotAvailableError):
+            message += " (another session of this database holds a lock that is needed; see pg_locks)"
         if isinstance(error, self._strange_statement):
-            said += f" (is that a pooler? {POOLER})"
-        return said.rstrip(".") or type(error).__name__
+            message += f" (is that a pooler? {POOLER})"
+        return message.rstrip(".") or type(error).__name__
 
     def failed(self, error: BaseException, *, in_doubt: bool = False) -> StoreError:
         outcome = "Whether this step was stored is not known." if in_doubt else "Nothing of this step was stored."
@@ -241,8 +297,8 @@ class Driver:
         return StoreError(f"{self._address.name} cannot be used as a store: {self.why(error)}. Nothing was sent.")
 
 
-async def _leave(connection: Any) -> None:
-    """Nothing to reset: no transaction leaves anything behind."""
+async def _no_reset(connection: Any) -> None:
+    """No transaction leaves anything behind that would have to be reset."""
 
 
 def _asyncpg() -> Any:

@@ -35,7 +35,27 @@ MIGRATIONS: Final = (
     CREATE INDEX {jobs_over} ON {jobs} (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
     CREATE INDEX {jobs_owned} ON {jobs} (owner) WHERE owner IS NOT NULL;
     """,
+    """
+    ALTER TABLE {jobs} ADD COLUMN is_adopted BOOLEAN NOT NULL DEFAULT FALSE;
+    UPDATE {jobs} SET is_adopted = TRUE WHERE request IS NULL;
+    """,
 )
+_SET_VERSION: Final = """
+    INSERT INTO {kept} VALUES ('schema', $1) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value
+"""
+_GET_VERSION: Final = "SELECT value FROM {kept} WHERE name = 'schema'"
+# Not `to_regclass`: within a transaction it may remember from before the lock that there was no such table.
+_OWNERS: Final = """
+    WITH found AS (
+        SELECT NULL::text AS name, nspowner AS owner FROM pg_namespace WHERE nspname = $1
+        UNION ALL
+        SELECT c.relname::text, c.relowner FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1 AND c.relname = ANY($2)
+    )
+    SELECT found.name, r.rolname::text, r.rolsuper OR r.rolname = current_user OR r.rolname = 'pg_database_owner' OR
+        r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database()) OR r.rolname = $3
+    FROM found JOIN pg_roles AS r ON r.oid = found.owner
+"""
 _TABLES: Final = ("kept", "jobs", "tasks", "owners")
 _INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_owned")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_]{0,40}")
@@ -60,7 +80,7 @@ class Unfit(Exception):
 
 @frozen
 class Names:
-    """Full names, so that no `search_path` matters."""
+    """Full names of the tables, since no search_path finds them."""
 
     schema: str
     prefix: str
@@ -69,6 +89,10 @@ class Names:
         """`kept`, `jobs`, `tasks` or `owners`; of an index the name alone, as CREATE INDEX wants it."""
         short = f'"{self.prefix}{name}"'
         return f"{identifier(self.schema)}.{short}" if name in _TABLES else short
+
+    @property
+    def tables(self) -> dict[str, str]:
+        return {name: self[name] for name in _TABLES}
 
     @property
     def channel(self) -> str:
@@ -107,34 +131,26 @@ def hashed(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-async def prepare(connection: Connection, schema: str | None, prefix: str, *, may_migrate: bool) -> Names:
+async def prepare(connection: Connection, names: Names, *, may_migrate: bool, trusted: str | None = None) -> None:
     """Make the tables today's, inside the caller's transaction. Raises `Unfit`, or what the connection raises.
 
-    One process at a time does it; one that finds them as they should be needs no rights but to use them.
+    One process at a time does it; one that finds them as they should be needs no rights but to use them. `trusted`: a
+    role whose tables are accepted; see `_check_owners`.
     """
-    encoding = await connection.fetchval("SHOW server_encoding")
-    if encoding != "UTF8":
-        raise Unfit(f"its encoding is {encoding}; the store needs a database with the encoding UTF8")
-    if schema is None:
-        schema = await connection.fetchval("SELECT current_schema()")
-        if schema is None:
-            raise Unfit("no schema of its search_path exists: name one, PostgresStore(..., schema=...)")
-    names = Names(schema, prefix)
-    version = await _version(connection, names)
+    version = await _version(connection, names, trusted)
     if version < len(MIGRATIONS) and not may_migrate:
         raise Unfit(
             f"there are no tables {names['jobs']} of schema {len(MIGRATIONS)} in it (what is there is {version}); "
             "a store that may migrate makes them"
         )
     if version != len(MIGRATIONS):
-        await migrate(connection, names, MIGRATIONS)
-    return names
+        await migrate(connection, names, MIGRATIONS, trusted=trusted)
 
 
-async def migrate(connection: Connection, names: Names, scripts: Sequence[str]) -> None:
+async def migrate(connection: Connection, names: Names, scripts: Sequence[str], *, trusted: str | None = None) -> None:
     """Run the scripts that these tables have not seen. A transaction that fails leaves them as they were."""
     await connection.execute("SELECT pg_advisory_xact_lock($1)", names.lock)
-    version = await _version(connection, names)
+    version = await _version(connection, names, trusted)
     if version > len(scripts):
         raise Unfit(
             f"it was written by a newer xiling_async (its schema is {version}, this one knows {len(scripts)}); upgrade "
@@ -145,17 +161,32 @@ async def migrate(connection: Connection, names: Names, scripts: Sequence[str]) 
     words = {name: names[name] for name in (*_TABLES, *_INDEXES)}
     for script in scripts[version:]:
         await connection.execute(script.format_map(words))
-    await connection.execute(
-        f"INSERT INTO {names['kept']} VALUES ('schema', $1) "  # noqa: S608 - our own names
-        "ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value",
-        str(len(scripts)).encode(),
-    )
+    await connection.execute(_SET_VERSION.format_map(words), str(len(scripts)).encode())
 
 
-async def _version(connection: Connection, names: Names) -> int:
-    # Not `to_regclass`: within a transaction it may remember from before the lock that there was no such table.
-    is_there = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = $2"
-    if not await connection.fetchval(is_there, names.schema, f"{names.prefix}kept"):
+async def _version(connection: Connection, names: Names, trusted: str | None) -> int:
+    tables = await _check_owners(connection, names, trusted)
+    if f"{names.prefix}kept" not in tables:
         return 0
-    value = await connection.fetchval(f"SELECT value FROM {names['kept']} WHERE name = 'schema'")  # noqa: S608
+    value = await connection.fetchval(_GET_VERSION.format_map(names.tables))
     return 0 if value is None else int(value)
+
+
+async def _check_owners(connection: Connection, names: Names, trusted: str | None) -> list[str]:
+    """The names of our tables that exist. Raises `Unfit` if one of them, or the schema, belongs to a role that could be
+    a neighbour's: whoever made a table, or may drop it, decides what is read from it, and reading a view runs code.
+
+    Accepted are this role, a superuser, the owner of the database, and `trusted`. Membership in a role is not enough:
+    before PostgreSQL 16 a role can make others members of itself.
+    """
+    wanted = [f"{names.prefix}{name}" for name in _TABLES]
+    found = await connection.fetch(_OWNERS, names.schema, wanted, trusted)
+    for name, owner, is_trusted in found:
+        if not is_trusted:
+            what = f"the schema {names.schema!r}" if name is None else f"the table {name!r} in {names.schema!r}"
+            raise Unfit(
+                f"{what} belongs to {owner}, which is neither this role, nor the owner of the database, nor a "
+                "superuser, so it may be a trap. If that role may be trusted, say PostgresStore(..., "
+                f"owner={owner!r}); else take a schema of your own"
+            )
+    return [name for name, _, _ in found if name is not None]

@@ -18,10 +18,11 @@ from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, Resent, Verdict
 from xiling_async.models.record import JobRecord
 from xiling_async.stores.base import Watcher, seconds
-from xiling_async.stores.postgres.driver import LONG_S, POOLER, Address, Driver, Work
-from xiling_async.stores.postgres.listener import Line
-from xiling_async.stores.postgres.queries import PgRows
-from xiling_async.stores.postgres.schema import Connection, Unfit, is_prefix, is_schema, prepare
+from xiling_async.stores.postgres.address import Address, without_frames
+from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
+from xiling_async.stores.postgres.listener import Listener
+from xiling_async.stores.postgres.queries import Queries
+from xiling_async.stores.postgres.schema import Connection, Names, Unfit, is_prefix, is_schema, prepare
 
 T = TypeVar("T")
 
@@ -36,15 +37,17 @@ class PostgresStore:
     `dsn`: `postgresql://user:password@host:port/database?sslmode=verify-full`. `schema`: made if it is missing; None:
     the first of the search path. `table_prefix`: letters, digits, `_`. `pool_size`: connections; one more listens.
     `heartbeat_s`: how often an open store shows that it lives; after six without a sign, what it was sending becomes
-    uncertain, and is never sent again. `migrate`: whether it may make and change tables. `connect`: more arguments for
-    `asyncpg.connect` (`ssl`, `timeout`, `command_timeout`, ...).
+    uncertain, and is never sent again. `migrate`: whether it may make and change tables. `owner`: the role that made
+    the tables, if that is neither this role, nor the owner of the database, nor a superuser; tables of any other role
+    are refused. `connect`: more arguments for `asyncpg.connect` (`ssl`, `timeout`, `command_timeout`, ...).
 
     Behind a pooler in session mode there is nothing to do. In transaction mode a pooler loses notifications and may
     lose prepared statements: give `listen_dsn`, a way to the same database that does not go through it, and
     `connect={"statement_cache_size": 0}`.
     """
 
-    is_shared: Final = True
+    is_shared: bool = True
+    _place = "without a DSN"  # shown if the DSN is refused
 
     def __init__(
         self,
@@ -56,10 +59,15 @@ class PostgresStore:
         heartbeat_s: float = 5.0,
         migrate: bool = True,
         listen_dsn: str | None = None,
+        owner: str | None = None,
         connect: Mapping[str, Any] | None = None,
     ) -> None:
-        self._address = Address(dsn)
-        listen = self._address if listen_dsn is None else Address(listen_dsn)
+        try:
+            self._address = Address(dsn)
+            listen = self._address if listen_dsn is None else Address(listen_dsn)
+        finally:
+            del dsn, listen_dsn  # a traceback may be shown with the variables of its frames
+        self._place = self._address.name.removeprefix("PostgreSQL at ")
         if schema is not None and not is_schema(schema):
             raise ConfigurationError(f"schema must be a name of 1 to 63 bytes, not {schema!r}.")
         if not is_prefix(table_prefix):
@@ -68,21 +76,23 @@ class PostgresStore:
             raise ConfigurationError("pool_size must be a number from 1, heartbeat_s one above 0.")
         self._schema = schema
         self._prefix = table_prefix
-        self._heartbeat_s = heartbeat_s
+        self.heartbeat_s = heartbeat_s
         self._may_migrate = migrate
+        self._trusted = owner
         self._owner = secrets.token_hex(8)
         self._driver = Driver(self._address, listen, pool_size=pool_size, options=connect or {})
         self._clock = SystemClock()
         self._is_open = False
-        self._rows: PgRows | None = None
-        self._line: Line | None = None
+        self._queries: Queries | None = None
+        self._listener: Listener | None = None
         self._watcher: Watcher | None = None
         self._doubt_s: float | None = None  # known once the client has taken over
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._orphans: set[str] = set()  # being sent as the table has it, and not in hand at the last heartbeat
         self._unsent: dict[str, str] = {}  # intents whose COMMIT was not answered, with their marks
 
     def __repr__(self) -> str:
-        return f"<PostgresStore {self._address.name.removeprefix('PostgreSQL at ')}>"
+        return f"<PostgresStore {self._place}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -95,93 +105,125 @@ class PostgresStore:
         try:
             await self._opened()
         except BaseException as error:
-            await self._let_go()
+            await self._let_go(in_a_hurry=True)
             if isinstance(error, Exception):
-                raise self._driver.refused(error) from error
-            raise
+                raise self._driver.refused(error) from without_frames(error)
+            raise without_frames(error) from None
 
     async def _opened(self) -> None:
-        await self._driver.open()
-        names = await self._driver.run(
-            lambda connection: prepare(connection, self._schema, self._prefix, may_migrate=self._may_migrate),
+        server = await self._driver.open()
+        if server.encoding != "UTF8":
+            raise Unfit(f"its encoding is {server.encoding}; the store needs a database with the encoding UTF8")
+        schema = self._schema or server.schema
+        if schema is None:
+            raise Unfit("no schema of its search_path exists: name one, PostgresStore(..., schema=...)")
+        names = Names(schema, self._prefix)
+        await self._driver.run(
+            lambda connection: prepare(connection, names, may_migrate=self._may_migrate, trusted=self._trusted),
             limit_s=LONG_S,
         )
-        self._rows = rows = PgRows(names, self._owner)
-        self._line = line = Line(
-            connect=self._driver.line,
-            beat=self._beat,
-            read=rows.many,
-            why=self._driver.why,
-            channel=names.channel,
-            heartbeat_s=self._heartbeat_s,
-            hello_s=self._driver.connect_s,
-        )
-        line.watcher = self._watcher
-        await line.open()
-        greeting = secrets.token_hex(8)
-        await self._driver.run(lambda connection: rows.greet(connection, greeting))
-        if not await line.has_heard(greeting):
+        self._queries = queries = Queries(names, self._owner)
+        self._listener = listener = Listener(self._driver, queries, self)
+        listener.watcher = self._watcher
+        await listener.open()
+        await self._driver.run(lambda connection: queries.greet(connection, listener.greeting))
+        if not await listener.is_greeted():
             raise Unfit(f"its notifications do not arrive; {POOLER}")
 
     async def close(self) -> None:
-        rows = self._rows
-        if rows is not None and self._driver.is_ours:
-            with contextlib.suppress(StoreError):  # if it is away: we are dead to the others soon, which is the same
-                await self._driver.run(rows.leave, limit_s=LEAVE_S)
-        await self._let_go()
-
-    async def _let_go(self) -> None:
-        self._rows = self._watcher = None
-        line, self._line = self._line, None
+        """Cancelled, it does the same in a hurry: no task, no heartbeat and no connection is left either way."""
+        queries = self._queries
+        in_a_hurry = True
         try:
-            if line is not None and self._driver.is_ours:
-                await line.close()
+            if queries is not None and self._driver.is_ours:
+                # If the database is away, this owner counts as dead soon, which comes to the same.
+                with contextlib.suppress(StoreError, TimeoutError):
+                    async with self._clock.timeout(LEAVE_S):
+                        await self._driver.run(queries.leave, limit_s=LEAVE_S)
+            in_a_hurry = False
         finally:
-            await self._driver.close()
-            self._is_open = False
+            await self._let_go(in_a_hurry=in_a_hurry)
+
+    async def _let_go(self, *, in_a_hurry: bool) -> None:
+        self._queries = self._watcher = None
+        listener, self._listener = self._listener, None
+        try:
+            if listener is not None and self._driver.is_ours:
+                await listener.close()
+        finally:
+            try:
+                await (self._driver.abort() if in_a_hurry else self._driver.close())
+            finally:
+                self._is_open = False
 
     def listen(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        if self._line is not None:
-            self._line.watcher = watcher
-
-    async def _beat(self, connection: Connection) -> None:
-        """On the line, in autocommit: what it comes to is the same however often it is done."""
-        rows = self._table
-        place = f"process {os.getpid()} on {socket.gethostname()}"
-        await rows.beat(connection, place, BEATS * self._heartbeat_s)
-        for job_id, mark in tuple(self._unsent.items()):
-            await rows.take_back(connection, job_id, mark, self._clock.time())
-            self._unsent.pop(job_id, None)
-        if self._doubt_s is not None:
-            await rows.bury(connection, self._clock.time(), self._doubt_s, mine=False)
+        if self._listener is not None:
+            self._listener.watcher = watcher
 
     @property
-    def _table(self) -> PgRows:
-        if self._rows is None:
+    def unreadable(self) -> int:
+        """How many jobs were skipped since it was opened, because their rows cannot be read; the log names them."""
+        return 0 if self._queries is None else len(self._queries.reader.skipped)
+
+    async def beat(self, connection: Connection) -> None:
+        """Show the other processes that this one lives; done twice it is the same as done once."""
+        queries, unsent, doubt_s = self._open_queries, dict(self._unsent), self._doubt_s
+        place = f"process {os.getpid()} on {socket.gethostname()}"
+
+        async def work(connection: Connection) -> set[str]:
+            await queries.beat(connection, place, BEATS * self.heartbeat_s)
+            for job_id, mark in unsent.items():
+                await queries.take_back(connection, job_id, mark, self._clock.time())
+            if doubt_s is None:
+                return set()
+            await queries.mark_dead_owners(connection, self._clock.time(), doubt_s, mine=False)
+            # Without a watcher it is not known what is in hand.
+            return set() if self._watcher is None else await self._doubt_orphans(connection, doubt_s)
+
+        self._orphans = await self._driver.on(connection, work)
+        for job_id, mark in unsent.items():
+            if self._unsent.get(job_id) == mark:
+                del self._unsent[job_id]
+
+    async def _doubt_orphans(self, connection: Connection, doubt_s: float) -> set[str]:
+        """A job that the table has as being sent by this store, and that no submit has in hand at two heartbeats in a
+        row, was left by a submit that broke off or by a COMMIT that landed late: it becomes uncertain."""
+        orphans = await self._open_queries.sending_here(connection) - self._in_hand()
+        doubted = orphans & self._orphans
+        if doubted:
+            await self._open_queries.doubt(connection, doubted, self._clock.time(), doubt_s)
+        return orphans
+
+    def _in_hand(self) -> frozenset[str]:
+        return frozenset() if self._watcher is None else self._watcher.in_hand()
+
+    @property
+    def _open_queries(self) -> Queries:
+        if self._queries is None:
             self._driver.check_process()
             raise StoreError(f"{self._address.name} is not open.")
-        return self._rows
+        return self._queries
 
     # --- what base.py promises -----------------------------------------------------------------------------------
 
     async def secret(self, fresh: bytes) -> bytes:
-        rows = self._table
-        return await self._driver.run(lambda connection: rows.secret(connection, fresh))
+        queries = self._open_queries
+        return await self._driver.run(lambda connection: queries.secret(connection, fresh))
 
     async def add(self, record: JobRecord) -> JobRecord:
-        rows, mark = self._table, secrets.token_hex(8)
-        return await self._intend(record.id, mark, lambda connection: rows.add(connection, record, mark))
+        queries, mark = self._open_queries, secrets.token_hex(8)
+        return await self._intend(record.id, mark, lambda connection: queries.add(connection, record, mark))
 
     async def change(self, job_id: str, event: Event) -> Change:
-        rows, mark = self._table, secrets.token_hex(8)
+        queries, mark = self._open_queries, secrets.token_hex(8)
         before: Change | None = None  # what the last try came to, if only its COMMIT failed
         looks = False
 
         async def work(connection: Connection) -> Change:
             nonlocal looks, before
             looked, looks = looks, True  # a second try has a reason
-            change = await rows.change(connection, job_id, event, mark, looks=looked)
+            change = await queries.change(connection, job_id, event, mark, looks=looked)
             if before is not None and change.verdict is Verdict.APPLIED:
                 change = Change(change.verdict, change.record, before.was)
             before = change
@@ -223,21 +265,21 @@ class PostgresStore:
             raise
 
     async def get(self, job_id: str) -> JobRecord | None:
-        rows = self._table
-        return await self._driver.read(lambda connection: rows.get(connection, job_id))
+        queries = self._open_queries
+        return await self._driver.read(lambda connection: queries.get(connection, job_id))
 
     async def by_key(self, key: str) -> JobRecord | None:
-        rows = self._table
-        return await self._driver.read(lambda connection: rows.by_key(connection, key))
+        queries = self._open_queries
+        return await self._driver.read(lambda connection: queries.by_key(connection, key))
 
     async def by_task(self, task_id: str) -> JobRecord | None:
-        rows = self._table
-        return await self._driver.read(lambda connection: rows.by_task(connection, task_id))
+        queries = self._open_queries
+        return await self._driver.read(lambda connection: queries.by_task(connection, task_id))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        rows, after = self._table, (float("-inf"), "")
+        queries, after = self._open_queries, (float("-inf"), "")
         while True:
-            page, last = await self._driver.read(partial(rows.oldest_open, after=after))
+            page, last = await self._driver.read(partial(queries.oldest_open, after=after))
             for record in page:
                 yield record
             if last is None:
@@ -245,9 +287,9 @@ class PostgresStore:
             after = last
 
     async def jobs(self) -> AsyncIterator[JobRecord]:
-        rows, before = self._table, (float("inf"), "")
+        queries, before = self._open_queries, (float("inf"), "")
         while True:
-            page, last = await self._driver.read(partial(rows.newest, before=before))
+            page, last = await self._driver.read(partial(queries.newest, before=before))
             for record in page:
                 yield record
             if last is None:
@@ -255,24 +297,25 @@ class PostgresStore:
             before = last
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
-        rows = self._table
-        return await self._driver.run(lambda connection: rows.claim(connection, now, limit, lease_s))
+        queries = self._open_queries
+        return await self._driver.run(lambda connection: queries.claim(connection, now, limit, lease_s))
 
     async def next_due(self) -> float | None:
-        return await self._driver.read(self._table.next_due)
+        return await self._driver.read(self._open_queries.next_due)
 
     async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
-        rows = self._table
+        queries = self._open_queries
         count = await self._driver.run(
-            lambda connection: rows.takeover(connection, now, doubt_s, per_second), limit_s=LONG_S
+            lambda connection: queries.takeover(connection, now, doubt_s, per_second), limit_s=LONG_S
         )
         self._doubt_s = doubt_s
         return count
 
     async def purge(self, older_than: timedelta | float) -> int:
-        rows, before = self._table, self._clock.time() - seconds(older_than)
+        queries, before = self._open_queries, self._clock.time() - seconds(older_than)
         purged = 0
         # Page by page: a submit does not wait for the whole of it.
-        while count := await self._driver.run(lambda connection: rows.purge(connection, before)):
+        in_hand = self._in_hand()
+        while count := await self._driver.run(lambda connection: queries.purge(connection, before, in_hand)):
             purged += count
         return purged
