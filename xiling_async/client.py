@@ -47,10 +47,11 @@ class Client:
     `aiohttp.ClientSession` for the API, left open at exit. `headers`: sent with every request to the API.
     `on_uncertain`: what `submit` does when it is not known whether the POST bought something: "wait" (the job is
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
-    `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
-    remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from
-    this machine and private networks (the simulator). `on_event`: called in the loop with each event, or
-    several such callables; `OpenTelemetry()` of `xiling_async.telemetry.otel` is one. `clock`: for tests.
+    `save_to`: a folder in which each result is saved as soon as it is known, also those found at a restart; the store
+    remembers the file (`Succeeded.file`, `await job.saved()`), and nothing is downloaded twice. Leaving `async with`
+    saves what is known by then, for at most `Timeouts.stall` seconds; a warning counts the rest. `allow_private`: it
+    may also come from this machine and private networks (the simulator). `on_event`: called in the loop with each
+    event, or several such callables; `OpenTelemetry()` of `xiling_async.telemetry.otel` is one. `clock`: for tests.
 
     Raises `ConfigurationError`. Use it with `async with`, in one event loop.
     """

@@ -156,6 +156,10 @@ class Engine:
             self._monitor.found(unfinished)
             if unfinished:
                 log.info("the store has %d unfinished jobs of earlier clients", unfinished)
+            undo.push_async_callback(self.downloads.close)
+            if self._auto_save is not None:  # closed when nothing can bring a result any more, and before the registry
+                undo.push_async_callback(self._auto_save.close)
+                await self._auto_save.start()
             if given.receiver is not None:  # before the sweeper: a callback is cheaper than a GET
                 await self._start(given.receiver)
                 undo.push_async_callback(given.receiver.stop)
@@ -163,11 +167,7 @@ class Engine:
             self.sweeper.start()
             undo.push_async_callback(self.submission.close)
             undo.push_async_callback(self.uploads.close)
-            undo.push_async_callback(self.downloads.close)
             undo.push_async_callback(self.maps.cancel)
-            if self._auto_save is not None:  # closed first: what saves results needs all the others
-                undo.push_async_callback(self._auto_save.close)
-                await self._auto_save.start()
             self._undo = undo.pop_all()
 
     def _downloads(self) -> Downloads:

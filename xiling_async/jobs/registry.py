@@ -78,6 +78,8 @@ class Registry:
         known = self._entries.setdefault(record.id, entry)
         held = await self._store.add(record)
         if held is not record:
+            if known.record is record:  # ours was not written: it must not pass for the one that the store holds
+                known.record, known.is_current = held, False
             return self.slot(held)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)

@@ -79,9 +79,10 @@ class Downloads:
     async def close(self) -> None:
         """End every download: what has come stays in its partial file where it can be resumed."""
         self._closed = True
-        await self._running.cancel()
-        await self._disk.close()
-        await self._transport.close()
+        async with AsyncExitStack() as last:  # each of them, also when this is cancelled
+            last.push_async_callback(self._transport.close)
+            last.push_async_callback(self._disk.close)
+            last.push_async_callback(self._running.cancel)
 
     async def download(self, result: object, to: str | os.PathLike[str], options: DownloadOptions) -> tuple[Path, ...]:
         """The files, one for each thing that was asked for. Raises as `Client.download` says."""

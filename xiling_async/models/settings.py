@@ -282,7 +282,8 @@ class Timeouts:
     """Seconds. `connect`: until a connection stands (DNS and TLS with it). `answer`: until an answer is read.
 
     `wait`: how long awaiting a job waits. `uncertain`: how long a submit of unknown fate may be adopted by
-    its callback before awaiting it raises `SubmitUncertain`. `stall`: a download without a byte.
+    its callback before awaiting it raises `SubmitUncertain`. `stall`: a download that brings fewer than
+    1,024 bytes a second for so long is tried again; leaving the client waits so long for files of `save_to`.
     """
 
     connect: float = field(default=10, validator=_positive)
