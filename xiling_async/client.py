@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast, overload
@@ -16,8 +15,9 @@ from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
-from xiling_async.errors import ConfigurationError, InvalidRequest
+from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout
 from xiling_async.jobs.engine import Engine, Opening, Settings
+from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job, checked_timeout
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
@@ -149,18 +149,28 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        return await self._submit(request, key)
+        return await self._submit(self._order(request, key))
 
-    async def _submit(self, request: Request[R], key: str | None, *, patient: bool = False) -> Job[R]:
+    def _order(self, request: Request[Any], key: str | None) -> Order:
         self._opening.check()
         if not isinstance(request, Request):
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
         if key is not None:
             check_name("key", key)
-        purchase = await self._engine.submission.submit(request, key, patient=patient)
-        job: Job[R] = Job(purchase.slot, self._engine.desk)
+        return Order(request=request, key=key)
+
+    async def _submit(self, order: Order) -> Job[Any]:
+        self._opening.check()
+        if order.key is not None:  # of a pair in `map`
+            check_name("key", order.key)
+        purchase = await self._engine.submission.submit(order)
+        entry, doubt = purchase.entry, purchase.doubt
+        job: Job[Any] = Job(entry, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
+            raise cast("Exception", error_of(entry.record, job=job)) from doubt
+        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
+            doubt.job = job
+            raise doubt
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
@@ -230,7 +240,7 @@ class Client:
         return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
-        """Submit, wait, and give the one result. `timeout`: seconds of waiting (None: `Timeouts.wait`).
+        """Submit, wait, and give the one result. `timeout`: seconds for all of it (None: `Timeouts.wait`).
 
         Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs, and for a
         timeout that is not above 0.
@@ -242,9 +252,29 @@ class Client:
                 f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
                 "use `await (await client.submit(request))`."
             )
-        job = await self.submit(request, key=key)
-        (result,) = await job.result(timeout)
+        order, clock = self._order(request, key), self._settings.clock
+        limit_s = self._settings.timeouts.wait if timeout is None else timeout
+        began_at = clock.time()
+        try:
+            async with clock.timeout(limit_s):
+                job: Job[R] = await self._submit(order)
+        except TimeoutError:
+            raise self._submit_timed_out(order, limit_s) from None
+        (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
+
+    def _submit_timed_out(self, order: Order, limit_s: float) -> WaitTimeout:
+        if order.entry is not None:
+            return Job[Any](order.entry, self._engine.desk).timed_out(limit_s)
+        if order.key is not None:  # another caller of this key may be sending it
+            what = f"unless another submit of it is under way, nothing was bought: client.find({order.key!r}) tells"
+            return WaitTimeout(
+                f"Waited {limit_s:g} s, and this call did not send the request; {what}.", charged="maybe"
+            )
+        message = (
+            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought."
+        )
+        return WaitTimeout(message, charged="no")
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
@@ -254,18 +284,19 @@ class Client:
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
         With keys a run that was cut short can be repeated: what was bought is not bought again.
 
-        A service that goes away is waited for, up to 10 minutes, if it has answered before. Leaving the loop, however
-        it happens, submits nothing more; jobs that were bought stay in the store, and `recover` or the same keys find
-        them. What the source itself raises is raised when all that was started is done.
+        A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
+        the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with
+        contextlib.aclosing(client.map(...)) as results` also ends at once what was started. Jobs that were bought stay
+        in the store, and `recover` or the same keys find them. An asynchronous source is closed. What the source
+        itself raises is raised when all that was started is done.
 
         Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
         """
         self._opening.check()
         if type(in_flight) is not int or in_flight < 1:
             raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        submit = partial(self._submit, patient=True)
         fan_out: FanOut[R] = FanOut(
-            checked(items), submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
+            checked(items), self._submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
         )
         return fan_out.results()
 

@@ -193,10 +193,11 @@ class SubmitUncertain(_OfJob):
     charged = "maybe"
 
 
-class ProtocolError(XilingError):
+class ProtocolError(_OfJob):
     """The service's answer is not what its documentation allows.
 
-    `json_path`: where in the answer; `sample`: its beginning, at most 512 bytes, secrets taken out.
+    `json_path`: where in the answer; `sample`: its beginning, at most 512 bytes, secrets taken out. `job`: what was
+    bought all the same, where that is known.
     """
 
     charged = "maybe"
