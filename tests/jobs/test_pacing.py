@@ -8,7 +8,8 @@ import logging
 import pytest
 from support import Road, client_of, gone, model_v, pumped, settle, started, turns_until
 
-from xiling_async import Client, Limits, Polling, WaitTimeout, WebhookReceiver
+from xiling_async import Client, ClientClosed, Limits, MemoryStore, Polling, WaitTimeout, WebhookReceiver
+from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
 
@@ -192,3 +193,26 @@ async def test_a_run_that_was_not_sent_in_time_bought_nothing() -> None:
         await first
         await settle(100)
         assert (len(sim.ledger.posts), sim.ledger.paid_submits) == (2, 1)
+
+
+class SharedStore(MemoryStore):
+    """As if other processes used it, too."""
+
+    is_shared = True
+
+
+async def test_closing_does_not_wait_for_a_job_that_another_process_sends() -> None:
+    """A submit waits for the key that another replica is sending: leaving the client sends it home at once."""
+    clock, store = ManualClock(), SharedStore()
+    async with Simulator(manual=True) as sim:
+        async with client_of(sim, clock=clock, store=store) as client:
+            theirs = JobRecord(
+                id="0" * 32, kind="image_to_video", key="order-42", request=model_v(), asked=1,
+                created_at=clock.time(), changed_at=clock.time(),
+            )  # fmt: skip
+            await store.add(theirs)
+            waiting = await started(client.submit(model_v(), key="order-42"))
+            assert not waiting.done()
+        with pytest.raises(ClientClosed):
+            await waiting
+        assert sim.ledger.posts == []
