@@ -208,6 +208,7 @@ class Submission:
             except asyncio.CancelledError:  # closing was cut short: the row tells the next client
                 parcel.done(_closed(charged="maybe"))
                 raise
+            del parcel  # while a sender waits for the next one, it keeps no job alive
 
     async def _next(self) -> _Parcel | None:
         self._idle += 1
