@@ -353,8 +353,8 @@ def test_a_cancelled_close_leaves_nothing_open(name: str, twice: bool, tmp_path:
                 await asyncio.wait([submit, waiter], timeout=HANG_S)
                 assert waiter.result() is ClientClosed
                 assert submit.done()
-                if not submit.cancelled():
-                    submit.exception()
+                assert not submit.cancelled(), "nobody cancelled this caller"
+                submit.exception()
                 await client.aclose()
                 await _gone(asyncio.all_tasks() - before)
                 assert not _is_listening(receiver)

@@ -122,7 +122,13 @@ class Submission:
             shared = Shared(work)
             entry = self._keyed[key] = (order, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
-        return await shared.join()
+        try:
+            return await shared.join()
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            raise _closed(charged="maybe") from None  # a close that was cut short ended the work, not the caller
 
     def _forget(self, key: str, entry: object) -> None:
         if self._keyed.get(key) is entry:
