@@ -16,8 +16,9 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import wait_out
 from xiling_async.errors import ConfigurationError, StoreError
+from xiling_async.stores.base import UnusableDatabase
 from xiling_async.stores.postgres.address import Address, without_frames
-from xiling_async.stores.postgres.schema import Connection, Unfit
+from xiling_async.stores.postgres.schema import Connection
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]  # may be called again, so doing it twice must be the same as doing it once
@@ -47,7 +48,7 @@ _BEGIN: Final = (
 )
 
 
-class Again(Exception):
+class ConcurrentChange(Exception):
     """Another session was faster between two statements: the transaction is to be done again."""
 
 
@@ -78,7 +79,7 @@ class Driver:
     connections as it likes; what holds for a transaction is said when it begins.
 
     An operation of asyncpg is never cancelled: asyncpg would open a second connection to cancel it on the server, and
-    leave a task and a future behind. Whoever is cancelled, or waits too long, cuts the connection instead.
+    leave a task and a future behind. A caller that is cancelled, or waits too long, cuts the connection instead.
     """
 
     def __init__(self, address: Address, listen: Address, *, pool_size: int, options: Mapping[str, Any]) -> None:
@@ -103,7 +104,7 @@ class Driver:
         self._lost = (postgres.PostgresConnectionError, postgres.OperatorInterventionError, postgres.InterfaceError,
                       postgres.IdleInTransactionSessionTimeoutError, OSError, EOFError)  # fmt: skip
         self._passing = (postgres.SerializationError, postgres.DeadlockDetectedError,
-                         postgres.InvalidCachedStatementError, Again)  # fmt: skip
+                         postgres.InvalidCachedStatementError, ConcurrentChange)  # fmt: skip
         self._strange_statement = (postgres.InvalidSQLStatementNameError, postgres.DuplicatePreparedStatementError)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Driver:
                 pool, connection = await self._acquired()
                 transaction = _Transaction(pool, connection, begin, work)
                 return await self.bounded(connection, self._transact(transaction), limit_s)
-            except (StoreError, Unfit):
+            except (StoreError, UnusableDatabase):
                 raise
             except asyncio.CancelledError as error:
                 raise without_frames(error) from None
