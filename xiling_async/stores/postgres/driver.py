@@ -206,7 +206,7 @@ class Driver:
             connection = await pool.acquire(timeout=self.queue_s)
             if pool is self._pool:
                 return pool, connection
-            connection.terminate()
+            _cut(connection)
         raise StoreError(f"{self._address.name} is not open.")
 
     async def bounded(self, connection: Any, operation: Coroutine[Any, Any, T], limit_s: float) -> T:
@@ -217,7 +217,7 @@ class Driver:
             async with self._clock.timeout(limit_s):
                 await asyncio.wait({task})
         except BaseException as error:
-            connection.terminate()
+            _cut(connection)
             await wait_out(task)
             if not isinstance(error, TimeoutError) or task.cancelled() or task.exception() is not None:
                 raise
@@ -247,7 +247,7 @@ class Driver:
         finally:
             with contextlib.suppress(Exception):  # a connection that was cut has left the pool by itself
                 if not is_fine:  # the server rolls back what its client has left
-                    connection.terminate()
+                    _cut(connection)
                 await transaction.pool.release(connection)
 
     async def on(self, connection: Any, work: Work[T]) -> T:
@@ -296,6 +296,11 @@ class Driver:
         if isinstance(error, StoreError) and error.__cause__ is not None:
             error = error.__cause__
         return StoreError(f"{self._address.name} cannot be used as a store: {self.why(error)}. Nothing was sent.")
+
+
+def _cut(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # it is back in the pool already
+        connection.terminate()
 
 
 async def _no_reset(connection: Any) -> None:
