@@ -1056,7 +1056,7 @@ def test_lines_are_told_once() -> None:
     assert out.getvalue() == f"accepted: job {'0' * 32}\n  task t\n{mute}\n"
     for version, state in enumerate((State.NOT_SENT, State.REJECTED, State.UNKNOWN, State.EXPIRED), 4):
         watch.saw(job_record(state=state, version=version))
-    teller.tell()
+        teller.tell()
     assert out.getvalue().splitlines()[3:] == [
         "not reached: nothing was sent", "unknown: no callback came in time", "expired",
     ]  # fmt: skip

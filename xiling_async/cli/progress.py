@@ -61,6 +61,7 @@ class _Teller:
 
     async def show(self, live: Live | None) -> None:
         while True:
+            await self._watch.refresh()
             self.tell()
             if live is not None:
                 live.update(self._all(), refresh=True)
@@ -112,7 +113,7 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
         return ["the service did not tell; it is asked again"] if is_mute else []
     lines = []
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
-        first = f"accepted: job {now.id}" if now.request is not None else "waiting for a task by its id"
+        first = f"accepted: job {now.id}" if now.attempt else "waiting for a task by its id"
         lines = [first, *(f"  task {task_id}" for task_id in now.task_ids)]
     told = _state_line(now, elapsed)
     return [*lines, told] if told else lines
@@ -129,6 +130,8 @@ def _state_line(now: JobRecord, elapsed: str) -> str:
             return f"{ended(now)} of {output.count(now.asked, 'task')} done after {elapsed}"
         case State.DONE | State.FAILED:
             good = sum(isinstance(outcome, Succeeded) for outcome in now.outcomes)
+            if not all(now.outcomes):
+                return f"{now.state.value}, after {elapsed}"
             return f"{now.state.value}: {good} of {output.count(now.asked, 'task')} succeeded, after {elapsed}"
         case state:
             return _TOLD.get(state, "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 from rich.console import Console
 
 from xiling_async._internal.clock import SystemClock
@@ -20,14 +20,14 @@ from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
 from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
 from xiling_async.cli.saving import Shelf, unsaved
-from xiling_async.cli.watch import Watch, watched
+from xiling_async.cli.watch import Watch
 from xiling_async.client import Client
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
 from xiling_async.jobs.job import Job
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord, State, Succeeded
 from xiling_async.models.settings import Polling, Timeouts
-from xiling_async.stores import Store
+from xiling_async.stores import MemoryStore, SQLiteStore, Store
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 T = TypeVar("T")
@@ -83,8 +83,8 @@ class Session:
     folder: Path | None = None
     what: str | None = None
     overwrite: bool = False
-    watch: Watch = field(factory=Watch)
     jobs: Store = field(init=False, repr=False)
+    watch: Watch = field(default=Factory(lambda self: Watch(self.jobs), takes_self=True), init=False)
     out: Console = field(factory=lambda: output.console(stderr=True))
     shelf: Shelf | None = field(init=False, repr=False)
 
@@ -93,8 +93,8 @@ class Session:
         return self.port is not None
 
     @jobs.default
-    def _watched_store(self) -> Store:
-        return watched(self.store, self.watch)
+    def _store_of_file(self) -> Store:
+        return MemoryStore() if self.store is None else SQLiteStore(self.store)
 
     @shelf.default
     def _shelf_of_folder(self) -> Shelf | None:
@@ -194,6 +194,7 @@ class Session:
             error = self._timed_out(over)
         except XilingError as caught:
             error = caught
+        await self.watch.refresh()
         return Ending(self.watch.jobs.get(job.id), error)
 
     async def _ask(self, job: Job[Any]) -> None:

@@ -173,7 +173,11 @@ class Batch(Session):
             store=self.jobs,
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
+            on_event=self.watch.on_event,
         )
+        for entry in self.tally.entries.values():
+            if entry.record is not None:
+                self.watch.follow(entry.record)
         shelves = Shelves(self.place, client, allow_private=allow_private)
         await shelves.make()
         with output.logged_errors(self.out):
