@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from hosts import Brisk
+from hosts import Brisk, brisk_timeouts
 
-from xiling_async import Client, Timeouts, Video, XilingError
-
-PATIENT = Timeouts(stall=20_000)  # of `Brisk`: 20 s
+from xiling_async import Client, Video, XilingError
 
 # What changes a folder says so before it does it: each is a step at which a process may die.
 STEPS = frozenset({"open", "os.truncate", "os.link", "os.rename", "os.remove"})
@@ -49,7 +47,7 @@ async def download(order: dict[str, Any]) -> None:
             die()
 
     video = Video(task_id="i2v-1", video_url=order["url"])
-    async with Client("sim-key", base_url="http://127.0.0.1:9/v1", clock=Brisk(), timeouts=PATIENT) as client:
+    async with Client("sim-key", base_url="http://127.0.0.1:9/v1", clock=Brisk(), timeouts=brisk_timeouts()) as client:
         await client.download(
             video, order["to"], allow_private=True, overwrite=order.get("overwrite", False), progress=progress
         )

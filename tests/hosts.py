@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
 import attrs
 import trustme
 
+from xiling_async import Timeouts
 from xiling_async._internal.clock import SystemClock, Timer
 
 PUBLIC = "127.0.0.2"  # taken for an address of the open internet by those tests that need one
@@ -30,6 +32,14 @@ class Brisk(SystemClock):
 
     async def sleep(self, delay_s: float) -> None:
         await super().sleep(delay_s / 1000)
+
+    def timeout(self, delay_s: float) -> AbstractAsyncContextManager[object]:
+        return super().timeout(delay_s / 1000)
+
+
+def brisk_timeouts(stall: float = 20_000) -> Timeouts:
+    """The usual patience of a client with a `Brisk` clock; of the stall of a download, which a test may want to see."""
+    return Timeouts(connect=10_000, answer=60_000, wait=1_800_000, uncertain=3_600_000, stall=stall)
 
 
 @attrs.frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import math
 import pickle
 from collections.abc import Callable, Coroutine
@@ -24,7 +25,10 @@ from xiling_async import (
     Limits,
     MemoryStore,
     Polling,
+    PostgresStore,
+    ReceiverLimits,
     Rejected,
+    SQLiteStore,
     Succeeded,
     TaskFailed,
     Timeouts,
@@ -136,6 +140,34 @@ def test_wrong_settings_are_configuration_errors(kind: type[Any]) -> None:
                 assert taken is None or math.isfinite(taken) or kind is Timeouts or name == "grace"
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (WebhookReceiver, {"public_url": "https://me.example/x"}),
+        (ReceiverLimits, {}),
+        (MemoryStore, {}),
+        (SQLiteStore, {"path": "jobs.db"}),
+        (PostgresStore, {"dsn": "postgresql://db.example.com/videos"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_a_wrong_argument_of_a_receiver_or_a_store_is_a_configuration_error(
+    kind: type[Any], given: dict[str, Any]
+) -> None:
+    """Every argument with values of every type: it is taken, or it is a ConfigurationError that shows no secret."""
+    taken: dict[str, int] = {}
+    for name in inspect.signature(kind).parameters:
+        if kind is SQLiteStore and name == "connect":  # for tests
+            continue
+        for value in ANY_VALUES:
+            try:
+                kind(**{**given, name: value})
+                taken[name] = taken.get(name, 0) + 1
+            except ConfigurationError as error:
+                assert str(error) and SECRET not in str(error)
+    assert {name for name, count in taken.items() if count > len(ANY_VALUES) / 2} == set(), "nothing is refused"
+
+
 def test_a_client_that_could_not_be_made_has_a_repr() -> None:
     """A debugger or a traceback with locals shows it, and does not fail in turn."""
     client = Client.__new__(Client)
@@ -226,10 +258,13 @@ async def test_a_closed_client_is_not_opened_again(sim: Simulator) -> None:
 
 
 async def test_entering_an_open_client_is_entering_it_once(sim: Simulator) -> None:
-    """`open` and then `async with` is one client, which is closed at the end of the block."""
+    """`open` and then `async with` is one client, which is closed at the end of the block; two blocks are refused."""
     client = await client_of(sim).open()
     async with client as same:
         assert same is client
+        await client.submit(model_v())
+        with pytest.raises(ConfigurationError, match="make a new one"):
+            await client.__aenter__()
         await client.submit(model_v())
     with pytest.raises(ClientClosed):
         await client.submit(model_v("sand"))

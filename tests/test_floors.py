@@ -41,6 +41,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("stores.sqlite*",),
     "asyncpg": ("stores.postgres.driver",),
     "jinja2": ("cli.batch.gallery",),
+    "google_crc32c": ("media.headers",),
     "orjson": ("_internal.json",),
     "uvloop": ("cli.runtime",),
     "asyncio.run": ("cli.runtime",),

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
+from xiling_async._internal.finish import finish
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
@@ -22,7 +23,7 @@ from xiling_async.jobs.engine import Engine, Settings
 from xiling_async.jobs.job import Job, checked_timeout
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
-from xiling_async.media.downloads import MAX_BYTES, Wish
+from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord, State, bare_job_id
 from xiling_async.models.request import Request, Result, check_name, is_name
@@ -127,17 +128,22 @@ class Client:
             if self._loop is not None:
                 raise ConfigurationError("A client is opened once: make a new one after it was closed.")
             self._loop = asyncio.get_running_loop()
-            await self._engine.open()
+            try:
+                await finish(self._engine.open(), name="xiling open")
+            except asyncio.CancelledError:
+                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
+                raise
             self._is_open = True
             return self
 
     async def aclose(self) -> None:
         """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
-        again. Raises `ConfigurationError` in another event loop."""
+        again. Cancelled, it stops waiting for what is under way, and leaves nothing behind all the same. Raises
+        `ConfigurationError` in another event loop."""
         self._check_loop()
         self._is_open = False
         async with self._changes:
-            await self._engine.close()
+            await finish(self._engine.close(), name="xiling close")
 
     async def __aenter__(self) -> Self:
         if self._is_entered:  # the inner block would close the client that the outer one still uses
@@ -237,11 +243,10 @@ class Client:
         `ClientClosed`.
         """
         self._check_open()
-        wish = Wish(
-            result=result, to=to, what=what, allow_private=allow_private, overwrite=overwrite, progress=progress,
-            max_bytes=max_bytes,
-        )  # fmt: skip
-        paths = await self._engine.downloads.download(wish)
+        options = DownloadOptions(
+            what=what, allow_private=allow_private, overwrite=overwrite, progress=progress, max_bytes=max_bytes
+        )
+        paths = await self._engine.downloads.download(result, to, options)
         return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:

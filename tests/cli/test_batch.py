@@ -447,7 +447,7 @@ async def test_a_file_that_cannot_be_had_now(sim: Simulator) -> None:
     gone = await xiling(sim, *words)
     assert gone.code == 1
     last = results()[-1]
-    assert (last["ok"], last["file"]) == (True, None) and "cannot be had any more" in last["message"]
+    assert (last["ok"], last["file"]) == (True, None) and "is no longer available" in last["message"]
 
 
 async def test_the_wait_is_over() -> None:

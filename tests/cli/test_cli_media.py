@@ -104,7 +104,7 @@ async def test_a_result_that_is_gone(sim: Simulator) -> None:
     sim.script(faults.media_gone())
     gone = await xiling(sim, "submit", "waves", *IMAGE, *QUICK, "--out", "clips")
     assert (gone.code, gone.out, names("clips")) == (1, "", [])
-    assert "cannot be had any more" in gone.error and "Try again" not in gone.error
+    assert "is no longer available" in gone.error and "Try again" not in gone.error
     assert not re.search("Signature|http://", gone.err)
 
 
@@ -214,7 +214,7 @@ async def test_the_real_service_never_names_this_machine(sim: Simulator) -> None
     (task_id,) = await bought(sim, "waves", *STORED)
     elsewhere = await xiling(sim, "download", task_id, *STORED, "--base-url", "https://api.keevx.com/v1")
     assert (elsewhere.code, elsewhere.out) == (1, "")
-    assert "is not fetched" in elsewhere.error
+    assert "was not requested" in elsewhere.error
     assert elsewhere.offered()[:5] == ["download", *STORED, "--base-url", "https://api.keevx.com/v1"]
 
 

@@ -307,7 +307,7 @@ def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.exit_code == 1
     line = one_error_line(done.stderr)
     assert line.startswith("xiling: the demo failed: 1 video not saved; job #")
-    assert line.endswith(f"cannot be kept in '{tmp_path}/b': is a directory.")
+    assert line.endswith(f"cannot be saved in '{tmp_path}/b': is a directory.")
     assert checks.DELIVERED not in done.stdout
 
 

@@ -78,7 +78,7 @@ async def test_one_that_cannot_be_kept_harms_no_other(sim: Simulator, tmp_path: 
 async def test_a_folder_that_cannot_be_is_said_before_anything_is_sent(sim: Simulator, tmp_path: Path) -> None:
     """A file stands where the folder should: `ConfigurationError` on entering, and nothing is left open."""
     (tmp_path / "clips").write_text("a file")
-    with pytest.raises(ConfigurationError, match="cannot be kept"):
+    with pytest.raises(ConfigurationError, match="cannot be saved"):
         async with client_of(sim, save_to=tmp_path / "clips"):
             raise AssertionError("never entered")
     assert sim.ledger.posts == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import Brisk
+from hosts import Brisk, brisk_timeouts
 from support import model_v
 
 import xiling_async
@@ -80,7 +80,8 @@ async def worker() -> AsyncIterator[Worker]:
 async def link_of(sim: Simulator, *given: Fault) -> str:
     """The link of a result with these faults."""
     sim.script(*given)
-    async with Client(sim.api_key, base_url=sim.base_url, clock=Brisk(), polling=Polling(every=10.0)) as client:
+    options: dict[str, Any] = {"clock": Brisk(), "timeouts": brisk_timeouts(), "polling": Polling(every=10.0)}
+    async with Client(sim.api_key, base_url=sim.base_url, **options) as client:
         return (await client.run(model_v())).video_url
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -10,30 +9,25 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
+import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from xiling_async._internal.clock import SystemClock
-from xiling_async.media import checksums, partial_file
 from xiling_async.media import headers as announced
+from xiling_async.media import partial_file
 from xiling_async.media.file_types import HEAD_BYTES, kind_of
 from xiling_async.media.headers import Announced, Contradiction
-from xiling_async.media.partial_file import FLUSH_BYTES, Busy, Part, part_beside
-from xiling_async.media.paths import stem_of
-from xiling_async.media.spool import Disk, Spool
+from xiling_async.media.partial_file import FLUSH_BYTES, Busy, PartialFile
+from xiling_async.media.paths import part_beside, stem_of
 from xiling_async.simulator import Simulator
-
-T = TypeVar("T")
 
 DATA = b"0123456789" * 1_000
 MD5 = base64.b64encode(hashlib.md5(DATA).digest()).decode()
-CRC = base64.b64encode(checksums.extend_by_tables(0, DATA).to_bytes(4, "big")).decode()
+CRC = base64.b64encode(google_crc32c.value(DATA).to_bytes(4, "big")).decode()
 MEDIA = Path(sys.modules[Simulator.__module__].__file__ or "").parent / "media/samples"
 
 
@@ -67,37 +61,30 @@ def test_real_files_are_what_they_are(path: Path) -> None:
 # --- digests -------------------------------------------------------------------------------------------------------
 
 
-def test_crc32c_is_castagnolis() -> None:
-    """The check value of the RFC's polynomial, and the vectors of RFC 3720, B.4."""
-    assert checksums.extend_by_tables(0, b"123456789") == 0xE3069283
-    assert checksums.extend_by_tables(0, bytes(32)) == 0x8A9136AA
-    assert checksums.extend_by_tables(0, b"\xff" * 32) == 0x62A8AB43
-    assert checksums.extend_by_tables(0, bytes(range(32))) == 0x46DD794E
-
-
 @given(st.lists(st.binary(max_size=70), max_size=8))
 def test_a_digest_of_pieces_is_that_of_the_whole(pieces: list[bytes]) -> None:
     """Wherever the network cuts the file."""
-    for name in checksums.PREFERRED:
-        by_piece, whole = checksums.new(name), checksums.new(name)
+    for name in announced.DIGESTS:
+        by_piece, whole = announced.new_digest(name), announced.new_digest(name)
         for piece in pieces:
             by_piece.update(piece)
         whole.update(b"".join(pieces))
-        assert checksums.text_of(by_piece) == checksums.text_of(whole)
+        assert announced.digest_text(by_piece) == announced.digest_text(whole)
 
 
-def test_the_fast_module_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`google_crc32c`, if there is one."""
+@pytest.mark.parametrize("installed", ["c", "python", None])
+def test_crc32c_is_checked_where_google_crc32c_is_fast(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> None:
+    """Without it, or without its C code, a crc32c is as good as not announced: md5 and the length still count."""
     module = types.ModuleType("google_crc32c")
-    module.__dict__["extend"] = lambda value, data: value + len(data)
-    for installed, expected in ((module, 9), (None, 0xE3069283)):
-        with monkeypatch.context() as patched:
-            patched.setitem(sys.modules, "google_crc32c", installed)  # None: as if it were not there
-            checksums._best_extend.cache_clear()
-            digest = checksums.new("crc32c")
-            digest.update(b"123456789")
-            assert digest.digest() == expected.to_bytes(4, "big")
-    checksums._best_extend.cache_clear()
+    module.__dict__.update(extend=lambda value, data: value + len(data), implementation=installed)
+    monkeypatch.setitem(sys.modules, "google_crc32c", module if installed else None)
+    announced.crc32c_extend.cache_clear()
+    try:
+        assert announced.digest_in_use({"crc32c": CRC}) == ("crc32c" if installed == "c" else None)
+        assert Announced(digests={"crc32c": CRC}).is_resumable is (installed == "c")
+        assert announced.digest_in_use({"crc32c": CRC, "md5": MD5}) == "md5"
+    finally:
+        announced.crc32c_extend.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -111,8 +98,9 @@ def test_the_fast_module_is_used_where_it_is_installed(monkeypatch: pytest.Monke
 )  # fmt: skip
 def test_only_real_digests_count(headers: list[str], found: dict[str, str]) -> None:
     """What has not the size of its kind, or is no base64, is as if it were not there."""
-    assert checksums.announced(headers) == found
-    assert checksums.chosen(found) == ("md5" if found else None)
+    fields = CIMultiDict([("Content-Length", "1"), *(("x-goog-hash", header) for header in headers)])
+    assert announced.of_whole(fields).digests == found
+    assert announced.digest_in_use(found) == ("md5" if found else None)
 
 
 # --- headers -------------------------------------------------------------------------------------------------------
@@ -227,13 +215,13 @@ def path(tmp_path: Path) -> Path:
 
 def half(path: Path, size: int = 4_000, **said: object) -> None:
     """What a download that was cut leaves."""
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     part.begin(known(**said))
     part.write(DATA[:size])
     part.leave()
 
 
-def caught_up(part: Part) -> Part:
+def caught_up(part: PartialFile) -> PartialFile:
     while part.catch_up():
         pass
     return part
@@ -242,9 +230,9 @@ def caught_up(part: Part) -> Part:
 def test_a_part_remembers_what_it_is_of(path: Path) -> None:
     """The bytes, their digest, and what was announced: in a later process too."""
     half(path)
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     assert (part.size, part.announced) == (4_000, known())
-    part.go_on(known())
+    part.resume(known())
     part.write(DATA[4_000:])
     assert caught_up(part).fault() is None
     assert part.head() == DATA[:HEAD_BYTES]
@@ -259,12 +247,12 @@ def test_a_part_remembers_what_it_is_of(path: Path) -> None:
 def test_a_part_of_something_else_starts_over(path: Path) -> None:
     """Another result, or more bytes than there can be."""
     half(path)
-    part = Part.open(path, "somebody else")
+    part = PartialFile.open(path, "somebody else")
     assert (part.size, path.stat().st_size) == (0, 0)
     part.leave()
     assert list(path.parent.iterdir()) == []
     half(path, total=3_000)
-    assert Part.open(path, "me").size == 0
+    assert PartialFile.open(path, "me").size == 0
 
 
 @pytest.mark.parametrize("said", [{"digests": {}, "validator": None}, {"size": 0}])
@@ -278,7 +266,7 @@ def test_what_cannot_be_resumed_does_not_stay(path: Path, said: dict[str, object
 
 def test_a_fault_is_named(path: Path) -> None:
     """The length first, then the digest; with nothing announced there is none."""
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     part.begin(known())
     part.write(DATA[:-1])
     assert part.fault() == f"{len(DATA)} bytes were announced, {len(DATA) - 1} came"
@@ -295,8 +283,8 @@ def test_a_fault_is_named(path: Path) -> None:
 def test_a_digest_that_is_told_late_is_over_all_bytes(path: Path) -> None:
     """The first answer had none; the bytes that are there are read again."""
     half(path, digests={})
-    part = Part.open(path, "me")
-    part.go_on(known(digests={"crc32c": CRC}))
+    part = PartialFile.open(path, "me")
+    part.resume(known(digests={"crc32c": CRC}))
     part.write(DATA[4_000:])
     assert caught_up(part).fault() is None
     part.discard()
@@ -304,7 +292,7 @@ def test_a_digest_that_is_told_late_is_over_all_bytes(path: Path) -> None:
 
 def test_large_parts_are_handed_to_the_disk_early(path: Path) -> None:
     """Nothing is lost by it."""
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     part.begin(Announced())
     block = bytes(range(256)) * 4_096
     for _ in range(2 * FLUSH_BYTES // len(block) + 1):
@@ -315,18 +303,18 @@ def test_large_parts_are_handed_to_the_disk_early(path: Path) -> None:
 
 def test_one_part_is_held_by_one(path: Path) -> None:
     """Also within a process; as soon as it is closed it is free."""
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     part.begin(known())
     part.write(DATA[:10])
     with pytest.raises(Busy):
-        Part.open(path, "me")
+        PartialFile.open(path, "me")
     part.leave()
-    assert Part.open(path, "me").size == 10
+    assert PartialFile.open(path, "me").size == 10
 
 
 def test_whoever_comes_while_a_part_gets_its_name_does_not_touch_it(path: Path) -> None:
     """A second process that opened the part just before it became the file finds that out, and begins a new one."""
-    part = Part.open(path, "me")
+    part = PartialFile.open(path, "me")
     part.begin(known())
     part.write(DATA)
     script = (
@@ -336,7 +324,7 @@ def test_whoever_comes_while_a_part_gets_its_name_does_not_touch_it(path: Path) 
         "    if not first: first.append(print('open', flush=True) or sys.stdin.readline())\n"
         "    lock(descriptor)\n"
         "parts._lock = late\n"
-        "part = parts.Part.open(Path(sys.argv[1]), 'me'); print(part.size); part.discard()\n"
+        "part = parts.PartialFile.open(Path(sys.argv[1]), 'me'); print(part.size); part.discard()\n"
     )
     command = [sys.executable, "-c", script, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -360,93 +348,3 @@ def test_what_the_system_does_not_tell_is_not_guessed(path: Path) -> None:
         assert partial_file._is_still(path, file.fileno())
         path.unlink()
         assert not partial_file._is_still(path, file.fileno())
-
-
-# --- the spool -----------------------------------------------------------------------------------------------------
-
-
-async def test_who_is_cancelled_waits_for_the_disk() -> None:
-    """However often: nothing goes on behind his back, and the disk's work is done when he goes."""
-    disk, done = Disk(2, SystemClock()), list[str]()
-    reached, gate = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def work() -> None:
-        loop.call_soon_threadsafe(reached.set)
-        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-        done.append("done")
-
-    caller = asyncio.create_task(disk.do(work))
-    await reached.wait()
-    for _ in range(3):
-        caller.cancel()
-        await asyncio.sleep(0)
-    assert (caller.done(), done) == (False, [])
-    gate.set()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    assert done == ["done"]
-    await disk.close()
-
-
-class InLoop(Disk):
-    """A disk that is done at the loop's next turn."""
-
-    def start(self, work: Callable[[], T]) -> asyncio.Task[T]:
-        async def run() -> T:
-            return work()
-
-        return asyncio.get_running_loop().create_task(run())
-
-
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_spool_is_drained_at_whatever_moment(turns: int) -> None:
-    """Also between the end of a step and the moment when the spool hears of it."""
-    written: list[bytes] = []
-    spool = Spool(
-        InLoop(1, SystemClock()),
-        first=lambda: None,
-        write=lambda data: written.append(bytes(data)),
-        written=lambda: None,
-    )
-    await spool.put(b"one")
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    await spool.drain()
-    assert written == [b"one"]
-
-
-async def test_a_spool_is_drained_to_its_end_by_who_is_cancelled() -> None:
-    """Nothing is written any more once it returns: the file can be closed."""
-    written: list[bytes] = []
-    disk = Disk(1, SystemClock())
-    spool = Spool(disk, first=lambda: None, write=lambda data: written.append(bytes(data)), written=lambda: None)
-    await spool.put(b"one")
-    drained = asyncio.create_task(spool.drain())
-    await asyncio.sleep(0)
-    drained.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await drained
-    assert written == [b"one"]
-    await disk.close()
-
-
-async def test_a_failed_spool_takes_nothing_more() -> None:
-    """The first failure counts; what waits is dropped, and nobody waits for room."""
-    disk, written = Disk(1, SystemClock()), list[bytes]()
-
-    def write(data: memoryview) -> None:
-        written.append(bytes(data))
-        raise ValueError("no more")
-
-    spool = Spool(disk, first=lambda: None, write=write, written=lambda: None)
-    await spool.put(b"one")
-    await spool.put(b"two")
-    await spool.drain()
-    for _ in range(5):
-        await spool.put(bytes(1024 * 1024))
-    await spool.drain()
-    assert len(written) == 1
-    assert b"onetwo".startswith(written[0])
-    assert isinstance(spool.failure, ValueError)
-    await disk.close()

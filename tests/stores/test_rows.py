@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,7 +10,6 @@ import pytest
 from support import model_kl, model_s, model_v
 
 from xiling_async import ImageToVideo
-from xiling_async._internal.file_lock import Held, hold, me
 from xiling_async.kinds import Video
 from xiling_async.models.record import Failed, JobRecord, Refusal, State, Succeeded
 from xiling_async.models.request import Request
@@ -144,70 +140,3 @@ def test_what_no_version_wrote_is_an_error(column: str, value: str) -> None:
     """A guess would be worse: the job might be bought again."""
     with pytest.raises((ValueError, TypeError, LookupError)):
         record_of(row_with(RECORD, **{column: value}))
-
-
-# --- who holds a file ----------------------------------------------------------------------------------------------
-
-
-def test_a_hold_is_one_processs_and_says_whose(tmp_path: Path) -> None:
-    """The second one is told who has it; letting go twice is letting go; nothing is left behind."""
-    path = tmp_path / "jobs.db-owner"
-    let_go = hold(path)
-    for _ in range(2):
-        with pytest.raises(Held, match=f"process {os.getpid()} on ") as caught:
-            hold(path)
-        assert str(caught.value) == me() == path.read_text()
-    let_go()
-    assert not path.exists()
-    again = hold(path)
-    let_go()
-    with pytest.raises(Held):
-        hold(path)
-    again()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_note_that_its_holder_took_away_meanwhile_is_made_anew(tmp_path: Path) -> None:
-    """Between opening and locking it the last holder may have gone: a lock on a file without a name holds nothing."""
-
-    class Vanishing(type(Path())):  # type: ignore[misc]
-        looked = 0
-
-        def stat(self, **options: Any) -> os.stat_result:
-            type(self).looked += 1
-            if type(self).looked == 1:
-                self.unlink()
-            return super().stat(**options)  # type: ignore[no-any-return]
-
-    let_go = hold(Vanishing(tmp_path / "owner"))
-    assert Vanishing.looked == 2
-    with pytest.raises(Held):
-        hold(tmp_path / "owner")
-    let_go()
-
-
-def test_racing_for_a_hold_has_one_winner(tmp_path: Path) -> None:
-    """Many threads take it and let go again and again: never two at once."""
-    path = tmp_path / "owner"
-    inside, most, wins = 0, 0, 0
-
-    def run() -> None:
-        nonlocal inside, most, wins
-        for _ in range(200):
-            try:
-                let_go = hold(path)
-            except Held:
-                continue
-            inside += 1
-            most, wins = max(most, inside), wins + 1
-            inside -= 1
-            let_go()
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
-    assert wins >= 1
-    assert list(tmp_path.iterdir()) == []

@@ -129,7 +129,7 @@ async def test_transfers_are_told(sim: Simulator, tmp_path: Path) -> None:
         await client.download(video, tmp_path / "a.mp4", allow_private=True)
         sim.script(faults.media_gone())
         (video,) = await (await client.submit(model_v("sand")))
-        with pytest.raises(Exception, match="cannot be had"):
+        with pytest.raises(Exception, match="no longer available"):
             await client.download(video, tmp_path / "b.mp4", allow_private=True)
         stats = client.stats()
     assert [(event.size_bytes, event.tries, event.error) for event in heard.of(Uploaded)] == [
@@ -343,8 +343,15 @@ async def test_every_event_is_a_line_at_debug(sim: Simulator, caplog: pytest.Log
 # --- the log -------------------------------------------------------------------------------------------------------
 
 PACKAGE = Path(xiling_async.__file__).parent
-OF_NO_JOB = ("%s", "the store ", "earlier results ", "%d jobs in a row ", "an on_event hook ")  # "%s" is an event
-OF_CONNECTIONS = ("connection.py", "server.py", "sockets.py")
+OF_NO_JOB = (
+    "%s",
+    "the store ",
+    "earlier results ",
+    "%d jobs in a row ",
+    "%d results ",
+    "an on_event hook ",
+)  # "%s" is an event
+OF_CONNECTIONS = ("server_log.py", "server.py", "sockets.py")
 
 
 def test_every_line_of_the_log_names_its_job() -> None:

@@ -51,11 +51,19 @@ class Tasks:
             raise
 
     async def cancel(self) -> None:
+        """Cancel all that runs and wait until it has ended, also when this wait is cancelled."""
+        cancelled: asyncio.CancelledError | None = None
         while self._running:
             running = tuple(self._running)
             for task in running:
-                task.cancel()
-            await asyncio.wait(running)
+                if not task.cancelling():  # a second time could interrupt what it puts in order
+                    task.cancel()
+            try:
+                await asyncio.wait(running)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
 
 async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:

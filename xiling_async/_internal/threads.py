@@ -1,11 +1,11 @@
-"""A few threads of our own for what would block the loop, files above all; gone when they are closed."""
+"""A few threads for blocking calls, files above all; none is left once they are closed."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from xiling_async._internal.clock import Clock
@@ -14,43 +14,55 @@ T = TypeVar("T")
 
 
 class Threads:
-    """At most so many, begun when they are needed. asyncio's own pool would outlive the client that used it."""
+    """At most `most` threads, started when needed.
+
+    Not `asyncio.to_thread`: the threads of the loop's own executor would outlive the client.
+    """
 
     def __init__(self, most: int, name: str, clock: Clock) -> None:
         self._most = most
         self._name = name
         self._clock = clock
-        self._permits = asyncio.Semaphore(most)  # what still waits can be called off
         self._executor: ThreadPoolExecutor | None = None
-        self._running: set[asyncio.Future[Any]] = set()
+        self._running: set[Future[Any]] = set()
         self._alive: list[threading.Thread] = []
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work`. Who is cancelled meanwhile does not wait for it: it must leave nothing to clean up."""
-        async with self._permits:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._most, thread_name_prefix=self._name, initializer=self._begun)
-            future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-            self._running.add(future)
-            future.add_done_callback(self._ended)
-            return await asyncio.shield(future)
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """The result of `function(*arguments)`, called in a thread.
 
-    def _begun(self) -> None:
+        No work outlives its caller: a cancelled caller calls off what has not begun, waits for what has, and only then
+        raises `CancelledError`.
+        """
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._most, thread_name_prefix=self._name, initializer=self._started)
+        work = self._executor.submit(function, *arguments)
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
+        result = asyncio.wrap_future(work)
+        is_cancelled = False
+        while not result.done():
+            try:
+                await asyncio.wait([result])
+            except asyncio.CancelledError:
+                is_cancelled = True
+                work.cancel()
+        if is_cancelled:
+            if not result.cancelled():
+                result.exception()  # nobody is left to hear of it
+            raise asyncio.CancelledError
+        return result.result()
+
+    def _started(self) -> None:
         self._alive.append(threading.current_thread())
 
-    def _ended(self, future: asyncio.Future[Any]) -> None:
-        self._running.discard(future)
-        if not future.cancelled():
-            future.exception()  # whoever awaits it has it, or has gone
-
     async def close(self) -> None:
-        """Wait for what runs, then until the threads are gone."""
+        """Wait for the work under way, then until the threads have ended."""
         executor, self._executor = self._executor, None
         if executor is None:
             return
         executor.shutdown(wait=False, cancel_futures=True)
-        while self._running:
-            await asyncio.wait(tuple(self._running))
-        while any(thread.is_alive() for thread in self._alive):  # a few microseconds: they have nothing left to do
+        while running := [asyncio.wrap_future(work) for work in tuple(self._running)]:
+            await asyncio.wait(running)
+        while any(thread.is_alive() for thread in self._alive):  # idle threads: they end within microseconds
             await self._clock.sleep(0)
         self._alive.clear()

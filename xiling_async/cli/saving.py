@@ -19,16 +19,11 @@ from xiling_async.cli import output
 from xiling_async.client import Client
 from xiling_async.errors import ConfigurationError, DownloadError, ResultExpired, XilingError
 from xiling_async.kinds import KINDS
-from xiling_async.media.paths import UNKNOWN, NoTarget, targets_of
+from xiling_async.media.paths import NoTarget, targets_of
 
 log = logging.getLogger("xiling_async.cli.saving")
 
 BOTH: Final = "both"
-# What such a file may turn out to be by its bytes, beside the types that are documented.
-OTHER_TYPES: Final = {
-    "video": ("mov", "webm", "mkv", UNKNOWN),
-    "thumbnail": ("jpg", "png", "gif", "bmp", "avif", "heic"),
-}
 NAME_CELLS: Final = 20
 ECHO_CELLS: Final = 3  # room for the ^C that a terminal writes: on a line of its own it would leave a bar behind
 
@@ -106,7 +101,7 @@ class Shelf:
         self, client: Client, result: Any, what: str, types: tuple[str, ...], *, allow_private: bool
     ) -> Path:
         if types and not self._overwrite:
-            found = await asyncio.to_thread(self._there_already, result.task_id, what, types)
+            found = await asyncio.to_thread(self._there_already, result, what)
             if found is not None:
                 output.say(self._out, f"there already: {found}")
                 return found
@@ -121,10 +116,10 @@ class Shelf:
         output.say(self._out, f"saved: {path.name}, {decimal(bar.size)}")
         return path
 
-    def _there_already(self, task_id: str, what: str, types: tuple[str, ...]) -> Path | None:
+    def _there_already(self, result: Any, what: str) -> Path | None:
+        kind = next(kind for kind in KINDS if isinstance(result, kind.result))
         try:
-            # Whatever the bytes turned out to be, not only the types that are documented.
-            (target,) = targets_of(self.folder, task_id, {what: (*types, *OTHER_TYPES.get(what, ()))})
+            (target,) = targets_of(self.folder, result.task_id, kind.media, [what])
             found = target.in_the_way()
         except (NoTarget, OSError):  # `Client.download` has the words for that
             return None

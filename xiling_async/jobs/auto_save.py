@@ -1,7 +1,8 @@
-"""Keeps results: each is downloaded as soon as it is known, and the store remembers where it is.
+"""Saves results in a folder: each is downloaded as soon as it is known, and the store remembers its file.
 
-A few workers share one queue of task ids, so that a million finished jobs cost no million tasks. What failed is tried
-again by the next client with the same store and folder.
+A few workers share one queue, so that a million finished jobs cost no million tasks. What fails is tried again, ever
+more rarely, until its link has expired; what is outstanding when the client closes is saved by the next client with the
+same store and folder.
 """
 
 from __future__ import annotations
@@ -9,100 +10,292 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from attrs import define, evolve, frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import StoreError, XilingError
+from xiling_async.errors import ClientClosed, DownloadError, ResultExpired, StoreError, XilingError
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
-from xiling_async.media.downloads import MAX_BYTES, Downloads, Wish
+from xiling_async.media.downloads import Downloads
+from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models.lifecycle import Kept
 from xiling_async.models.record import JobRecord, Succeeded
+from xiling_async.models.settings import Limits
 from xiling_async.stores.base import Store
 
 log = logging.getLogger("xiling_async.jobs.auto_save")
 
 WORKERS: Final = 8  # more would only queue for Limits.downloads
+RETRY_S: Final = 60.0  # after the first failure; twice as long after each further one
+LONGEST_RETRY_S: Final = 3600.0
 
 
-class Keeper:
-    """A result becomes `<task_id>.<type>` in `folder`, which is made when it is missing."""
+@frozen
+class SaveOptions:
+    """Where results are saved, and how. `stall_s`: how long closing waits for what is not saved yet."""
+
+    folder: Path
+    allow_private: bool
+    limits: Limits
+    stall_s: float
+
+
+@define(eq=False)
+class Unsaved:
+    """A result that has no file yet. `expires_at`: when its link has surely expired, Unix seconds."""
+
+    job_id: str
+    task_id: str
+    expires_at: float
+    result: Any  # None: the store has it
+    is_queued: bool = False
+    tries: int = 0
+    retry_at: float = 0.0
+    error: XilingError | None = None  # of the last try
+    saved: asyncio.Future[Path | XilingError] | None = None  # there when somebody waits
+
+
+class AutoSave:
+    """Each result becomes `<task_id>.<type>` in a folder, which is made when it is missing."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        allow_private: bool,
-        store: Store,
-        registry: Registry,
-        downloads: Downloads,
-        clock: Clock,
+        self, options: SaveOptions, *, store: Store, registry: Registry, downloads: Downloads, clock: Clock
     ) -> None:
-        self._folder = folder
-        self._allow_private = allow_private
+        self._options = options
         self._store = store
         self._registry = registry
         self._downloads = downloads
         self._clock = clock
-        self._due: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._queued: set[str] = set()
+        self._unsaved: dict[str, Unsaved] = {}  # by task id
+        self._queue: asyncio.Queue[Unsaved] = asyncio.Queue()
+        self._has_failed = asyncio.Event()
+        self._in_hand = 0  # in the queue, or with a worker
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._tasks = Tasks()
+        self._is_closing = False
+
+    @property
+    def outstanding(self) -> int:
+        """Results that are known and have no file yet."""
+        return len(self._unsaved)
 
     async def start(self) -> None:
         """Raises `ConfigurationError` when there cannot be such a folder."""
-        await self._downloads.make_folder(self._folder)
-        for _ in range(WORKERS):
-            self._tasks.start(self._work(), name="xiling keeper")
-        self._tasks.start(self._catch_up(), name="xiling keeper of earlier results")
+        longest_s = max(kind.result_ttl_s for kind in BY_NAME.values())
+        await self._downloads.open_folder(self._options.folder, lifetime_s=longest_s)
+        # One at a time with a limit of the folder's size: what a file of unknown size leaves is known when it is saved.
+        for _ in range(WORKERS if self._options.limits.saved_bytes is None else 1):
+            self._tasks.start(self._work(), name="xiling auto-save")
+        self._tasks.start(self._retry(), name="xiling auto-save: retry")
+        self._begin()
+        self._tasks.start(self._catch_up(), name="xiling auto-save: earlier results")
 
     async def close(self) -> None:
-        await self._tasks.cancel()
+        """Try everything that is outstanding once more, for at most `stall_s` seconds; log what is left."""
+        self._is_closing = True
+        try:
+            for item in self._unsaved.values():
+                self._enqueue(item)
+            if not self._is_idle.is_set():
+                with suppress(TimeoutError):
+                    async with self._clock.timeout(self._options.stall_s):
+                        await self._is_idle.wait()
+        finally:
+            await self._tasks.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        left, self._unsaved = list(self._unsaved.values()), {}
+        for item in left:
+            self._resolve(item, ClientClosed(
+                f"The client was closed before the result of task {item.task_id} was saved. A new client with the same "
+                "store and `save_to` saves it.",
+                charged="yes", job_id=item.job_id, task_ids=(item.task_id,),
+            ))  # fmt: skip
+        if left:
+            log.warning(
+                "%d results are not saved in %s: the client was closed before. A new client with the same store and "
+                "`save_to` saves them, as long as their links live. The first is task %s of job %s (%s)",
+                len(left), self._options.folder, left[0].task_id, left[0].job_id,
+                left[0].error or "it was not finished in time",
+            )  # fmt: skip
+
+    # --- what is to be saved -------------------------------------------------------------------------------------
 
     def changed(self, record: JobRecord) -> None:
-        """A record has changed: what it knows of results and has not kept is kept next."""
+        """A record has changed: results in it that have no file are saved next."""
         for outcome in record.outcomes:
-            if isinstance(outcome, Succeeded) and outcome.file is None and outcome.task_id not in self._queued:
-                self._queued.add(outcome.task_id)
-                self._due.put_nowait((record.id, outcome.task_id))
+            if isinstance(outcome, Succeeded) and outcome.file is None:
+                self._add(record, outcome.task_id, outcome.result)
+
+    def _add(self, record: JobRecord, task_id: str, result: Any) -> None:
+        kind = BY_NAME.get(record.kind)
+        if kind is not None and task_id not in self._unsaved:
+            item = Unsaved(record.id, task_id, record.changed_at + kind.result_ttl_s, result)
+            self._unsaved[task_id] = item
+            self._enqueue(item)
+
+    def _enqueue(self, item: Unsaved) -> None:
+        if not item.is_queued:
+            item.is_queued = True
+            self._begin()
+            self._queue.put_nowait(item)
+
+    def _begin(self) -> None:
+        self._in_hand += 1
+        self._is_idle.clear()
+
+    def _done(self) -> None:
+        self._in_hand -= 1
+        if not self._in_hand:
+            self._is_idle.set()
+
+    async def saved(self, record: JobRecord) -> tuple[Path, ...]:
+        """The files of all results in this record, once they are saved. Raises why one cannot be."""
+        if self._is_closing:
+            raise ClientClosed("The client is closed: nothing more is saved.", charged="yes", job_id=record.id)
+        self.changed(record)
+        succeeded = [outcome for outcome in record.outcomes if isinstance(outcome, Succeeded)]
+        return tuple([await self._saved(outcome) for outcome in succeeded])
+
+    async def _saved(self, outcome: Succeeded[Any]) -> Path:
+        item = self._unsaved.get(outcome.task_id)
+        if outcome.file is not None:
+            return Path(outcome.file)
+        if item is None:  # saved while another one was awaited
+            record = await self._store.by_task(outcome.task_id)
+            for each in record.outcomes if record else ():
+                if isinstance(each, Succeeded) and each.task_id == outcome.task_id and each.file is not None:
+                    return Path(each.file)
+            raise DownloadError(
+                f"The result of task {outcome.task_id} was not saved, and the store does not know it any more.",
+                task_ids=(outcome.task_id,),
+            )
+        if item.saved is None:
+            item.saved = asyncio.get_running_loop().create_future()
+        found = await asyncio.shield(item.saved)
+        if isinstance(found, XilingError):
+            raise found
+        return found
+
+    def why_unsaved(self, record: JobRecord) -> XilingError | None:
+        """What went wrong last with a result of this record that has no file yet."""
+        items = (self._unsaved.get(task_id) for task_id in record.task_ids)
+        return next((item.error for item in items if item is not None and item.error is not None), None)
+
+    # --- at work -------------------------------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """What was known before, as long as its links can live."""
+        """Results of earlier clients, as long as their links can live."""
         try:
             async for record in self._store.jobs():
                 kind = BY_NAME.get(record.kind)
                 if kind is not None and self._clock.time() - record.changed_at < kind.result_ttl_s:
-                    self.changed(record)
+                    for outcome in record.outcomes:
+                        if isinstance(outcome, Succeeded) and outcome.file is None:
+                            self._add(record, outcome.task_id, None)
         except StoreError as error:
-            log.warning("earlier results cannot be looked up, so they are not kept now: %s", error)
+            log.warning("earlier results cannot be looked up, so they are not saved by this client: %s", error)
+        finally:
+            self._done()
+
+    async def _retry(self) -> None:
+        """Queue again what is due; runs only while something has failed."""
+        reported_at = self._clock.time()
+        while True:
+            await self._has_failed.wait()
+            await self._clock.sleep(RETRY_S)
+            now = self._clock.time()
+            for item in self._unsaved.values():
+                if item.retry_at <= now:
+                    self._enqueue(item)
+            if not self._unsaved:
+                self._has_failed.clear()
+            elif now - reported_at >= LONGEST_RETRY_S:
+                reported_at = now
+                log.warning("%d results are not saved in %s yet", len(self._unsaved), self._options.folder)
 
     async def _work(self) -> None:
         while True:
-            job_id, task_id = await self._due.get()
+            item = await self._queue.get()
             try:
-                await self._keep(job_id, task_id)
-            except XilingError as error:
-                log.warning("job %s: the result of task %s could not be kept: %s", job_id, task_id, error)
-            except Exception:
-                log.exception("job %s: the result of task %s could not be kept", job_id, task_id)
+                await self._try(item)
             finally:
-                self._queued.discard(task_id)
+                item.is_queued = False
+                self._done()
 
-    async def _keep(self, job_id: str, task_id: str) -> None:
-        record = await self._store.get(job_id)
+    async def _try(self, item: Unsaved) -> None:
+        try:
+            path = await self._save(item)
+        except XilingError as error:
+            self._failed(item, error)
+        except Exception as error:  # whatever it is, it harms no other result
+            log.exception("job %s: saving the result of task %s failed", item.job_id, item.task_id)
+            message = f"The result of task {item.task_id} cannot be saved ({type(error).__name__}; the log says more)."
+            self._failed(item, DownloadError(message, task_ids=(item.task_id,)))
+        else:
+            del self._unsaved[item.task_id]
+            if path is not None:
+                self._resolve(item, path)
+
+    def _failed(self, item: Unsaved, error: XilingError) -> None:
+        now = self._clock.time()
+        item.error = error
+        item.tries += 1
+        item.retry_at = now + min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(item.tries - 1, 10))
+        if isinstance(error, ResultExpired) or now >= item.expires_at:
+            del self._unsaved[item.task_id]
+            log.error("job %s: the result of task %s is lost, it was not saved: %s", item.job_id, item.task_id, error)
+            self._resolve(item, error)
+            return
+        self._has_failed.set()
+        tell = log.warning if item.tries == 1 else log.info
+        tell("job %s: the result of task %s is not saved yet: %s", item.job_id, item.task_id, error)
+
+    def _resolve(self, item: Unsaved, end: Path | XilingError) -> None:
+        if item.saved is not None and not item.saved.done():
+            item.saved.set_result(end)
+
+    async def _save(self, item: Unsaved) -> Path | None:
+        """The file; None: the store does not know the result any more."""
+        result = item.result or await self._result_of(item)
+        if result is None:
+            return None
+        to = f"{self._options.folder}{os.sep}"
+        options = DownloadOptions(
+            what=None, allow_private=self._options.allow_private, free_bytes=self._options.limits.free_bytes
+        )
+        # There already: an earlier process put it in its place and died before it wrote that down.
+        path = await self._downloads.there_already(result, to, options)
+        if path is None:
+            options = evolve(options, max_bytes=await self._room())
+            (path,) = await self._downloads.download(result, to, options)
+        path = path.absolute()
+        await self._registry.apply(item.job_id, Kept(at=self._clock.time(), task_id=item.task_id, file=str(path)))
+        return path
+
+    async def _result_of(self, item: Unsaved) -> Any:
+        record = await self._store.get(item.job_id)
         for outcome in record.outcomes if record else ():
-            if outcome is None or outcome.task_id != task_id or not isinstance(outcome, Succeeded):
-                continue
-            wish = Wish(
-                result=outcome.result,
-                to=f"{self._folder}{os.sep}",
-                what="video",
-                allow_private=self._allow_private,
-                overwrite=False,
-                progress=None,
-                max_bytes=MAX_BYTES,
+            if isinstance(outcome, Succeeded) and outcome.task_id == item.task_id:
+                return outcome.result
+        return None
+
+    async def _room(self) -> int:
+        """The largest file that may be saved now. Raises `DownloadError` when the folder has reached its limit."""
+        limit = self._options.limits.saved_bytes
+        if limit is None:
+            return MAX_BYTES
+        left = limit - await self._downloads.size_of(self._options.folder)
+        if left <= 0:
+            raise DownloadError(
+                f"{self._options.folder} has reached its limit of {limit} bytes (Limits.saved_bytes). Move files "
+                "away: what is not saved yet follows by itself, as long as its link lives."
             )
-            # There already: a former process had put it in its place and died before it wrote that down.
-            path = await self._downloads.there_already(wish) or (await self._downloads.download(wish))[0]
-            await self._registry.apply(job_id, Kept(at=self._clock.time(), task_id=task_id, file=str(path.absolute())))
+        return min(MAX_BYTES, left)

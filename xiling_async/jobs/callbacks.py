@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async.api.wire import Report
@@ -18,6 +19,26 @@ from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.tokens import CallbackToken
 
 log = logging.getLogger("xiling_async.jobs.callbacks")
+
+WAKE_EVERY_S: Final = 10.0
+
+
+class WakeInterval:
+    """When a callback may make the client ask for a job's status: at once, and then every ten seconds at most, so
+    that one callback URL does not spend the rate of all jobs."""
+
+    def __init__(self) -> None:
+        self._woken_at: dict[str, float] = {}  # by job id; the oldest first
+
+    def due_at(self, job_id: str, now: float) -> float:
+        """When to ask after a callback that came `now`. It is never dropped."""
+        while self._woken_at and next(iter(self._woken_at.values())) <= now - WAKE_EVERY_S:
+            del self._woken_at[next(iter(self._woken_at))]
+        woken_at = self._woken_at.get(job_id)
+        if woken_at is not None:
+            return woken_at + WAKE_EVERY_S
+        self._woken_at[job_id] = now
+        return now
 
 
 @frozen(kw_only=True)
@@ -34,6 +55,7 @@ class Intake:
     on_callback: Callable[[], None]
     only_wakes: bool
     monitor: Monitor = UNWATCHED
+    _wakes: WakeInterval = field(factory=WakeInterval)
 
     async def apply(self, claim: CallbackToken, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""
@@ -70,7 +92,8 @@ class Intake:
         if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
             self.on_callback()
             if self.only_wakes and report.outcome is not None:
-                await self.registry.commit(claim.job_id, Asked(at=now, due_at=now))
+                due_at = self._wakes.due_at(claim.job_id, now)
+                await self.registry.commit(claim.job_id, Asked(at=now, due_at=due_at))
         return change.verdict
 
     async def _adopt(self, claim: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:

@@ -18,7 +18,7 @@ from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.api.throttle import Gate
 from xiling_async.api.transport import Transport
-from xiling_async.jobs.auto_save import Keeper
+from xiling_async.jobs.auto_save import AutoSave, SaveOptions
 from xiling_async.jobs.callbacks import Intake
 from xiling_async.jobs.job import Desk
 from xiling_async.jobs.poller import Sweeper
@@ -27,7 +27,7 @@ from xiling_async.jobs.submission import Submission
 from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import JobRecord
+from xiling_async.models.record import JobRecord, Outcome
 from xiling_async.models.request import Kind
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -58,6 +58,23 @@ class Settings:
     allow_private: bool
     on_event: tuple[Hook, ...]
     clock: Clock
+
+
+@frozen
+class KnownResults:
+    """What the service and the store know of a task whose files are downloaded."""
+
+    poller: Sweeper
+    store: Store
+
+    async def outcome(self, kind: Kind[Any], task_id: str) -> Outcome | None:
+        """One status GET."""
+        return await self.poller.outcome(kind, task_id)
+
+    async def ended_at(self, task_id: str) -> float | None:
+        """When the result of this task was known, as far as the store knows."""
+        record = await self.store.by_task(task_id)
+        return record.changed_at if record is not None and record.state.is_final else None
 
 
 class Engine:
@@ -112,8 +129,11 @@ class Engine:
             monitor=monitor,
         )
         self.downloads = self._downloads()
-        self._keeper = None if given.save_to is None else self._keeper_of(given.save_to)
-        self.desk = Desk(registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask)
+        self._auto_save = None if given.save_to is None else self._auto_save_to(given.save_to)
+        self.desk = Desk(
+            registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask,
+            auto_save=self._auto_save,
+        )  # fmt: skip
         self.maps = Tasks()  # of `Client.map`
         self._undo = AsyncExitStack()
 
@@ -142,39 +162,27 @@ class Engine:
             undo.push_async_callback(self.uploads.close)
             undo.push_async_callback(self.downloads.close)
             undo.push_async_callback(self.maps.cancel)
-            if self._keeper is not None:
-                undo.push_async_callback(self._keeper.close)
-                await self._keeper.start()
+            if self._auto_save is not None:  # closed first: what saves results needs all the others
+                undo.push_async_callback(self._auto_save.close)
+                await self._auto_save.start()
             self._undo = undo.pop_all()
 
     def _downloads(self) -> Downloads:
         given = self._given
-        return Downloads(
-            transport=MediaTransport(timeouts=given.timeouts, clock=given.clock),
-            clock=given.clock,
-            limits=given.limits,
-            timeouts=given.timeouts,
-            random=random.random,
-            outcome=self.sweeper.outcome,
-            ended_at=self._ended_at,
-            monitor=self._monitor,
-        )
+        transport = MediaTransport(timeouts=given.timeouts, clock=given.clock, limits=given.limits)
+        return Downloads(transport, KnownResults(self.sweeper, given.store), monitor=self._monitor)
 
-    def _keeper_of(self, folder: Path) -> Keeper:
+    def _auto_save_to(self, folder: Path) -> AutoSave:
         given = self._given
-        return Keeper(
-            folder,
-            allow_private=given.allow_private,
-            store=given.store,
-            registry=self.registry,
-            downloads=self.downloads,
-            clock=given.clock,
+        options = SaveOptions(
+            folder, allow_private=given.allow_private, limits=given.limits, stall_s=given.timeouts.stall
         )
+        return AutoSave(options, store=given.store, registry=self.registry, downloads=self.downloads, clock=given.clock)
 
     def _changed(self, record: JobRecord) -> None:
         self.sweeper.changed(record)
-        if self._keeper is not None:
-            self._keeper.changed(record)
+        if self._auto_save is not None:
+            self._auto_save.changed(record)
 
     def stats(self) -> Stats:
         in_flight = {
@@ -182,7 +190,8 @@ class Engine:
             "uploads": self.uploads.in_flight,
             "downloads": self.downloads.in_flight,
         }
-        return self._monitor.stats(in_flight, self._gate.closed_until)
+        unsaved = 0 if self._auto_save is None else self._auto_save.outstanding
+        return self._monitor.stats(in_flight, self._gate.closed_until, unsaved)
 
     async def close(self) -> None:
         """Stop everything, the last started first: no new submits, then no receiver, then no store."""
@@ -199,11 +208,6 @@ class Engine:
             attempt=attempt,
             expires_at=self._given.clock.time() + TOKEN_LIFE_S,
         )
-
-    async def _ended_at(self, task_id: str) -> float | None:
-        """When the result of this task was known, as far as the store knows."""
-        record = await self._given.store.by_task(task_id)
-        return record.changed_at if record is not None and record.state.is_final else None
 
     async def _start(self, receiver: WebhookReceiver) -> None:
         intake = Intake(

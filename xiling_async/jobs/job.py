@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from attrs import frozen
@@ -12,6 +14,7 @@ from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
 from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout, XilingError
+from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded
@@ -29,6 +32,7 @@ class Desk:
     clock: Clock
     timeouts: Timeouts
     ask: Callable[[Slot], Awaitable[object]]  # one status GET for each task that has no outcome yet
+    auto_save: AutoSave | None = None
 
 
 def checked_timeout(timeout: object) -> float:
@@ -124,6 +128,24 @@ class Job(Generic[R]):
             raise cast("Exception", error_of(record, job=self))
         return cast("tuple[Succeeded[R] | Failed, ...]", record.outcomes)
 
+    async def saved(self, timeout: float | None = None) -> tuple[Path, ...]:
+        """The files in the folder of `Client(save_to=...)`, one for each task that succeeded, in task order, once they
+        are saved. A download that fails is repeated until the result's link has expired. `timeout`: as in `result`.
+
+        Raises `ConfigurationError` without `save_to`, `ResultExpired` or another `DownloadError` when a file cannot be
+        saved any more, `WaitTimeout` (its cause is what went wrong last), `ClientClosed`; else as `outcomes`.
+        """
+        auto_save = self._desk.auto_save
+        if auto_save is None:
+            raise ConfigurationError("Nothing is saved: pass `save_to=` to the client, or use `client.download`.")
+        limit_s = self._desk.timeouts.wait if timeout is None else timeout
+        try:
+            async with self._desk.clock.timeout(limit_s):
+                await self.outcomes(math.inf)
+                return await auto_save.saved(self._slot.record)
+        except TimeoutError:
+            raise self._timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
+
     async def refresh(self) -> Job[R]:
         """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
 
@@ -154,6 +176,12 @@ class Job(Generic[R]):
 
     def _timed_out(self, limit_s: float) -> WaitTimeout:
         record = self._slot.record
+        if record.state.is_final:
+            return WaitTimeout(
+                f"Waited {limit_s:g} s for the files of job {record.id}: not all of them are saved yet. Saving "
+                "goes on: `await error.job.saved()` waits again.",
+                charged="yes", job=self, job_id=record.id, task_ids=record.task_ids,
+            )  # fmt: skip
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
             f"Waited {limit_s:g} s for {where}: it is still {record.state.value}. Only the wait is over: "

@@ -202,9 +202,7 @@ class Registry:
         if entry is not None:
             entry.update(record)
         if change.verdict is Verdict.APPLIED:
-            if isinstance(event, Heard) and event.outcome is not None:
-                self._monitor.task_ended(record, event.outcome)
-            self._monitor.changed(record, change.was)
+            self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._on_change(record)
 
     async def _restored(self, job_id: str, event: Event, change: Change) -> Change:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 HEAD_BYTES: Final = 64  # as many as are looked at
+UNKNOWN: Final = "bin"  # the type of all other bytes
+TYPES: Final = ("mp4", "mov", "webm", "mkv", "webp", "jpg", "png", "gif", "bmp", "avif", "heic", "ass", UNKNOWN)
 
 # What begins with these bytes is of this type, which is also the end of its file's name.
 _MAGIC: Final = (

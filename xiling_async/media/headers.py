@@ -1,21 +1,81 @@
-"""What a host says of a file, read from the headers of its answer; no I/O."""
+"""What a host announces of a file in the headers of its response, digests included; no I/O."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import functools
+import hashlib
+import importlib
 import re
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import field, frozen
 from multidict import CIMultiDict, CIMultiDictProxy
-
-from xiling_async.media import checksums
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
 _CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _UNSATISFIED: Final = re.compile(r"bytes +\*/(\d{1,18})", re.ASCII)
 _VISIBLE: Final = re.compile(r"[!-~][ -~]{0,998}")
+# Of those that are announced the first is checked. By name, with their bytes.
+DIGESTS: Final = {"md5": 16, "crc32c": 4}
+
+
+class Digest(Protocol):
+    def update(self, data: bytes | bytearray, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+class Crc32c:
+    """CRC-32C (RFC 3720, B.4), by `google_crc32c`."""
+
+    def __init__(self, extend: Callable[[int, bytes], int]) -> None:
+        self._extend = extend
+        self._value = 0
+
+    def update(self, data: bytes | bytearray, /) -> None:
+        self._value = self._extend(self._value, bytes(data))
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+@functools.cache
+def crc32c_extend() -> Callable[[int, bytes], int] | None:
+    """`google_crc32c.extend`; None where it is not installed, or has no C code: that in Python is too slow."""
+    try:
+        module: Any = importlib.import_module("google_crc32c")
+    except Exception:  # it warns where it has no C code, and warnings may be errors
+        return None
+    extend: Callable[[int, bytes], int] = module.extend
+    return extend if module.implementation == "c" else None
+
+
+def digest_in_use(digests: Mapping[str, str]) -> str | None:
+    """The name of the digest that is checked; None: none of these can be."""
+    return next((name for name in DIGESTS if name in digests and (name == "md5" or crc32c_extend())), None)
+
+
+def new_digest(name: str) -> Digest:
+    """A digest of nothing yet; `name` is of `digest_in_use`."""
+    extend = crc32c_extend()
+    return hashlib.md5(usedforsecurity=False) if name == "md5" or extend is None else Crc32c(extend)
+
+
+def digest_text(digest: Digest) -> str:
+    """In base64, as it is announced."""
+    return base64.b64encode(digest.digest()).decode("ascii")
+
+
+def is_digest(name: str, value: str) -> bool:
+    try:
+        return len(base64.b64decode(value, validate=True)) == DIGESTS.get(name)
+    except (binascii.Error, ValueError):
+        return False
 
 
 class Contradiction(ValueError):
@@ -33,7 +93,7 @@ class Announced:
     @property
     def is_provable(self) -> bool:
         """Whether a digest can prove the whole file."""
-        return checksums.chosen(self.digests) is not None
+        return digest_in_use(self.digests) is not None
 
     @property
     def is_resumable(self) -> bool:
@@ -68,7 +128,7 @@ class Announced:
         if total is not None and not (type(total) is int and total >= 0):
             return None
         if not isinstance(digests, dict) or not all(
-            isinstance(value, str) and checksums.is_digest(name, value) for name, value in digests.items()
+            isinstance(value, str) and is_digest(name, value) for name, value in digests.items()
         ):
             return None
         return cls(validator=validator, total=total, digests=digests)
@@ -83,8 +143,10 @@ def of_whole(headers: Headers) -> Announced:
     return said
 
 
-def of_rest(headers: Headers, start: int) -> Announced:
-    """What a 206 says to a request for all from `start` on. Raises `Contradiction` when it is anything else."""
+def of_rest(headers: Headers, start: int | None) -> Announced:
+    """What a 206 says to a request for all from `start` on (None: no range was asked for).
+
+    Raises `Contradiction` when it is the answer to anything else."""
     found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if found is None:
         raise Contradiction("no Content-Range of bytes")
@@ -110,7 +172,12 @@ def _length(headers: Headers) -> int | None:
 
 
 def _digests(headers: Headers) -> dict[str, str]:
-    return checksums.announced(headers.getall("x-goog-hash", []))
+    """Those in `x-goog-hash` (repeated, or with commas), in base64 as they came; what is not a digest is left out.
+
+    https://cloud.google.com/storage/docs/xml-api/reference-headers#xgooghash
+    """
+    pairs = (item.strip().partition("=") for item in ",".join(headers.getall("x-goog-hash", [])).split(","))
+    return {name: value for name, _, value in pairs if is_digest(name, value)}
 
 
 def _validator(headers: Headers) -> str | None:

@@ -1,20 +1,123 @@
-"""The HTTP sessions for media: they carry no key, follow nothing, and connect to public addresses only."""
+"""The HTTP sessions for media: they send no key, follow no redirect, and connect to public addresses only.
+
+They also decide when a request may leave: at most `Limits.downloads` at once, none to a host that asked for a pause.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
 
 import aiohttp
+from attrs import field, frozen
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.redact import shown
+from xiling_async.errors import DownloadError, StoreError, XilingError
 from xiling_async.media.ssrf import is_public, public_socket
-from xiling_async.models.settings import Timeouts
+from xiling_async.models.record import Outcome, Succeeded
+from xiling_async.models.request import Kind
+from xiling_async.models.settings import Limits, Timeouts
 
 MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
+LONGEST_PAUSE_S: Final = 60.0  # a host that asks for more is asked again after this
+PAUSED_HOSTS: Final = 1024  # hosts that are remembered; beyond this the pause that ends first is forgotten
+
+
+# What an exchange came to that did not bring the whole file.
+
+
+@frozen
+class Retryable:
+    """It may work at the next try. `pause_s`: what the host asked for. `limited`: it answered 429."""
+
+    reason: str
+    pause_s: float | None = None
+    limited: bool = False
+
+
+@frozen
+class LinkExpired:
+    reason: str
+
+
+@frozen
+class Corrupt:
+    """What came cannot be the announced file."""
+
+    reason: str
+
+
+@frozen
+class Failed:
+    """It cannot work."""
+
+    error: Exception
+
+
+Setback = Retryable | LinkExpired | Corrupt | Failed
+
+
+class Results(Protocol):
+    """What the service and the store know of a task whose files are downloaded."""
+
+    async def outcome(self, kind: Kind[Any], task_id: str) -> Outcome | None:
+        """What the service says of it now. Raises `XilingError`."""
+        ...
+
+    async def ended_at(self, task_id: str) -> float | None:
+        """When it ended, Unix seconds; None where that is not known. Raises `StoreError`."""
+        ...
+
+
+@frozen(kw_only=True)
+class MediaLink:
+    """Where a file of a result is, and how to ask for a new link when this one has expired."""
+
+    kind: Kind[Any]
+    task_id: str
+    what: str
+    url: str | None = field(repr=False)
+    results: Results
+
+    def __str__(self) -> str:
+        return f"The {self.what} of task {shown(self.task_id)}"
+
+    async def renewed(self) -> str | None:
+        """The link that the service gives now; None: it gives none. Raises `DownloadError`."""
+        try:
+            outcome = await self.results.outcome(self.kind, self.task_id)
+        except XilingError as error:
+            raise DownloadError(
+                f"The link to the {self.what} of task {shown(self.task_id)} has expired, and the service could not be "
+                f"asked for a new one: {error}",
+                task_ids=(self.task_id,),
+                retry_after=error.retry_after,
+            ) from error
+        return link_of(outcome.result, self.kind.media[self.what].field) if isinstance(outcome, Succeeded) else None
+
+    async def lifetime(self) -> str:
+        """A sentence that says how long results live."""
+        days = f"Results live {self.kind.result_ttl_s / 86400:g} days"
+        try:
+            ended_at = await self.results.ended_at(self.task_id)
+        except StoreError:
+            ended_at = None
+        if ended_at is None:
+            return f"{days}."
+        end = datetime.fromtimestamp(ended_at + self.kind.result_ttl_s, UTC)
+        return f"{days}, this one until {end:%Y-%m-%d %H:%M} UTC."
+
+
+def link_of(result: object, name: str) -> str | None:
+    """The link in this field of a result, if there is one."""
+    link: object = getattr(result, name)
+    return link if isinstance(link, str) and link else None
 
 
 class MediaTransport:
@@ -29,34 +132,63 @@ class MediaTransport:
         *,
         timeouts: Timeouts,
         clock: Clock,
+        limits: Limits,
         tls: ssl.SSLContext | None = None,
         is_public: Callable[[str], bool] = is_public,
     ) -> None:
-        self._timeouts = timeouts
-        self._clock = clock
+        self.timeouts = timeouts
+        self.clock = clock
+        self.limits = limits
+        self.waiting = 0  # requests that wait for one of the slots
         self._tls = tls
         self._is_public = is_public
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # made when they are needed
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+        self._slots = asyncio.Semaphore(limits.downloads)
+        self._paused_until: dict[str, float] = {}  # by host
 
     async def close(self) -> None:
         while self._sessions:
             await self._sessions.popitem()[1].close()
 
+    def pause(self, host: str, seconds: float) -> None:
+        """Send this host nothing for so long, at most `LONGEST_PAUSE_S`; other hosts are not affected."""
+        until = self.clock.time() + min(seconds, LONGEST_PAUSE_S)
+        self._paused_until[host] = max(until, self._paused_until.get(host, 0.0))
+        if len(self._paused_until) > PAUSED_HOSTS:
+            del self._paused_until[min(self._paused_until, key=self._paused_until.__getitem__)]
+
     @asynccontextmanager
-    async def get(
-        self, url: URL, headers: Mapping[str, str], *, allow_private: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, its body unread. Exceptions of aiohttp pass through, as in `Transport`."""
+    async def slot(self, host: str) -> AsyncIterator[None]:
+        """Hold one of the slots, once this host is not paused. Waiting for the host takes no slot."""
+        while True:
+            await self._not_paused(host)
+            self.waiting += 1
+            try:
+                await self._slots.acquire()
+            finally:
+                self.waiting -= 1
+            try:
+                if host not in self._paused_until:  # it may have been paused meanwhile
+                    yield
+                    return
+            finally:
+                self._slots.release()
+
+    async def _not_paused(self, host: str) -> None:
+        while (left_s := self._paused_until.get(host, 0.0) - self.clock.time()) > 0:
+            await self.clock.sleep(left_s)
+        self._paused_until.pop(host, None)
+
+    async def get(self, url: URL, headers: Mapping[str, str], *, allow_private: bool) -> aiohttp.ClientResponse:
+        """The response, its body unread; the caller releases it. Raises whatever aiohttp and the codecs raise."""
         session = self._sessions.get(allow_private)
         if session is None:
             session = self._sessions[allow_private] = self._session(allow_private=allow_private)
-        async with self._clock.timeout(self._timeouts.connect + self._timeouts.stall):
-            response = await session.get(
+        async with self.clock.timeout(self.timeouts.connect + self.timeouts.stall):
+            return await session.get(
                 url, headers=headers, timeout=self._timeout, allow_redirects=False, raise_for_status=False
             )
-        async with response:
-            yield response
 
     def _session(self, *, allow_private: bool) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(

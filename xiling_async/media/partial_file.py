@@ -1,92 +1,81 @@
-"""The half file on the disk: `<name>.part`, and beside it what is known of it; no network, no loop.
+"""The partial file on the disk, `<name>.part`, and beside it what is known of it; no network, no loop.
 
 The sidecar `<name>.part.json` says which result the bytes are of and what its host announced: never a URL, never a
-secret. A part is held by a lock while it is written, so that no two downloads write the same one.
+secret. A partial file is locked while it is written, so that no two downloads write the same one.
+
+Others may write to the folder, too. Neither file is opened through a symbolic link; one that has a second name (a hard
+link) or another owner is never read, written or truncated, but replaced by a new file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from xiling_async.media import checksums
-from xiling_async.media.file_types import HEAD_BYTES
-from xiling_async.media.headers import Announced
+from xiling_async.media.file_types import HEAD_BYTES, TYPES
+from xiling_async.media.headers import Announced, Digest, digest_in_use, digest_text, new_digest
 
 if sys.platform != "win32":
     import fcntl
 
 SUFFIX: Final = ".part"
 SIDECAR: Final = ".json"
-NAME_BYTES: Final = 255  # the longest name of a file on the usual file systems
 # The system is told so often to begin writing: else it waits for the fsync at the end, and all the world with it.
 FLUSH_BYTES: Final = 8 * 1024 * 1024
 CATCH_UP_BYTES: Final = 8 * 1024 * 1024  # of an earlier process's bytes that are read again at a time
-BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _SIDECAR_BYTES: Final = 16 * 1024
 _FORM: Final = 1
-# Never through a link that somebody else has put there; absent on Windows.
-_FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_FLAGS_HERE: Final = _FLAGS | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS: Final = os.O_RDWR | sum(
+    getattr(os, name, 0)
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NONBLOCK")  # where the system has them
+)
+_NEW: Final = _FLAGS | os.O_CREAT | os.O_EXCL
 
 
 class Busy(Exception):
-    """Another process writes this part now."""
+    """Another download writes this partial file now."""
 
 
-def part_beside(target: Path) -> Path:
-    """Where the half of this file is kept: the same place in every process. A name that is too long is cut, and told
-    apart by its hash."""
-    name = target.name
-    room = NAME_BYTES - len(SUFFIX + SIDECAR)
-    if len(os.fsencode(name)) > room:
-        mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        name = f"{os.fsencode(name)[: room - 17].decode('utf-8', 'ignore')}~{mark}"
-    return target.with_name(name + SUFFIX)
+class PartialFile:
+    """An open partial file. `size`: the bytes in it that count; `announced`: what is known of the whole file.
 
-
-class Part:
-    """An open part. `size`: the bytes in it that count; `announced`: what is known of the file that they are of.
-
-    Every method blocks and may raise `OSError`. `owner` says which result it is, in words of the sidecar.
+    Every method blocks and may raise `OSError`. `owner` says which result it is of, for the sidecar. `free_bytes`: as
+    much of the disk stays free.
     """
 
     def __init__(self, path: Path, descriptor: int, owner: str) -> None:
         self.path = path
         self.size = 0
+        self.free_bytes = 0
         self.announced = Announced()
         self._descriptor = descriptor
         self._owner = owner
-        self._digest: checksums.Digest | None = None
+        self._digest: Digest | None = None
         self._digested = 0
         self._flushed = 0
-        self._at = 0  # where the next byte would be written or read
 
     @classmethod
-    def open(cls, path: Path, owner: str) -> Part:
-        """The part at this path, held; with the bytes that an earlier download of the same result has left.
+    def open(cls, path: Path, owner: str) -> PartialFile:
+        """The partial file at this path, locked; with the bytes that an earlier download of the same result left.
 
         Raises `Busy`, or `OSError`.
         """
         while True:
-            descriptor = os.open(path, _FLAGS_HERE, 0o666)
+            descriptor, is_new = _opened(path)
             part = cls(path, descriptor, owner)
             try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(errno.EEXIST, "something that is no file is in the way", str(path))
                 _lock(descriptor)
-                found = os.fstat(descriptor)
-                if found.st_nlink == 1 and _is_still(path, descriptor):
-                    part._take_over(found.st_size)
-                    return part
-                if found.st_nlink > 1:  # it is a whole file already: its placing was cut short by a kill
+                if _is_still(path, descriptor):  # else its download has ended meanwhile
+                    if is_new or _is_ours(os.fstat(descriptor)):
+                        part._take_over(os.fstat(descriptor).st_size)
+                        return part
                     path.unlink(missing_ok=True)
             except BaseException:
                 part._close()
@@ -105,22 +94,20 @@ class Part:
         self._expect(announced)
         self._write_sidecar()
 
-    def go_on(self, announced: Announced) -> None:
+    def resume(self, announced: Announced) -> None:
         """Append to what is there; an answer to the request for the rest may have told more of the file."""
         if announced != self.announced:
             self._expect(announced)
             self._write_sidecar()
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append; on an error the part is as it was before."""
+    def write(self, data: bytes | bytearray) -> None:
+        """Append; on an error the partial file is as it was before."""
         rest = memoryview(data)
+        self._check_free(len(data))
         try:
-            if self._at != self.size:  # not each time: after each call into the system the interpreter is fought for
-                self._at = os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            os.lseek(self._descriptor, self.size, os.SEEK_SET)
             while rest:
-                written = os.write(self._descriptor, rest)
-                self._at += written
-                rest = rest[written:]
+                rest = rest[os.write(self._descriptor, rest) :]
         except BaseException:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self.size)
@@ -150,9 +137,9 @@ class Part:
         total = self.announced.total
         if total is not None and total != self.size:
             return f"{total} bytes were announced, {self.size} came"
-        name = checksums.chosen(self.announced.digests)
+        name = digest_in_use(self.announced.digests)
         if name is not None and self._digest is not None:
-            found = checksums.text_of(self._digest)
+            found = digest_text(self._digest)
             if found != self.announced.digests[name]:
                 return f"its {name} is {found}, announced was {self.announced.digests[name]}"
         return None
@@ -168,12 +155,16 @@ class Part:
     def place(self, target: Path, *, overwrite: bool) -> None:
         """Make it the file `target`, in one step, durably. Raises `FileExistsError` if that exists and must stay."""
         os.fsync(self._descriptor)
+        if not self._is_untouched(self.path):
+            raise OSError(errno.EBUSY, "the partial file was changed or replaced by another program", str(self.path))
         if sys.platform == "win32":  # pragma: no cover
             self._close()  # an open file is not renamed there
         if overwrite:
             self.path.replace(target)
         else:
             self._link(target)
+        if self._descriptor >= 0 and not self._is_untouched(target):
+            raise OSError(errno.EBUSY, "the file was replaced by another program", str(target))
         self.sidecar.unlink(missing_ok=True)
         self._close()
         _sync_folder(target.parent)
@@ -198,10 +189,10 @@ class Part:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _expect(self, announced: Announced) -> None:
-        before, name = checksums.chosen(self.announced.digests), checksums.chosen(announced.digests)
+        before, name = digest_in_use(self.announced.digests), digest_in_use(announced.digests)
         self.announced = announced
         if name != before or self.size == 0 or self._digest is None:
-            self._digest = None if name is None else checksums.new(name)
+            self._digest = None if name is None else new_digest(name)
             self._digested = 0
 
     def _take_over(self, size: int) -> None:
@@ -212,15 +203,19 @@ class Part:
         self.size = self._flushed = size
         self._expect(announced)
 
+    def _check_free(self, more: int) -> None:
+        if self.free_bytes and shutil.disk_usage(self.path.parent).free - more < self.free_bytes:
+            raise OSError(errno.ENOSPC, f"fewer than {self.free_bytes} bytes would be left", str(self.path))
+
+    def _is_untouched(self, path: Path) -> bool:
+        """Whether what stands at this path is our file, as we wrote it."""
+        status = os.fstat(self._descriptor)
+        return _is_still(path, self._descriptor) and status.st_nlink == 1 and status.st_size == self.size
+
     def _read_sidecar(self) -> Announced | None:
         """What is known of the bytes that are here; None: nothing that would let them be trusted."""
-        try:
-            descriptor = os.open(self.sidecar, _FLAGS_HERE & ~os.O_CREAT)
-            with os.fdopen(descriptor, "rb") as file:
-                found = json.loads(file.read(_SIDECAR_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
-        if not isinstance(found, dict) or (found.get("form"), found.get("result")) != (_FORM, self._owner):
+        found = _sidecar_of(self.sidecar)
+        if found.get("result") != self._owner:
             return None
         announced = Announced.from_json(found.get("announced"))
         if announced is None or not announced.is_resumable:
@@ -232,16 +227,15 @@ class Part:
     def _write_sidecar(self) -> None:
         said = {"form": _FORM, "result": self._owner, "boot": _boot(), "announced": self.announced.as_json()}
         self.sidecar.unlink(missing_ok=True)
-        descriptor = os.open(self.sidecar, _FLAGS_HERE | os.O_EXCL, 0o666)
+        descriptor = os.open(self.sidecar, _NEW, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(json.dumps(said).encode())
 
     def _read(self, start: int, size: int) -> bytes:
-        self._at = os.lseek(self._descriptor, start, os.SEEK_SET)
+        os.lseek(self._descriptor, start, os.SEEK_SET)
         data = os.read(self._descriptor, size)
-        self._at += len(data)
         if not data and size:
-            raise OSError(errno.EIO, "the part has become shorter than it was", str(self.path))
+            raise OSError(errno.EIO, "the partial file has become shorter", str(self.path))
         return data
 
     def _link(self, target: Path) -> None:
@@ -260,6 +254,57 @@ class Part:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def remove_stale(folder: Path, older_than: float) -> None:
+    """Remove partial files that nothing resumes any more: beside a finished file, or last written before `older_than`
+    (Unix seconds). Only ours (they have a sidecar), and only those that no download holds."""
+    names = {path.name for path in folder.iterdir()}
+    for name in names:
+        path = folder / name
+        if not name.endswith(SUFFIX) or name + SIDECAR not in names or not _sidecar_of(folder / (name + SIDECAR)):
+            continue
+        stem = name.removesuffix(SUFFIX).rpartition(".")[0]
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime < older_than or any(f"{stem}.{file_type}" in names for file_type in TYPES):
+                remove_unless_busy(path)
+
+
+def remove_unless_busy(path: Path) -> None:
+    """Remove this partial file and its sidecar, unless a download holds it; raises `OSError`."""
+    descriptor = os.open(path, _FLAGS)
+    with contextlib.closing(os.fdopen(descriptor, "rb")), contextlib.suppress(Busy):
+        _lock(descriptor)
+        if _is_still(path, descriptor):
+            path.unlink()
+            path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """A descriptor, and whether the file is new."""
+    try:
+        return os.open(path, _NEW, 0o666), True
+    except FileExistsError:
+        descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor, False
+        os.close(descriptor)
+        raise OSError(errno.EEXIST, "something that is not a file is in the way", str(path)) from None
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_nlink == 1 and (sys.platform == "win32" or status.st_uid == os.geteuid())
+
+
+def _sidecar_of(path: Path) -> dict[str, Any]:
+    """What is in a sidecar; empty: it is not one of ours."""
+    try:
+        with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+            status = os.fstat(file.fileno())
+            found = json.loads(file.read(_SIDECAR_BYTES)) if stat.S_ISREG(status.st_mode) else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and _is_ours(status) and found.get("form") == _FORM else {}
 
 
 def _lock(descriptor: int) -> None:
@@ -286,10 +331,10 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _boot(told: Path = BOOT) -> str | None:
+def _boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str | None:
     """Which start of the machine this is; None: that cannot be told here."""
     try:
-        return told.read_text(encoding="ascii").strip() or None
+        return path.read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):
         return None
 

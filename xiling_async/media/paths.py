@@ -15,12 +15,14 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from xiling_async.media.partial_file import part_beside
+from xiling_async.media.file_types import TYPES, UNKNOWN
+from xiling_async.media.partial_file import SIDECAR, SUFFIX
+from xiling_async.models.request import Media
 
-UNKNOWN: Final = "bin"  # the type of what nobody knows
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?")
 _STRANGE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _STEM_CHARACTERS: Final = 64
+NAME_BYTES: Final = 255  # the longest name of a file on the usual file systems
 # Devices on Windows, with any ending.
 _RESERVED: Final = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
 
@@ -40,11 +42,23 @@ def stem_of(task_id: str) -> str:
     return f"{_STRANGE.sub('_', task_id)[:_STEM_CHARACTERS]}~{mark}"
 
 
+def part_beside(target: Path) -> Path:
+    """Where the partial file of this one is: the same place in every process. A name that is too long is cut, and told
+    apart by its hash."""
+    name = target.name
+    room = NAME_BYTES - len(SUFFIX + SIDECAR)
+    if len(os.fsencode(name)) > room:
+        mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{os.fsencode(name)[: room - 17].decode('utf-8', 'ignore')}~{mark}"
+    return target.with_name(name + SUFFIX)
+
+
 @frozen(kw_only=True)
 class Target:
-    """`name` is the user's own; None: `<stem>.<type>`, the type being that of the bytes.
+    """Where a file goes. `name` is the user's own; None: `<stem>.<type>`, the type being that of the bytes.
 
-    `folder` is absolute, and `said` the same folder as the user wrote it.
+    `folder` is absolute, and `said` the same folder as the user wrote it. `other_types` are those that are not named
+    so, because a file of that name would be another file of the result: they have `what` in their name.
     """
 
     folder: Path
@@ -52,7 +66,7 @@ class Target:
     name: str | None
     stem: str
     what: str
-    types: Sequence[str]  # that are to be expected
+    other_types: frozenset[str]
 
     @property
     def part(self) -> Path:
@@ -60,16 +74,22 @@ class Target:
 
     def path(self, found: str | None) -> Path:
         """The file itself, when its bytes are of this type."""
-        return self.folder / (f"{self.stem}.{found or UNKNOWN}" if self.name is None else self.name)
+        if self.name is not None:
+            return self.folder / self.name
+        file_type = found or UNKNOWN
+        what = f"~{self.what}" if file_type in self.other_types else ""
+        return self.folder / f"{self.stem}{what}.{file_type}"
 
     def in_the_way(self) -> Path | None:
-        """What exists already where the file is to be; blocks."""
-        paths = (self.path(found) for found in self.types)
+        """What exists already where the file is to be, whatever the type of its bytes turns out to be; blocks."""
+        paths = (self.path(found) for found in TYPES)
         return next((path for path in paths if os.path.lexists(path)), None)
 
 
-def targets_of(to: str | os.PathLike[str], task_id: str, wanted: Mapping[str, Sequence[str]]) -> list[Target]:
-    """A target for each wanted file (by what it is: its types), the first one with the name that `to` says.
+def targets_of(
+    to: str | os.PathLike[str], task_id: str, media: Mapping[str, Media], wanted: Sequence[str]
+) -> list[Target]:
+    """A target for each wanted file of `media` (all files of such a result), the first with the name that `to` says.
 
     `to` is a folder if there is one of this name, or if it ends in a separator; then it must exist, and the names are
     ours. Blocks. Raises `NoTarget`, `OSError`.
@@ -77,9 +97,9 @@ def targets_of(to: str | os.PathLike[str], task_id: str, wanted: Mapping[str, Se
     given: Any = os.fspath(to)
     try:
         if not isinstance(given, str) or not given or b"\0" in os.fsencode(given):
-            raise NoTarget("it is no path")
+            raise NoTarget("it is not a path")
     except UnicodeError:  # half a surrogate pair: no name on this system
-        raise NoTarget("it is no path") from None
+        raise NoTarget("it is not a path") from None
     said = Path(given)
     is_folder = given.endswith(tuple(filter(None, (os.sep, os.altsep)))) or said.is_dir()
     folder = said if is_folder else said.parent
@@ -88,6 +108,16 @@ def targets_of(to: str | os.PathLike[str], task_id: str, wanted: Mapping[str, Se
     name = None if is_folder else said.name
     stem = stem_of(task_id) if is_folder else said.stem
     return [
-        Target(folder=folder.absolute(), said=folder, name=None if number else name, stem=stem, what=what, types=types)
-        for number, (what, types) in enumerate(wanted.items())
-    ]
+        Target(
+            folder=folder.absolute(), said=folder, name=None if number else name, stem=stem, what=what,
+            other_types=_other_types(media, what),
+        )
+        for number, what in enumerate(wanted)
+    ]  # fmt: skip
+
+
+def _other_types(media: Mapping[str, Media], what: str) -> frozenset[str]:
+    """Each type belongs to the file of which it is documented, all others to the file that matters most."""
+    main = next(iter(media))
+    documented = {file_type for name, each in media.items() if name != main for file_type in each.types}
+    return frozenset(documented) if what == main else frozenset(TYPES) - set(media[what].types)

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from yarl import URL
 
+from xiling_async.models.request import URL_CHARACTERS, has_valid_host
+
 # IANA's special-purpose registries (iana-ipv4-special-registry, iana-ipv6-special-registry), as a table of our own:
 # what `is_global` of the standard library says differs between Python's versions, and lets tunnels through.
 _NOT_PUBLIC_V4: Final = tuple(
@@ -78,13 +80,16 @@ def public_socket(is_public: Callable[[str], bool] = is_public) -> Callable[[Any
     return make
 
 
-def media_url(text: str) -> URL:
-    """The URL, letter by letter where that is possible: a signature is over its letters. Raises `ValueError`."""
-    if any(character.isspace() or not character.isprintable() for character in text):
-        raise ValueError("the URL holds white space or control characters")
+def media_url(text: str, base: URL | None = None) -> URL:
+    """The URL (relative to `base`, where one is given), letter by letter where possible: a signature is over its
+    letters. Raises `ValueError`."""
+    if len(text) > URL_CHARACTERS or any(character.isspace() or not character.isprintable() for character in text):
+        raise ValueError("the URL is too long, or holds white space or control characters")
     url = URL(text, encoded=text.isascii())
-    if url.scheme in ("http", "https") and not (url.host and url.port):  # `port` raises, too
-        raise ValueError("no host")
+    if base is not None:
+        url = URL(str(base.join(URL(text, encoded=True))), encoded=text.isascii())
+    if url.scheme in ("http", "https") and not (url.host and url.port and has_valid_host(url)):  # `port` raises, too
+        raise ValueError("not a host")
     return url
 
 

@@ -134,7 +134,7 @@ class Uploads:
 
     async def _look_at(self, source: Path | bytes, name: str) -> Picture | Problem:
         try:
-            return await self._threads.run(functools.partial(inspected, source))
+            return await self._threads.run(inspected, source)
         except Unfit as why:
             return _problem(name, source, str(why), ACCEPTED)
 

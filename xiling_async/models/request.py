@@ -159,13 +159,27 @@ class Request(Generic[R_co]):
         return request
 
 
+HOST_CHARACTERS: Final = 253  # of a name (RFC 1035, 2.3.4)
+LABEL_CHARACTERS: Final = 63  # of what is between its dots
+URL_CHARACTERS: Final = 8192  # the longest URL that is taken for one; signed links have about 1,000
+
+
 def is_http_url(value: object) -> bool:
-    """An absolute http(s) URL as text, with nothing in it that a line of text cannot hold."""
+    """An absolute http(s) URL as text, of bounded length, with nothing in it that a line of text cannot hold."""
+    if not isinstance(value, str) or len(value) > URL_CHARACTERS or not value.isprintable() or " " in value:
+        return False
     try:
-        fine = isinstance(value, str) and (url := URL(value)).scheme in ("http", "https") and bool(url.host)
+        url = URL(value)
+        return url.scheme in ("http", "https") and bool(url.host)
     except ValueError:
         return False
-    return fine and not any(character.isspace() for character in str(value)) and str(value).isprintable()
+
+
+def has_valid_host(url: URL) -> bool:
+    """Whether there is a host that a resolver can be asked for; to others the idna codec raises `UnicodeError`."""
+    name = url.raw_host or ""
+    labels = name.removesuffix(".").split(".")
+    return len(name) <= HOST_CHARACTERS and all(0 < len(label) <= LABEL_CHARACTERS for label in labels)
 
 
 def is_name(name: str) -> bool:

@@ -18,6 +18,7 @@ from yarl import URL
 
 from xiling_async._internal.redact import scrub, shown
 from xiling_async.errors import ConfigurationError
+from xiling_async.models.request import has_valid_host
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
 KEY_VARIABLES: Final = (
@@ -70,6 +71,8 @@ def base_url(given: str | URL | None) -> URL:
 
 def callback_base(given: str | URL | None, port: int | None) -> URL | None:
     """The public URL of a receiver; None when it is to be derived from its own port: this machine only."""
+    if given is not None and not isinstance(given, (str, URL)):
+        raise ConfigurationError(f"The receiver's public_url must be text or a yarl.URL, not {type_name(given)}.")
     text = str(given or "").strip()
     if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
         raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
@@ -90,10 +93,10 @@ def webhook_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[
     """The user's secrets of callback URLs, newest first; none: the store keeps one."""
     if given is None:
         given = [part.strip() for part in (_from_environment(SECRET_VARIABLE) or "").split(",") if part.strip()]
-    items = [given] if isinstance(given, (str, bytes)) else list(given)
+    items: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if not all(isinstance(item, (str, bytes)) for item in items):  # bytes(20) would be twenty zeros
-        raise ConfigurationError("A webhook secret must be text or bytes.")
-    found = tuple(item.encode() if isinstance(item, str) else item for item in items)
+        raise ConfigurationError("A webhook secret must be text or bytes; for several, pass a list.")
+    found = tuple(item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item for item in items)
     if any(len(secret) < SHORTEST_SECRET_BYTES for secret in found):
         raise ConfigurationError(f"A webhook secret must have at least {SHORTEST_SECRET_BYTES} bytes.")
     return found
@@ -103,7 +106,7 @@ def networks_of(given: Sequence[str | Network] | None) -> tuple[Network, ...] | 
     """The networks that callbacks may come from; None: everybody."""
     if given is None:
         return None
-    if isinstance(given, str) or not given:
+    if not isinstance(given, (list, tuple)) or not given:
         raise ConfigurationError('allowed_networks must be a list such as ("203.0.113.0/24",), and not an empty one.')
     try:
         return tuple(ipaddress.ip_network(network) for network in given)
@@ -147,17 +150,23 @@ def folder(given: str | os.PathLike[str] | None) -> Path | None:
     """
     if given is None:
         return None
-    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else given
+    path = path_of("save_to", given, "a folder")
+    if not _in_event_loop() and path.is_file():
+        raise ConfigurationError(f"save_to must be a folder, but {path} is a file.")
+    return path
+
+
+def path_of(name: str, given: object, what: str = "a file") -> Path:
+    """A path as the user gave it. Raises `ConfigurationError` for what cannot be one."""
+    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
     if not isinstance(path, str):
-        raise ConfigurationError(f"save_to must be the path of a folder, not {type_name(given)}.")
+        raise ConfigurationError(f"{name} must be the path of {what}, not {type_name(given)}.")
     try:
         fine = bool(path.strip()) and "\0" not in path and bool(os.fsencode(path))
     except UnicodeEncodeError:
         fine = False
     if not fine:
-        raise ConfigurationError(f"save_to must be the path of a folder, not {path!r}.")
-    if not _in_event_loop() and Path(path).is_file():
-        raise ConfigurationError(f"save_to must be a folder, but {path} is a file.")
+        raise ConfigurationError(f"{name} must be the path of {what}, not {path!r}.")
     return Path(path)
 
 
@@ -204,7 +213,7 @@ def _http_url(what: str, text: str) -> URL:
         url = URL(text)
     except ValueError:
         url = URL()
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not has_valid_host(url):
         raise ConfigurationError(f"{what} is not an http(s) URL: {scrub(text)!r}.")
     if url.scheme == "http" and not is_loopback(url.host):
         raise ConfigurationError(
@@ -254,12 +263,18 @@ def _shown(value: object) -> str:
 
 @frozen
 class Limits:
-    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs)."""
+    """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs).
+
+    For the folder of `save_to`, in bytes: `saved_bytes`, how large all files in it may be together (None: no limit;
+    with a limit, results are saved one at a time), and `free_bytes`, how much of its disk stays free.
+    """
 
     submits: int = field(default=64, validator=_whole)
     submits_per_second: float | None = field(default=None, validator=optional(_finite))
     gets_per_second: float = field(default=20, validator=_finite)
     downloads: int = field(default=8, validator=_whole)
+    saved_bytes: int | None = field(default=None, validator=optional(_whole))
+    free_bytes: int = field(default=64 * 1024**2, validator=_whole)
 
 
 @frozen

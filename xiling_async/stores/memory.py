@@ -9,6 +9,8 @@ from datetime import timedelta
 from typing import Final
 
 from xiling_async._internal.clock import SystemClock
+from xiling_async._internal.redact import shown
+from xiling_async.errors import ConfigurationError
 from xiling_async.models.lifecycle import Change, Event, Lost, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
@@ -27,6 +29,8 @@ class MemoryStore:
     is_shared: bool = False
 
     def __init__(self, *, keep: int = 2_000) -> None:
+        if type(keep) is not int or keep < 0:
+            raise ConfigurationError(f"keep must be a whole number of jobs, 0 or more, not {shown(keep)}.")
         self._keep_over = keep
         self._over: deque[str] = deque()  # without a key, in the order they ended
         self._jobs: dict[str, JobRecord] = {}

@@ -4,25 +4,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from xiling_async._internal.clock import SystemClock
-from xiling_async._internal.file_lock import Held, hold, me
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
+from xiling_async.models.settings import path_of
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
-from xiling_async.stores.rows import COLUMNS, record_of, refusal_row, row_of, tasks_row
-from xiling_async.stores.sqlite_schema import prepare
+from xiling_async.stores.rows import COLUMNS, RowReader, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
 from xiling_async.stores.sqlite_writer import Work, Writer
 
 log = logging.getLogger("xiling_async.stores")
@@ -42,24 +41,31 @@ _UPDATE: Final = (
 _OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
 _PAGE: Final = 500
 _PURGE: Final = 5_000  # jobs looked at in one piece of work
-_OURS: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
 
 
 class SQLiteStore:
     """Remembers jobs in the file `path`: they survive a crash, a `kill -9`, and (as far as the disk keeps its promises)
     a power cut. One process at a time; several need a `PostgresStore`. While it is open there are two files more: a
-    `-wal`, and an `-owner` that says which process it is. What it makes is readable by its owner alone.
+    `-wal`, and an `-owner` that says which process it is. What it makes is readable by its owner alone; a file that
+    another user made, or that every user may write, is refused. A file that is removed or replaced while it is in use
+    is noticed at the next commit (`StoreError`).
 
-    `connect`: how to open the file (for tests).
+    `read_only`: read a copy of the file as it is when the store is opened, also while another process uses it; nothing
+    can be written. `connect`: how to open the file (for tests).
     """
 
     is_shared: bool = False
 
     def __init__(
-        self, path: str | os.PathLike[str], *, connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
     ) -> None:
-        self._path = Path(path)  # looked up when it is opened, in the writer's thread
-        self._connect = connect
+        self._path = path_of("The path of a SQLiteStore", path)  # looked up when it is opened, in the writer's thread
+        self._file = DatabaseFile(self._path, connect, read_only=read_only)
+        self._reader = RowReader(record_of)
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
 
@@ -71,8 +77,9 @@ class SQLiteStore:
     async def open(self) -> None:
         if self._writer is not None:
             self._writer.check_process()
-            raise StoreError(f"{self._path} {_OURS}")
-        writer = Writer(self._connected, str(self._path))
+            raise StoreError(f"{self._path} {IN_USE_HERE}")
+        self._reader = RowReader(record_of)
+        writer = Writer(self._file, str(self._path))
         await writer.start()
         self._writer = writer
 
@@ -81,45 +88,30 @@ class SQLiteStore:
         if writer is not None:
             await writer.stop()
 
-    async def _run(self, work: Work[T]) -> T:
+    async def _run(self, work: Work[T], *, in_transaction: bool = True) -> T:
         if self._writer is None:
             raise StoreError(f"{self._path} is not open.")
-        return await self._writer.run(work)
+        return await self._writer.run(work, in_transaction=in_transaction)
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        with contextlib.ExitStack() as leaving:
-            try:
-                connection = self._take(leaving)
-            except Exception as error:
-                raise self._refused(error) from error
-            yield connection
+    @property
+    def unreadable(self) -> int:
+        """How many jobs were skipped since it was opened, because their rows cannot be read; the log names them."""
+        return len(self._reader.skipped)
 
-    def _take(self, leaving: contextlib.ExitStack) -> sqlite3.Connection:
-        path = self._path.resolve()
-        leaving.callback(hold(path.with_name(path.name + "-owner")))
-        # Made by us and not by SQLite, so that nobody else can read it; its -wal takes the same mode. A file that is
-        # there already is left to SQLite: to close a descriptor of it would drop locks (see hold.py).
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        if not os.access(path, os.W_OK):  # SQLite itself would speak of an I/O error
-            raise PermissionError(f"{path} is read-only")
-        connection = self._connect(path, timeout=0.5, isolation_level=None)
-        leaving.callback(connection.close)
-        prepare(connection)
-        return connection
+    async def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Write a copy of the store into the new file `path`, while the store is in use; returns its path. The copy
+        holds everything that was committed before, is a store itself, and can be read by its owner alone. Submits and
+        callbacks wait meanwhile (about a second for each 100 MB).
 
-    def _refused(self, error: Exception) -> StoreError:
-        if isinstance(error, Held) and str(error) == me():
-            return StoreError(f"{self._path} {_OURS}")
-        is_locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-        if isinstance(error, Held) or is_locked:
-            owner = "another program" if is_locked else error
-            return StoreError(
-                f"{self._path} is held by {owner}. One process at a time may use a SQLiteStore: stop that one, "
-                "or let several share a PostgresStore. Nothing was sent."
-            )
-        return StoreError(f"{self._path} cannot be used as a store: {error}. Nothing was sent.")
+        Raises `StoreError`, also if there is a file of that name; then nothing is left of the copy.
+        """
+        target = Path(path)
+
+        def work(connection: sqlite3.Connection) -> Path:
+            self._file.back_up(connection, target)
+            return target
+
+        return await self._run(work, in_transaction=False)
 
     # --- what base.py promises -----------------------------------------------------------------------------------
 
@@ -182,14 +174,14 @@ class SQLiteStore:
     async def unfinished(self) -> AsyncIterator[JobRecord]:
         after: tuple[float, str] | None = (float("-inf"), "")
         while after is not None:
-            page, after = await self._run(lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
+            page, after = await self._run(partial(_page, reader=self._reader, after=after))
             for record in page:
                 yield record
 
     async def jobs(self) -> AsyncIterator[JobRecord]:
         before: int | None = 2**63 - 1
         while before is not None:
-            page, before = await self._run(lambda connection, before=before: _newest(connection, before))  # type: ignore[misc]
+            page, before = await self._run(partial(_newest, reader=self._reader, before=before))
             for record in page:
                 yield record
 
@@ -200,7 +192,7 @@ class SQLiteStore:
                 "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
                 [(now + lease_s, row[0]) for row in due],
             )
-            return [record.but(due_at=now + lease_s) for record in _readable(due)]
+            return [record.but(due_at=now + lease_s) for record in self._reader.records(due)]
 
         return await self._run(work)
 
@@ -241,7 +233,9 @@ class SQLiteStore:
         after: int | None = 0
         while after is not None:  # page by page: a submit does not wait for the whole of it
             in_hand = frozenset[str]() if self._watcher is None else self._watcher.in_hand()
-            count, after = await self._run(partial(_purge, before=before, after=after, in_hand=in_hand))
+            count, after = await self._run(
+                partial(_purge, reader=self._reader, before=before, after=after, in_hand=in_hand)
+            )
             purged += count
         return purged
 
@@ -254,29 +248,19 @@ def _read(connection: sqlite3.Connection, query: str, name: str) -> JobRecord | 
     return None if row is None else record_of(row)
 
 
-def _readable(rows: Iterable[Sequence[Any]]) -> list[JobRecord]:
-    """The records of these rows. One that cannot be read (a broken disk, a newer version's) must not keep the sweeper
-    from all others; who asks for that very job gets a `StoreError`."""
-    records = []
-    for row in rows:
-        try:
-            records.append(record_of(row))
-        except (ValueError, TypeError, LookupError) as error:
-            log.error("job %s of the store cannot be read: %s", row[0], error)
-    return records
-
-
-def _page(connection: sqlite3.Connection, after: tuple[float, str]) -> tuple[list[JobRecord], tuple[float, str] | None]:
+def _page(
+    connection: sqlite3.Connection, reader: RowReader, after: tuple[float, str]
+) -> tuple[list[JobRecord], tuple[float, str] | None]:
     where = f"{_SELECT} WHERE {_OPEN} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {_PAGE}"
     rows = connection.execute(where, after).fetchall()
     created_at = COLUMNS.index("created_at")
-    return _readable(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
+    return reader.records(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
 
 
-def _newest(connection: sqlite3.Connection, before: int) -> tuple[list[JobRecord], int | None]:
+def _newest(connection: sqlite3.Connection, reader: RowReader, before: int) -> tuple[list[JobRecord], int | None]:
     query = f"SELECT {', '.join(COLUMNS)}, rowid FROM jobs WHERE rowid < ? ORDER BY rowid DESC LIMIT {_PAGE}"
     rows = connection.execute(query, (before,)).fetchall()
-    return _readable(row[:-1] for row in rows), rows[-1][-1] if rows else None
+    return reader.records(row[:-1] for row in rows), rows[-1][-1] if rows else None
 
 
 def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
@@ -298,7 +282,7 @@ def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:
 
 
 def _purge(
-    connection: sqlite3.Connection, before: float, after: int, in_hand: frozenset[str]
+    connection: sqlite3.Connection, reader: RowReader, before: float, after: int, in_hand: frozenset[str]
 ) -> tuple[int, int | None]:
     """Forget what ended before then, among the next rows; how many, and the last of those rows if there may be more."""
     (last,) = connection.execute(
@@ -311,6 +295,6 @@ def _purge(
     old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ? AND {kept}"
     chosen = (after, last, before, json.dumps([*in_hand]))
     ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
-    for record in _readable(ended):
+    for record in reader.records(ended):
         _disown(connection, record.owned_ids)
     return connection.execute(f"DELETE {old}", chosen).rowcount, last

@@ -50,6 +50,16 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
+def migrate_copy(connection: sqlite3.Connection) -> None:
+    """Make a copy of a store today's, and let nothing else be written into it. Raises as `prepare` does."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    _check(connection, len(MIGRATIONS))
+    if not version:
+        raise Unfit("it is empty")
+    migrate(connection, MIGRATIONS)
+    _set(connection, "query_only", 1)
+
+
 def _set(connection: sqlite3.Connection, name: str, wanted: str | int) -> None:
     connection.execute(f"PRAGMA {name} = {wanted}")
     got = connection.execute(f"PRAGMA {name}").fetchone()

@@ -14,12 +14,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 from attrs import define
 
 from xiling_async.errors import StoreError
+from xiling_async.stores.sqlite_file import DatabaseFile
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]  # may be called twice: it changes nothing but the database
@@ -31,18 +31,19 @@ GROUP: Final = 512  # pieces of work in one transaction: bounds how long the fir
 class _Piece:
     work: Work[Any]
     future: asyncio.Future[Any]
+    in_transaction: bool
     result: Any = None
     error: BaseException | None = None
 
 
 class Writer:
-    """Runs functions of a connection in its thread. `connected` is entered and left there, and decides what is refused.
+    """Runs functions of a connection in its thread, which opens the file, and decides there what is refused.
 
     It belongs to the event loop and to the process that made it.
     """
 
-    def __init__(self, connected: Callable[[], AbstractContextManager[sqlite3.Connection]], name: str) -> None:
-        self._connected = connected
+    def __init__(self, file: DatabaseFile, name: str) -> None:
+        self._file = file
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -53,7 +54,7 @@ class Writer:
         self._thread = threading.Thread(target=self._live, name=f"xiling {name}", daemon=True)
 
     async def start(self) -> None:
-        """Raises what `connected` raises; then, and when it is cancelled, nothing is left open."""
+        """Raises what opening the file raises; then, and when it is cancelled, nothing is left open."""
         self._thread.start()
         try:
             await self._started
@@ -76,10 +77,13 @@ class Writer:
         if cancelled is not None:
             raise cancelled
 
-    async def run(self, work: Work[T]) -> T:
-        """The result of `work`, once it is durable; not after `stop`. `StoreError`: nothing of it was written."""
+    async def run(self, work: Work[T], *, in_transaction: bool = True) -> T:
+        """The result of `work`, once it is durable; not after `stop`. `StoreError`: nothing of it was written.
+
+        `in_transaction=False`: outside of any transaction, for what SQLite does only there.
+        """
         self.check_process()
-        piece = _Piece(work, self._loop.create_future())
+        piece = _Piece(work, self._loop.create_future(), in_transaction)
         self._pieces.put(piece)
         result: T = await piece.future
         return result
@@ -94,7 +98,7 @@ class Writer:
         try:
             with contextlib.ExitStack() as stack:
                 try:
-                    connection = stack.enter_context(self._connected())
+                    connection = stack.enter_context(self._file.connected())
                 except BaseException as error:
                     self._tell(_settle, self._started, None, error)
                     return
@@ -107,8 +111,13 @@ class Writer:
         last = False
         while not last:
             group, last = self._next_group()
+            together = [piece for piece in group if piece.in_transaction]
+            if together:
+                self._commit(connection, together)
+            for piece in group:
+                if not piece.in_transaction:
+                    self._run_alone(connection, piece)
             if group:
-                self._commit(connection, group)
                 self._tell(_settle_all, group)
 
     def _next_group(self) -> tuple[list[_Piece], bool]:
@@ -136,15 +145,23 @@ class Writer:
         try:
             if connection.in_transaction:  # left by a ROLLBACK that failed
                 connection.execute("ROLLBACK")
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(self._file.begin)
             for piece in group:
                 piece.result = piece.work(connection)
             connection.execute("COMMIT")
+            self._file.check_in_place()
         except Exception as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             return error
         return None
+
+    def _run_alone(self, connection: sqlite3.Connection, piece: _Piece) -> None:
+        try:
+            piece.result = piece.work(connection)
+            self._file.check_in_place()
+        except Exception as error:
+            piece.error = self._failed(error)
 
     def _failed(self, error: Exception) -> StoreError:
         failed = StoreError(f"{self._name} could not be written or read: {error}. Nothing of this step was stored.")

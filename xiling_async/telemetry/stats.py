@@ -48,7 +48,8 @@ class Stats:
     start too. `in_flight`: "submits", "uploads" and "downloads" under way now. `tasks`: "succeeded" and "failed".
     `submits`, `callbacks`, `polls`: by result. `callbacks_refused`: by reason. `retries`: of "submit", "upload",
     "download". `uploads`, `downloads`: by "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`;
-    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open.
+    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open. `unsaved`: results that
+    are known, and whose file is not in the folder of `save_to` yet.
     """
 
     jobs: Mapping[State, int]
@@ -64,6 +65,7 @@ class Stats:
     downloads: Mapping[str, int]
     mean_time_to_done: float | None
     gate_closed_until: float | None
+    unsaved: int = 0
 
     @property
     def gets(self) -> int:
@@ -137,20 +139,19 @@ class Monitor:
         """So many jobs of the store had no end when the client was opened."""
         self._unfinished += unfinished
 
-    def changed(self, record: JobRecord, was: State | None) -> None:
-        """The record as it is now. A change that leaves the job in its state is not an event."""
+    def changed(self, record: JobRecord, was: State | None, outcome: Outcome | None = None) -> None:
+        """The record as it is now, and the outcome of a task that came with the change. A change that leaves the job in
+        its state is not an event of the job."""
+        if outcome is not None:
+            self.emit(TaskEnded(
+                job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
+                outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
+            ))  # fmt: skip
         if record.state is not was:
             self.emit(JobChanged(
                 job_id=record.id, key=record.key, kind=record.kind, state=record.state, was=was,
                 task_ids=record.task_ids, created_at=record.created_at, at=record.changed_at,
             ))  # fmt: skip
-
-    def task_ended(self, record: JobRecord, outcome: Outcome) -> None:
-        """The outcome of one task of this job was written down."""
-        self.emit(TaskEnded(
-            job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
-            outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
-        ))  # fmt: skip
 
     def submitted(
         self,
@@ -222,7 +223,7 @@ class Monitor:
         finally:
             self.emit(ended(transfer))
 
-    def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None) -> Stats:
+    def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None, unsaved: int = 0) -> Stats:
         counts = self._counts
         done = counts[JobChanged][State.DONE.value]
         return Stats(
@@ -239,6 +240,7 @@ class Monitor:
             downloads=_frozen(counts[Downloaded]),
             mean_time_to_done=self._done_s / done if done else None,
             gate_closed_until=gate_closed_until,
+            unsaved=unsaved,
         )
 
 

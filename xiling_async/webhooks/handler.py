@@ -167,8 +167,10 @@ class WebhookHandler:
 
     async def close(self) -> None:
         """Wait for the commits under way, then answer 503."""
-        await self._commits.drain()
-        self._signer = self._callbacks = None
+        try:
+            await self._commits.drain()
+        finally:
+            self._signer = self._callbacks = None
 
     async def serve(self, request: IncomingRequest) -> Reply:
         """The answer to this request. Raises `SenderGone` if nobody waits for one, and nothing else."""

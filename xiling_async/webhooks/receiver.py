@@ -6,12 +6,12 @@ import logging
 import ssl
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.settings import (
     Network,
@@ -19,6 +19,7 @@ from xiling_async.models.settings import (
     check_reachable,
     is_loopback,
     networks_of,
+    path_of,
     proxy_count,
     webhook_secrets,
 )
@@ -70,9 +71,11 @@ class WebhookReceiver:
             raise ConfigurationError(f'trust must be "callback" or "status", not {trust!r}.')
         self._given_base = self._base = callback_base(public_url, port)
         self._own_secrets = webhook_secrets(secret)
+        if not isinstance(host, str) or not host.strip() or not host.isprintable():
+            raise ConfigurationError(f"host must be a name or an address, such as 0.0.0.0, not {shown(host)}.")
         self._host = host
         self._port = port
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else path_of("path", path, "a Unix socket")
         self._tls = tls
         self.trust = trust
         self._check_ways_in()
@@ -154,10 +157,14 @@ class WebhookReceiver:
 
     async def stop(self) -> None:
         """Answer what is being answered, then listen no more."""
-        await self._stop_listening()
-        await self._handler.close()
-        self._signer = None
-        self._base = self._given_base
+        try:
+            await self._stop_listening()
+        finally:
+            try:
+                await self._handler.close()
+            finally:
+                self._signer = None
+                self._base = self._given_base
 
     async def _stop_listening(self) -> None:
         running, self._server = self._server, None

@@ -11,24 +11,23 @@ import contextlib
 import logging
 import ssl
 import traceback
-from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 from socket import socket
 from typing import Any, Final, cast
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from xiling_async._internal.clock import Clock, Timer
 from xiling_async._internal.tasks import Tasks
 from xiling_async.webhooks.aiohttp_adapter import REAL_TIME, AiohttpRequest, respond
 from xiling_async.webhooks.handler import BROKEN, OK, UNAVAILABLE, SenderGone, WebhookHandler
 from xiling_async.webhooks.limits import ConnectionLimiter
+from xiling_async.webhooks.server_log import AiohttpLog, Summary
 from xiling_async.webhooks.sockets import affordable, listen_at, listen_on_port, remove
 
 log = logging.getLogger("xiling_async.webhooks.receiver.http")
 
-SUMMARY_S: Final = 60.0
 ACCEPT_PAUSE_S: Final = 1.0  # when the process can open no more files
 
 
@@ -47,7 +46,7 @@ class CallbackServer:
         self._limiter: ConnectionLimiter[_Connection] = ConnectionLimiter(most, limits.per_address)
         self._handshakes: ConnectionLimiter[_Connection] = ConnectionLimiter(limits.handshakes, limits.per_address)
         self._connections: dict[web.RequestHandler, _Connection] = {}
-        self._summary = _Summary(clock)
+        self._summary = Summary(clock)
         self._tasks = Tasks()
         self._is_stopping = False
         self._at_rest = asyncio.Event()
@@ -60,7 +59,7 @@ class CallbackServer:
             max_headers=limits.fields,
             auto_decompress=False,
             access_log=None,
-            logger=_AiohttpLog(log, self._summary),
+            logger=AiohttpLog(log, self._summary),
         )
         self._listening: list[socket] = []
         self._socket_file: tuple[Path, int] | None = None
@@ -75,8 +74,12 @@ class CallbackServer:
 
     async def listen_at(self, path: Path) -> None:
         """On a Unix socket. Raises `OSError`, also when another process listens there."""
-        listening, inode = await asyncio.to_thread(listen_at, path, self.limits.connections)
-        self._socket_file = path, inode
+        bound = asyncio.create_task(asyncio.to_thread(listen_at, path, self.limits.connections))
+        try:
+            await asyncio.shield(bound)
+        finally:  # cancelled too: `stop` must know what the thread has made
+            listening, inode = await bound
+            self._socket_file, self._listening = (path, inode), [listening]
         self._start([listening])
 
     def _start(self, listening: list[socket]) -> None:
@@ -86,11 +89,20 @@ class CallbackServer:
 
     async def stop(self) -> None:
         """Stop listening, answer the callbacks under way, close all other connections."""
-        await self._tasks.cancel()
-        for listening in self._listening:
-            listening.close()
-        if self._socket_file is not None:
-            await asyncio.to_thread(remove, *self._socket_file)
+        async with AsyncExitStack() as steps:  # the last one first, and each of them, also when one is cancelled
+            steps.callback(self._summary.flush)
+            steps.push_async_callback(self._abort)
+            steps.push_async_callback(self._web.shutdown, self.limits.linger_s)
+            steps.push_async_callback(self._come_to_rest)
+            if self._socket_file is not None:
+                path, inode = self._socket_file
+                steps.push_async_callback(asyncio.to_thread, lambda: remove(path, inode))
+            for listening in self._listening:
+                steps.callback(listening.close)
+            await self._tasks.cancel()
+
+    async def _come_to_rest(self) -> None:
+        """Close idle connections; give the others their answers."""
         self._is_stopping = True
         for connection in tuple(self._limiter.idle()):
             connection.close()
@@ -99,13 +111,13 @@ class CallbackServer:
                 while self._limiter.busy:
                     self._at_rest.clear()
                     await self._at_rest.wait()
-        await self._web.shutdown(self.limits.linger_s)
+
+    async def _abort(self) -> None:
         for connection in tuple(self._connections.values()):
             connection.abort()  # its peer does not read, or does not end its TLS
         while self._connections:
             self._at_rest.clear()
             await self._at_rest.wait()
-        self._summary.flush()
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -296,48 +308,6 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
         elif self.handshake is not None:
             self.handshake.cancel()
-
-
-# --- what is logged ------------------------------------------------------------------------------------------------
-
-
-class _Summary:
-    """What strangers do, counted: one line a minute at most, whatever they do."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._level = logging.INFO
-        self._next_at = float("-inf")
-
-    def add(self, what: str, *, level: int = logging.INFO) -> None:
-        self._counts[what] += 1
-        self._level = max(self._level, level)
-        now = self._clock.time()
-        if now >= self._next_at:
-            self._next_at = now + SUMMARY_S
-            self.flush()
-
-    def flush(self) -> None:
-        if self._counts:
-            log.log(self._level, "callbacks: %s", "; ".join(f"{count} {what}" for what, count in self._counts.items()))
-        self._counts.clear()
-        self._level = logging.INFO
-
-
-class _AiohttpLog(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp logs about a connection. It would quote the request line, which has the token in it."""
-
-    def __init__(self, logger: logging.Logger, summary: _Summary) -> None:
-        super().__init__(logger, {})
-        self._summary = summary
-
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info")
-        if isinstance(error, (HttpProcessingError, web.RequestPayloadError, OSError)):
-            self._summary.add("requests were not HTTP, or broke off")
-        elif isinstance(error, BaseException):
-            self.logger.error("a connection ended with an error (%s)", type(error).__name__)
 
 
 def _forget_frames(error: BaseException) -> None:

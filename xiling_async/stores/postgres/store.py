@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from functools import partial
+from types import NoneType
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -17,6 +18,7 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, Resent, Verdict
 from xiling_async.models.record import JobRecord
+from xiling_async.models.settings import as_number, type_name
 from xiling_async.stores.base import Watcher, seconds
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
@@ -68,12 +70,16 @@ class PostgresStore:
         finally:
             del dsn, listen_dsn  # a traceback may be shown with the variables of its frames
         self._place = self._address.name.removeprefix("PostgreSQL at ")
-        if schema is not None and not is_schema(schema):
+        if schema is not None and not (isinstance(schema, str) and is_schema(schema)):
             raise ConfigurationError(f"schema must be a name of 1 to 63 bytes, not {schema!r}.")
-        if not is_prefix(table_prefix):
+        if not isinstance(table_prefix, str) or not is_prefix(table_prefix):
             raise ConfigurationError(f"table_prefix must be at most 40 letters, digits and _, not {table_prefix!r}.")
-        if not isinstance(pool_size, int) or pool_size < 1 or not heartbeat_s > 0:
+        if type(pool_size) is not int or pool_size < 1 or not (as_number(heartbeat_s) or 0) > 0:
             raise ConfigurationError("pool_size must be a number from 1, heartbeat_s one above 0.")
+        if connect is not None and not isinstance(connect, Mapping):
+            raise ConfigurationError(f"connect must be a mapping of options, not {type_name(connect)}.")
+        if not isinstance(migrate, bool) or not isinstance(owner, (str, NoneType)):
+            raise ConfigurationError("migrate must be True or False, owner the name of a role.")
         self._schema = schema
         self._prefix = table_prefix
         self.heartbeat_s = heartbeat_s

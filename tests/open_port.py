@@ -1,0 +1,97 @@
+"""A receiver on an open port with one job that waits, and those who come: what the tests of attacks share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support import NotingStore, callback_body, client_of, http, model_v, port_of, token_of
+
+from xiling_async import Client, Job, ReceiverLimits, Video, WebhookReceiver
+from xiling_async.simulator import Simulator
+
+
+@attrs.frozen
+class Scene:
+    """A client whose receiver is under attack, and one job that waits for its callbacks."""
+
+    sim: Simulator
+    client: Client
+    store: NotingStore
+    job: Job[Video]
+    url: str
+
+    @property
+    def port(self) -> int:
+        return port_of(self.url)
+
+    @property
+    def path(self) -> str:
+        return f"/{token_of(self.url)}"
+
+    def callback(self, place: int = 0, **data: object) -> bytes:
+        return callback_body(self.job.task_ids[place], **data)
+
+    def honest(self, place: int = 0, *headers: str) -> bytes:
+        return http(self.path, self.callback(place), *headers)
+
+
+@asynccontextmanager
+async def scene(*, count: int = 1, limits: ReceiverLimits | None = None, **options: Any) -> AsyncIterator[Scene]:
+    receiver = options.pop("receiver", None) or WebhookReceiver(port=0, limits=limits)
+    store = options.pop("store", None) or NotingStore()
+    async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver, store=store, **options) as client:
+        job = await client.submit(model_v(count=count))
+        MINTED.append(token_of(sim.ledger.posts[-1].callback_url))
+        yield Scene(sim, client, store, job, str(sim.ledger.posts[-1].callback_url))
+
+
+MINTED: list[str] = []  # in this test
+
+
+@contextlib.contextmanager
+def nothing_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No traceback, no error and no token gets into a log, at whatever level."""
+    caplog.set_level(logging.DEBUG, logger="xiling_async.webhooks.receiver")
+    yield
+    for record in caplog.get_records("call"):
+        if record.name.startswith("xiling_async"):
+            assert record.exc_info is None
+            assert record.levelno < logging.ERROR, record.getMessage()
+            assert not any(token in record.getMessage() for token in MINTED)
+    MINTED.clear()
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    port: int, *, local: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """`local`: the address that it comes from, another network where that counts."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    """What still came before the server hung up, politely or not."""
+    with contextlib.suppress(OSError):
+        return await reader.read()
+    return b""
+
+
+def resident() -> int:
+    """This process's memory as Linux counts it; elsewhere nothing is measured."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
