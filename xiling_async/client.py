@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from xiling_async.jobs.job import Job, checked_timeout
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
-from xiling_async.models import settings
+from xiling_async.models import resolution, settings
 from xiling_async.models.record import JobRecord, State, bare_job_id
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
@@ -325,6 +325,32 @@ class Client:
             return None
         slot = await self._engine.registry.find(key_or_job_id_or_task_id)
         return None if slot is None else Job(slot, self._engine.desk)
+
+    async def resolve(
+        self, key_or_job_id: str, *, task_ids: Iterable[str] | None = None, not_bought: bool = False
+    ) -> Job[Any]:
+        """Tell a job whose POST has an unknown fate what it bought, as the vendor's list of creations shows it.
+
+        `task_ids`: the ids of its tasks; the job is then awaited as any other. `not_bought=True`: it bought nothing;
+        submitting its key again buys it. Give one of the two. The same again changes nothing.
+
+        Raises `InvalidRequest` for a job that is unknown to the store, whose fate is known, or that cannot have bought
+        these tasks; `StoreError`, `ClientClosed`.
+        """
+        self._check_open()
+        ids = None if task_ids is None else resolution.checked_ids(task_ids)
+        if (ids is None) is not bool(not_bought):
+            raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
+        registry, now = self._engine.registry, self._settings.clock.time()
+        entry = await registry.find(key_or_job_id)
+        if entry is None:
+            raise InvalidRequest(f"The store knows no job with the key or id {key_or_job_id!r}. Nothing was changed.")
+        entry = await registry.fresh(entry)
+        event = resolution.resolved(entry.record, ids, now)
+        if event is not None:
+            change = await registry.apply(entry.record.id, event)
+            resolution.check_applied(change, event)
+        return Job(entry, self._engine.desk)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""

@@ -346,6 +346,7 @@ PACKAGE = Path(xiling_async.__file__).parent
 OF_NO_JOB = (
     "%s",
     "the store ",
+    "the receiver ",
     "earlier results ",
     "%d jobs in a row ",
     "%d results ",

@@ -91,17 +91,19 @@ class Intake:
             return await self._adopt(claim, kind, report.task_id)
         if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
             self.on_callback()
-            if self.only_wakes and report.outcome is not None:
+            is_believed = not self.only_wakes and not (change.record and change.record.is_adopted)
+            if report.outcome is not None and not is_believed:
                 due_at = self._wakes.due_at(claim.job_id, now)
                 await self.registry.commit(claim.job_id, Asked(at=now, due_at=due_at))
         return change.verdict
 
     async def _adopt(self, claim: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:
-        """The token is ours, the job is not in the store: a restored backup, a lost store. It was paid for."""
+        """The token is ours, the job is not in the store: a restored backup, a lost store, or a job that was purged. It
+        was paid for; but anyone who has seen the URL may call it, so only a status GET is believed of it."""
         now = self.clock.time()
         lost = JobRecord(
             id=claim.job_id, kind=kind.name, key=None, request=None, asked=max(1, claim.tasks), created_at=now,
-            changed_at=now, attempt=claim.attempt,
+            changed_at=now, attempt=claim.attempt, is_adopted=True,
         )  # fmt: skip
         heard = Heard(attempt=claim.attempt, at=now, task_id=task_id, outcome=None, due_at=now)
         verdict = (await self.registry.adopt(lost, heard)).verdict

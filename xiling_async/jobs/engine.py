@@ -220,3 +220,4 @@ class Engine:
         )
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
         await receiver.start(intake, self._given.clock, kept_secret, others_may_listen=self._given.store.is_shared)
+        self.registry.keyed_ids = receiver

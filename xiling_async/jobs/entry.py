@@ -44,7 +44,10 @@ class JobEntry:
             self.replace(record)
 
     def replace(self, record: JobRecord) -> None:
-        """Take this record whatever its version is, and wake those it satisfies."""
+        """Take this record whatever its version is, and wake those it satisfies. One that came back to the store by its
+        token alone keeps the key and the request that are known here."""
+        if record.request is None and self.record.request is not None:
+            record = evolve(record, key=self.record.key, request=self.record.request)
         self.record = record
         self.is_current = True
         for predicate, waiter in self._waiters:
@@ -210,16 +213,16 @@ class UnwrittenJobs:
 
 
 def events_behind(record: JobRecord) -> list[Event]:
-    """The events that bring the row of a store that has lost its last changes to what this record knows."""
+    """The events that bring the row of a store that has lost its last changes to what this record knows. The job is due
+    at once: its callbacks may be among what was lost."""
     events: list[Event] = []
     at, attempt = record.changed_at, record.attempt
     if record.task_ids:
-        due_at = at if record.due_at is None else record.due_at
-        events.append(Accepted(attempt=attempt, at=at, task_ids=record.task_ids, due_at=due_at))
+        events.append(Accepted(attempt=attempt, at=at, task_ids=record.task_ids, due_at=at))
         for task_id, outcome in zip(record.task_ids, record.outcomes, strict=True):
             if outcome is not None:
                 events.append(
-                    Heard(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=due_at, is_status=True)
+                    Heard(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=at, is_status=True)
                 )
     elif record.refusal is not None and record.state is State.UNCERTAIN:
         events.append(Lost(attempt=attempt, at=at, refusal=record.refusal, due_at=record.due_at))
@@ -229,9 +232,11 @@ def events_behind(record: JobRecord) -> list[Event]:
     return events
 
 
-def is_same(one: JobRecord, other: JobRecord) -> bool:
-    """Whether two records of a job know the same of it; when it is due next does not matter."""
-    return all(getattr(one, name) == getattr(other, name) for name in ("state", "attempt", "task_ids", "outcomes"))
+def has_lost(known: JobRecord, record: JobRecord) -> bool:
+    """Whether the store's record may lack what is known of the job: it is older, or came back by its token alone."""
+    if record.version > known.version and record.is_adopted <= known.is_adopted:
+        return False
+    return any(getattr(known, name) != getattr(record, name) for name in ("state", "attempt", "task_ids", "outcomes"))
 
 
 def _in_doubt(event: Accepted) -> Lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
@@ -13,7 +14,7 @@ from attrs import frozen
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout, XilingError
+from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
@@ -165,6 +166,10 @@ class Job(Generic[R]):
                 self._slot = await self._desk.registry.fresh(self._slot)
                 return await self._desk.registry.wait(self._slot, _is_final)
         except TimeoutError:
+            with contextlib.suppress(StoreError):  # another process may have heard what was not told here
+                await self._desk.registry.reread(self._slot)
+            if self._slot.record.state.is_final:
+                return self._slot.record
             raise self._timed_out(limit_s) from None
 
     def _check_loop(self) -> None:

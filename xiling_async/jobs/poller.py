@@ -88,8 +88,11 @@ class Sweeper:
         self._batch = max(1, min(BATCH, int(limits.gets_per_second * LEASE_S / 8)))
         self._unheard = 0
         self._heard_at = float("-inf")
+        self._began_at = 0.0
+        self._found_old_at: dict[str, float] = {}  # jobs that were made before `_began_at`
 
     def start(self) -> None:
+        self._began_at = self._clock.time()
         self._tasks.start(self._run(), name="xiling sweeper")
 
     async def close(self) -> None:
@@ -104,6 +107,8 @@ class Sweeper:
 
     def changed(self, record: JobRecord) -> None:
         """A record has changed: if it falls due before the sweeper would wake, wake it."""
+        if record.state.is_final:
+            self._found_old_at.pop(record.id, None)
         if record.due_at is not None and record.due_at < self._sleeps_until:
             self._awake.set()
 
@@ -198,7 +203,9 @@ class Sweeper:
         now = self._clock.time()
         age_s = now - record.created_at
         is_missing = all(answer.missing for answer in open_still)  # also when nothing is left that could be asked for
-        if age_s > kind.result_ttl_s - LAST_ASK_S or (is_missing and age_s > kind.longest_s):
+        is_old = age_s > kind.result_ttl_s - LAST_ASK_S
+        is_given_up = is_old or (is_missing and age_s > kind.longest_s and not record.is_adopted)
+        if is_given_up and self._is_old_by_this_clock(record, now, kind):
             if (await self._registry.apply(record.id, GaveUp(at=now, was=record.state))).verdict is Verdict.APPLIED:
                 log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
             return
@@ -209,6 +216,13 @@ class Sweeper:
         last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
         pause_s = min(pause_s, max(last_ask_in_s, self._every_s(kind)))
         await self._registry.apply(record.id, Asked(at=now, due_at=now + pause_s, failed=failed))
+
+    def _is_old_by_this_clock(self, record: JobRecord, now: float, kind: Kind[Any]) -> bool:
+        """Whether the job has been waited for since this process knows it to be old, or was made in its time. Another
+        process, or this machine before a restart, may have had a wrong clock when the job was made."""
+        if record.created_at >= self._began_at:
+            return True
+        return now - self._found_old_at.setdefault(record.id, now) >= kind.longest_s
 
     def _polled_to_its_end(self, record: JobRecord) -> None:
         if record.created_at <= self._heard_at:

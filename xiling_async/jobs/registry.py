@@ -1,9 +1,7 @@
 """Where a task and its callback meet; written down before anyone is told.
 
-A `JobEntry` is the meeting place of one job. Entries live while somebody holds a handle on the job; a job that nobody
-watches costs nothing but its row in the store.
-
-To record a result is itself work: what the store could not write is held, used, and written again until it is in.
+A `JobEntry` is the meeting place of one job. Entries live while there is a handle on the job; a job without one costs
+only its row in the store. What the store could not write is held, used, and written again until it is in.
 """
 
 from __future__ import annotations
@@ -191,7 +189,7 @@ class Registry:
                     self._hold(held.entry, event)
                 raise
         change = await self._store.change(job_id, event)
-        if change.verdict is Verdict.NO_JOB:
+        if change.verdict is Verdict.NO_JOB and not isinstance(event, Resent):
             change = await self._restored(job_id, event, change)
         if change.record is not None:
             self._tell(change.record, change, event)
@@ -200,7 +198,7 @@ class Registry:
     def _tell(self, record: JobRecord, change: Change, event: Event) -> None:
         entry = self._entries.get(record.id)
         if entry is not None:
-            entry.update(record)
+            self._take(entry, record)
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._on_change(record)
@@ -299,10 +297,15 @@ class Registry:
         held, entry = self._unwritten.get(record.id), self._entries.get(record.id)
         if held is not None:
             held.rebase(record)
-        elif entry is not None and record.version > entry.record.version:
-            entry.update(record)
-        elif entry is not None and not entries.is_same(record, entry.record):
+        elif entry is not None:
+            self._take(entry, record)
+
+    def _take(self, entry: JobEntry, record: JobRecord) -> None:
+        """Take what the store says of a job; if it knows less than is known here, bring it to that."""
+        if entry.is_current and entries.has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
+        else:
+            entry.update(record)
 
     def missing(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
@@ -320,11 +323,7 @@ class Registry:
             if record is None:
                 log.warning("job %s was not in the store any more: written again", known.id)
                 await self._store.add(known)
-            elif (
-                record.version <= known.version
-                and not entries.is_same(record, known)
-                and known.id not in self._unwritten
-            ):
+            elif entries.has_lost(known, record) and known.id not in self._unwritten:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
             self._on_change(entry.record)

@@ -18,7 +18,7 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
-from xiling_async.models.settings import path_of
+from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
 from xiling_async.stores.rows import COLUMNS, RowReader, record_of, refusal_row, row_of, tasks_row
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
@@ -64,6 +64,7 @@ class SQLiteStore:
         connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
     ) -> None:
         self._path = path_of("The path of a SQLiteStore", path)  # looked up when it is opened, in the writer's thread
+        instance("read_only", read_only, bool, "True or False")
         self._file = DatabaseFile(self._path, connect, read_only=read_only)
         self._reader = RowReader(record_of)
         self._writer: Writer | None = None

@@ -177,7 +177,7 @@ class WebhookReceiver:
         if not self._can_be_called:
             self._can_be_called = True  # said once
             log.warning(
-                "Callbacks for %s do not arrive at this receiver: it has no port and is not mounted. Give it a port, "
+                "the receiver gets no callbacks for %s: it has no port and is not mounted. Give it a port, "
                 "mount it with asgi() or add_to(), or call handle() for each request. Until then every job is polled.",
                 self._base,
             )
@@ -185,6 +185,11 @@ class WebhookReceiver:
             kind_number=kind_number, tasks=tasks, job_id=job_id, attempt=attempt, expires_at=expires_at
         )
         return self._signer.sign(token)
+
+    def job_ids(self, key: str) -> tuple[str, ...]:
+        """The id of the job that has this key; then those by secrets that are still accepted and sign no more."""
+        assert self._signer is not None, "the client starts the receiver before it submits"
+        return self._signer.job_ids(key)
 
     def add_to(self, app: aiohttp_adapter.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""

@@ -75,6 +75,17 @@ class TokenSigner:
         text = base64.urlsafe_b64encode(head + self._mac(self._signing, head)).decode()
         return f"{self._public_url}/{text}"
 
+    def job_ids(self, key: str) -> tuple[str, ...]:
+        """The id that a job with this key has, by each secret; the first is that of the secret that signs.
+
+        A token holds the id of its job, so a job that comes back by its token alone is still the job of its key.
+        """
+        message = b"xiling_async job id\0" + key.encode("utf-8", "surrogatepass")
+        digests = (hmac.digest(secret, message, "sha256") for known in self._secrets.values() for secret in known)
+        ids = [digest[:_JOB_BYTES].hex() for digest in digests]
+        first = hmac.digest(self._signing, message, "sha256")[:_JOB_BYTES].hex()
+        return (first, *(job_id for job_id in ids if job_id != first))
+
     def verify(self, text: str, now: float) -> CallbackToken | None:
         """The token that this text is, None if it is not valid. `now`: Unix seconds."""
         if _SHAPE.fullmatch(text) is None:
