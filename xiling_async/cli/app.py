@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "wait": ("commands.wait", "Wait for jobs that were bought before."),
     "download": ("commands.download", "Download the results of tasks that have ended."),
     "jobs": ("commands.jobs", "List the jobs that a store remembers, the newest last."),
+    "resolve": ("commands.resolve", "Say by hand what an uncertain job has bought."),
     "receive": ("commands.receive", "Take callbacks for clients elsewhere, and nothing else."),
 }
 # No rich markup: help and usage errors are the same plain text everywhere, also piped and in 80 columns.

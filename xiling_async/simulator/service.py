@@ -13,7 +13,7 @@ from yarl import URL
 from xiling_async.simulator import faults
 from xiling_async.simulator.answers import Answer, cut, headers_of, not_found, parameter_error, unauthorised, write
 from xiling_async.simulator.callbacks import CallbackSender, Generations
-from xiling_async.simulator.creates import Decision, Creates, Job
+from xiling_async.simulator.creates import Creates, Decision, Job
 from xiling_async.simulator.fault import Fault, checked, names
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
 from xiling_async.simulator.media.delivery import Note, deliver
@@ -217,7 +217,9 @@ class Simulator:
         except BaseException:  # the client went away in the middle of it
             self.ledger.post(record)
             raise
-        decision = self._creates.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
+        decision = (
+            self._creates.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
+        )
         self._write_down(record, decision)
         if decision.job is None:
             return await write(request, decision.answer, self._stopped)
