@@ -57,6 +57,6 @@ async def test_what_cannot_be_resolved(sim: Simulator) -> None:
         ran = await xiling(sim, "resolve", *words, *STORED)
         assert (ran.code, ran.out) == (2, "")
         assert "Nothing was changed" in ran.error
-    for words in (("order-42",), ("order-42", "--not-bought", "--task-id", "t")):
-        assert (await xiling(sim, "resolve", *words, *STORED)).code == 2
+    for options in ((), ("--not-bought", "--task-id", "t")):
+        assert (await xiling(sim, "resolve", "order-42", *STORED, *options)).code == 2
     assert paid(sim) == (1, 1)
