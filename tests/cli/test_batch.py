@@ -42,7 +42,7 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.cli.batch import display, gallery
 from xiling_async.cli.batch import input as rows
 from xiling_async.cli.batch.results import Results
-from xiling_async.cli.batch.state import Entry, Tally
+from xiling_async.cli.batch.state import BatchState, RowState
 from xiling_async.cli.watch import Watch
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
@@ -587,7 +587,7 @@ async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:
 def test_what_is_counted_costs_nothing_to_ask() -> None:
     """With 50,000 rows the numbers, and the lines of rows that end, are no walk through all of them."""
     request = ImageToVideo(**WAVES)
-    state = Tally(began_at=0.0)
+    state = BatchState(began_at=0.0)
     for number in range(50_000):
         state.add(rows.Row(line=number, key=str(number), request=request))
     before = state.clips()
@@ -628,25 +628,25 @@ async def test_a_batch_on_a_terminal(sim: Simulator) -> None:
     assert text.rindex(f"{ESCAPE}[?25h") > text.rindex(f"{ESCAPE}[?25l")
 
 
-def entry_of(row: rows.Row, state: State, **known: Any) -> Entry:
+def entry_of(row: rows.Row, state: State, **known: Any) -> RowState:
     """A row whose job stands there."""
     ids = ("i2v-1",) if state not in (State.NOT_SENT, State.REJECTED, State.UNCERTAIN, State.SENDING) else ()
     record = JobRecord(
         id="0" * 32, kind="image_to_video", key=row.key, request=row.request, asked=1, created_at=0, changed_at=0,
         state=state, task_ids=ids, outcomes=(None,) * len(ids),
     )  # fmt: skip
-    return Entry(row, record, **known)
+    return RowState(row, record, **known)
 
 
 async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step has its number; at the end a table has each row that failed, and what to do about each kind."""
     monkeypatch.setenv("TERM", "xterm-256color")
     found = (await asyncio.to_thread(rows.read, jsonl(*scenes(9)))).rows
-    tally = Tally(began_at=SystemClock().time() - 60)
+    state = BatchState(began_at=SystemClock().time() - 60)
     over = {"is_over": True}
     failed = TaskFailed("", outcomes=[Failed("i2v-1", "no \x1b[2J face")])
     for entry in (
-        Entry(found[0]),
+        RowState(found[0]),
         entry_of(found[1], State.SENDING),
         entry_of(found[2], State.ACCEPTED),
         entry_of(found[3], State.DONE),
@@ -656,15 +656,15 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         entry_of(found[7], State.ACCEPTED, error=WaitTimeout(""), **over),
         entry_of(found[8], State.EXPIRED, error=ResultExpired(""), **over),
     ):
-        tally.put(entry)
+        state.put(entry)
     with terminal(100, 40) as (slave, written), open(slave, "w", closefd=False) as stream:
         out = Console(file=stream, highlight=False)
-        async with display.shown(out, tally, Watch()) as tell:
+        async with display.BatchDisplay(out, state, Watch()) as shown:
             await settle()
-            for entry in tally.bad:
-                tell(entry)
-            tally.ended(tally.entries[found[3].key], SystemClock().time())
-        await asyncio.to_thread(display.summary, out, tally, Path("out"), skipped=2)
+            for entry in state.bad:
+                shown.over(entry)
+            state.ended(state.entries[found[3].key], SystemClock().time())
+        await asyncio.to_thread(display.summary, out, state, Path("out"), skipped=2)
     plain = re.sub(rf"{ESCAPE}\[[0-9;?]*[a-zA-Z]", "", written[0])
     for told in (
         "1 waiting   1 sending   1 at the service   1 saving   5 failed",
@@ -680,7 +680,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "What is bought and not here yet, the same command goes on with.",
     ):
         assert " ".join(told.split()) in " ".join(plain.split()), told
-    assert tally.left_s(SystemClock().time()) == pytest.approx(60 * 3, rel=0.1)
+    assert state.left_s(SystemClock().time()) == pytest.approx(60 * 3, rel=0.1)
 
 
 @frozen

@@ -1031,21 +1031,19 @@ async def test_a_terminal_of_our_own(sim: Simulator, monkeypatch: pytest.MonkeyP
 async def test_the_line_that_counts(sim: Simulator) -> None:
     """The counting line tells of several jobs together, and of questions that the service did not answer."""
     out = io.StringIO()
-    teller = progress._Teller(Console(file=out, width=80), Watch())
-    assert str(teller._status().text) == "0:00  getting ready"
+    teller = progress.JobsDisplay(Console(file=out, width=80), Watch())
+    assert str(teller._line().text) == "0:00  getting ready"
     watch = Watch()
-    teller = progress._Teller(Console(file=out, width=80), watch)
+    teller = progress.JobsDisplay(Console(file=out, width=80), watch)
     watch.follow(job_record("a", state=State.ACCEPTED, asked=2, task_ids=("t",), outcomes=(None,), failed_asks=3))
     watch.follow(job_record("b", state=State.DONE))
-    assert str(teller._status().text) == (
-        "0:00  1 accepted, 1 done  0/3 tasks  (the service did not answer 3 questions)"
-    )
+    assert str(teller._line().text) == ("0:00  1 accepted, 1 done  0/3 tasks  (the service did not answer 3 questions)")
 
 
 def test_lines_are_told_once() -> None:
     """A change that is no news to people has no line; each state has its words."""
     out, watch = io.StringIO(), Watch()
-    teller = progress._Teller(Console(file=out, width=80), watch)
+    teller = progress.JobsDisplay(Console(file=out, width=80), watch)
     watch.follow(job_record(state=State.ACCEPTED, task_ids=("t",), outcomes=(None,)))
     watch.follow(job_record(state=State.SENDING))  # an older news of the same job
     watch.saw(job_record(state=State.DONE))  # no newer than what is known

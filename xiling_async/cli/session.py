@@ -19,7 +19,7 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
 from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
-from xiling_async.cli.saving import Shelf, unsaved
+from xiling_async.cli.saving import Saver, unsaved
 from xiling_async.cli.watch import Watch
 from xiling_async.client import Client
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
@@ -72,7 +72,7 @@ NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 @frozen(kw_only=True)
 class Session:
-    """The options that these commands have. `folder`: results are saved there; `what`, `overwrite`: as of `Shelf`."""
+    """The options that these commands have. `folder`: results are saved there; `what`, `overwrite`: as of `Saver`."""
 
     store: Path | None  # the file of `jobs`; None: they are kept in memory
     base_url: str | None
@@ -86,7 +86,7 @@ class Session:
     jobs: Store = field(init=False, repr=False)
     watch: Watch = field(default=Factory(lambda self: Watch(self.jobs), takes_self=True), init=False)
     out: Console = field(factory=lambda: output.console(stderr=True))
-    shelf: Shelf | None = field(init=False, repr=False)
+    saver: Saver | None = field(init=False, repr=False)
 
     @property
     def takes_callbacks(self) -> bool:
@@ -96,16 +96,16 @@ class Session:
     def _store_of_file(self) -> Store:
         return MemoryStore() if self.store is None else SQLiteStore(self.store)
 
-    @shelf.default
-    def _shelf_of_folder(self) -> Shelf | None:
+    @saver.default
+    def _saver_of_folder(self) -> Saver | None:
         if self.folder is None:
             return None
-        return Shelf(self.folder, self.out, what=self.what, overwrite=self.overwrite)
+        return Saver(self.folder, self.out, what=self.what, overwrite=self.overwrite)
 
     @property
     def files(self) -> Mapping[str, Sequence[Path]] | None:
         """What was saved, by task; None where nothing shall be."""
-        return None if self.shelf is None else self.shelf.files
+        return None if self.saver is None else self.saver.files
 
     def check(self) -> None:
         """Raises a usage error for options that need another."""
@@ -125,11 +125,11 @@ class Session:
             polling=Polling(every=self.poll_every),
             on_event=self.watch.on_event,
         )
-        if self.shelf is not None:
-            await self.shelf.make()
-        below = None if self.shelf is None else self.shelf.bars
+        if self.saver is not None:
+            await self.saver.make()
+        below = None if self.saver is None else self.saver.bars
         with output.logged_errors(self.out):
-            async with progress.shown(self.out, self.watch, below), client:
+            async with progress.JobsDisplay(self.out, self.watch, below), client:
                 yield client
 
     def _receiver(self) -> WebhookReceiver | None:
@@ -227,12 +227,12 @@ class Session:
         record = ending.record
         if record is None or not (record.state.is_final or self.what):
             return ending
-        if self.shelf is None:
+        if self.saver is None:
             return evolve(ending, unsaved=without_link(record))
         results = [outcome.result for outcome in record.outcomes if isinstance(outcome, Succeeded)]
         # The simulator's files are on this machine too; those of the real service never are.
         allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
-        errors = await self.shelf.save(client, results, allow_private=allow_private)
+        errors = await self.saver.save(client, results, allow_private=allow_private)
         if not errors:
             return ending
         return evolve(ending, unsaved=unsaved(errors, len(results), partial(self.command, "download")))

@@ -44,7 +44,7 @@ class Row:
 
 
 @frozen
-class Flaw:
+class RowProblem:
     """Something that is wrong with a row."""
 
     line: int
@@ -59,14 +59,14 @@ class Found:
     """What a file of jobs holds: the rows that can be bought, and everything that is wrong with the others."""
 
     rows: tuple[Row, ...]
-    flaws: tuple[Flaw, ...] = ()
+    flaws: tuple[RowProblem, ...] = ()
 
     @property
     def flawed(self) -> int:
         """How many rows are not valid."""
         return len({flaw.line for flaw in self.flaws})
 
-    def without(self, flaws: Iterable[Flaw]) -> Found:
+    def without(self, flaws: Iterable[RowProblem]) -> Found:
         """The same with more flaws; their rows are no longer to be bought."""
         more = tuple(flaws)
         bad = {flaw.line for flaw in more}
@@ -87,7 +87,7 @@ def read(path: Path) -> Found:
     if read_of is None:
         raise _of_file(path, "its name ends neither in .jsonl nor in .csv")
     rows: list[Row] = []
-    flaws: list[Flaw] = []
+    flaws: list[RowProblem] = []
     keys: dict[str, int] = {}
     repeated: Counter[str] = Counter()
     for line, given in read_of(path, _text(path)):
@@ -98,7 +98,7 @@ def read(path: Path) -> Found:
             if row.key in keys:
                 raise _Wrong(f"{KEY}={row.key!r}: is the key of line {keys[row.key]} too; accepted: a key of its own")
         except _Wrong as wrong:
-            flaws += [Flaw(line, text) for text in str(wrong).split("\n")]
+            flaws += [RowProblem(line, text) for text in str(wrong).split("\n")]
             continue
         keys[row.key] = line
         rows.append(row)
@@ -282,14 +282,14 @@ def _derived(values: Mapping[str, Any], repeated: Counter[str]) -> str:
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _of_pictures(rows: Iterable[Row]) -> list[Flaw]:
+def _of_pictures(rows: Iterable[Row]) -> list[RowProblem]:
     """What is wrong with local pictures; each file is looked at once."""
     wanted = [(row.line, name, path) for row in rows for name, path in row.request.local_files().items()]
     paths = list(dict.fromkeys(path for _, _, path in wanted))
     with ThreadPoolExecutor(_LOOKING, thread_name_prefix="xiling look") as threads:
         unfit = dict(zip(paths, threads.map(_unfit, paths), strict=True))
     return [
-        Flaw(line, str(Problem(field=name, value=str(path), rule=why, accepted=ACCEPTED)))
+        RowProblem(line, str(Problem(field=name, value=str(path), rule=why, accepted=ACCEPTED)))
         for line, name, path in wanted
         if (why := unfit[path]) is not None
     ]

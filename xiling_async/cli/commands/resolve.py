@@ -34,7 +34,7 @@ def resolve(
 
     \b
     Examples:
-      xiling resolve order-42 --store jobs.db --task-id i2v-0123456789abcdef0123456789abcdef
+      xiling resolve order-42 --store jobs.db --task-id i2v-0123456789abcdef
       xiling resolve order-42 --store jobs.db --not-bought
     """
     if bool(task_id) is not_bought:

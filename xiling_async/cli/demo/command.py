@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from xiling_async.cli import output, runtime
 from xiling_async.cli.demo import checks, display
+from xiling_async.cli.demo.display import DemoDisplay
 from xiling_async.cli.demo.plan import NONE, Row, plan
 from xiling_async.client import Client
 from xiling_async.errors import InvalidRequest, XilingError
@@ -88,9 +89,9 @@ async def play(rows: Sequence[Row], *, folder: Path, seed: int, console: Console
         sim = await service.enter_async_context(Simulator(seed=seed))
         async with (
             Client(sim.api_key, base_url=sim.base_url, receiver=receiver, timeouts=Timeouts(wait=wait_s)) as client,
-            display.shown(console, rows, sim.ledger) as over,
+            DemoDisplay(console, rows, sim.ledger) as shown,
         ):
-            stage = _Stage(sim=sim, client=client, folder=folder, over=over)
+            stage = _Stage(sim=sim, client=client, folder=folder, display=shown)
             try:
                 await stage.play_all(rows)
             except asyncio.CancelledError:
@@ -107,7 +108,7 @@ class _Stage:
     sim: Simulator
     client: Client
     folder: Path
-    over: Callable[[Row], None]
+    display: DemoDisplay
 
     async def play_all(self, rows: Sequence[Row]) -> None:
         """Every row, a part of them at a time."""
@@ -127,7 +128,7 @@ class _Stage:
         if row.job is not None:
             await self._collect(row, row.job)
         row.is_over = True
-        self.over(row)
+        self.display.over(row)
 
     async def buy(self, row: Row) -> None:
         row.is_sent = True
