@@ -546,7 +546,7 @@ async def test_ctrl_c_while_waiting(sim: Simulator) -> None:
     sim.set_result(task_id)
     again = await xiling(sim, *words)
     assert (again.code, len(again.urls), paid(sim)) == (0, 1, (1, 1))
-    assert "this key has its job already: nothing is bought" in again.err
+    assert "this key already has its job: nothing is bought" in again.err
 
 
 async def test_ctrl_c_while_the_answer_is_awaited(sim: Simulator) -> None:
@@ -1053,7 +1053,7 @@ def test_lines_are_told_once() -> None:
     watch.saw(job_record(state=State.ACCEPTED, task_ids=("t",), outcomes=(None,), version=2, failed_asks=1))
     watch.saw(job_record(state=State.ACCEPTED, task_ids=("t",), outcomes=(None,), version=3, failed_asks=2))
     teller.tell()
-    mute = "the service did not tell; it is asked again"
+    mute = "the service did not answer with a status; asking again"
     assert out.getvalue() == f"accepted: job {'0' * 32}\n  task t\n{mute}\n"
     for version, state in enumerate((State.NOT_SENT, State.REJECTED, State.UNKNOWN, State.EXPIRED), 4):
         watch.saw(job_record(state=state, version=version))

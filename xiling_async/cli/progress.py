@@ -87,7 +87,7 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
     """What is new since `before`."""
     if before is not None and (before.state, before.task_ids, ended(before)) == (now.state, now.task_ids, ended(now)):
         is_mute = now.failed_asks and not before.failed_asks
-        return ["the service did not tell; it is asked again"] if is_mute else []
+        return ["the service did not answer with a status; asking again"] if is_mute else []
     lines = []
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
         first = f"accepted: job {now.id}" if now.attempt else "waiting for a task by its id"

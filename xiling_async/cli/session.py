@@ -66,7 +66,7 @@ WAITING: Final = (
     f"waiting for the answer to a paid request, up to {Timeouts().connect + Timeouts().answer:g} s; "
     "Ctrl-C again ends at once"
 )
-VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it anew."
+VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it again."
 NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
@@ -151,7 +151,7 @@ class Session:
             return [Ending(self.watch.last if len(self.watch.jobs) == 1 else None, self.stopped())]
 
     async def interruptible(self, work: Coroutine[Any, Any, T]) -> T:
-        """The first Ctrl-C (or SIGTERM) cancels the work: the client closes, and takes the answer of a POST home. The
+        """The first Ctrl-C (or SIGTERM) cancels the work: the client closes, and waits for the answer of a POST. The
         second one does not wait for that answer. The third one is Python's own."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(work, name="xiling command")
@@ -302,14 +302,14 @@ def deliver(
 
 
 def in_doubt(record: JobRecord, job: Job[Any]) -> XilingError:
-    """Why nobody can wait for this job: it is uncertain, and its callback would find nobody."""
+    """Why waiting for this job is useless: it is uncertain, and no receiver takes its callback."""
     error = error_of(record, job=job)
     assert error is not None, "it is uncertain"
     return error
 
 
 def _left(record: JobRecord) -> str:
-    """A job that nobody waits for any longer."""
+    """A job that is no longer awaited."""
     names = f"job {record.id}" + (f" (tasks {', '.join(record.task_ids)})" if record.task_ids else "")
     match record.state:
         case State.SENDING:

@@ -151,9 +151,9 @@ class Batch(Session):
 
     def buy_all(self) -> None:
         """Buy what is not bought yet, and save all of it. Raises `Stopped`, and what ends the whole batch."""
-        if gallery.is_somebody_elses(self.place):
+        if gallery.is_foreign(self.place):
             raise ConfigurationError(
-                f"{self.place / gallery.NAME} is a page of somebody else's. Nothing was sent: choose another --out."
+                f"{self.place / gallery.NAME} is not a page of this command. Nothing was sent: choose another --out."
             )
         phase = Phase.STOPPED
         try:
@@ -227,7 +227,7 @@ class Batch(Session):
         told = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
         charged: Charged = "yes" if any(entry.is_bought for entry in self.state.entries.values()) else "no"
         return Stopped(
-            f"Stopped: of {count(len(self.state.entries), 'row')} {told}. Nothing is lost: the same command goes on, "
-            f"and buys nothing twice: {self.again}",
+            f"Stopped. {count(len(self.state.entries), 'row')}: {told}. Nothing is lost: run the same command to go "
+            f"on; it buys nothing twice: {self.again}",
             charged=charged,
         )

@@ -172,19 +172,19 @@ def _table(out: Console, bad: Sequence[RowState]) -> None:
 
 
 def _advice(bad: Sequence[RowState]) -> Iterator[str]:
-    """What to do next about each kind of misfortune."""
+    """What to do next about each kind of failure."""
     found = {entry.status() for entry in bad if not entry.unsaved}
     if gallery.Status.REFUSED in found:
-        yield "What was not bought, the same command tries again."
+        yield "Rows that were not bought are tried again by the same command."
     if gallery.Status.FAILED in found:
-        yield "What the service could not make is not bought again: give the row a new `key` to try it once more."
+        yield "What the service could not make is not bought again: to try once more, give the row a new `key`."
     if gallery.Status.UNCERTAIN in found:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "
             "look at the vendor's own list of creations."
         )
     if gallery.Status.RUNNING in found or any(entry.unsaved for entry in bad):
-        yield "What is bought and not here yet, the same command goes on with."
+        yield "The same command goes on with what is bought and not here yet."
 
 
 def _complain(out: Console, entry: RowState) -> None:

@@ -137,7 +137,7 @@ class BatchRun:
                 self._runner.cancel()
 
     async def _paint(self) -> None:
-        """The page, written anew when something has changed, and now and then when nothing has."""
+        """The page, written again when something has changed, and now and then when nothing has."""
         revision, written_at = -1, -math.inf
         while True:
             began_at = self._clock.time()

@@ -142,7 +142,7 @@ class RowState:
 
     @property
     def why(self) -> str:
-        """What kept it from succeeding, for who reads a screen."""
+        """What kept it from succeeding, in words."""
         record, names = self.record, ""
         if record is not None:
             names = f" (task{'s' if len(record.task_ids) > 1 else ''} {', '.join(record.task_ids)})"
@@ -154,7 +154,7 @@ class RowState:
             case WaitTimeout() if record is not None and record.task_ids:
                 return f"It is not finished within --timeout{names}: only the wait is over."
             case WaitTimeout():
-                return "It was sent and its answer was lost; no callback has told of it within --timeout."
+                return "It was sent and its answer was lost; no callback came within --timeout."
             case ResultExpired() if record is not None:
                 return f"The service has not told what became of it for longer than it can take{names}."
             case None:
@@ -165,7 +165,7 @@ class RowState:
                 return str(error)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What results.jsonl has of it: a line for each task that is over and whose file, if it can be had, is here."""
+        """What results.jsonl has of it: a line for each task that is over and whose file is here, unless it is gone."""
         record = self.record
         if record is None:
             return []

@@ -76,7 +76,7 @@ def _store_of(name: str) -> Store:
         return PostgresStore(name, migrate=False)  # a listing makes no tables
     file = Path(name)
     if not file.is_file() or not file.stat().st_size:
-        raise StoreError(f"{name} is no store: {'it is empty' if file.is_file() else 'there is no such file'}.")
+        raise StoreError(f"{name} is not a store: {'it is empty' if file.is_file() else 'there is no such file'}.")
     return SQLiteStore(file, read_only=True)
 
 

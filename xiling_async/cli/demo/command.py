@@ -41,7 +41,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the plan: the same seed, the same jobs and faults.")] = 7,
     speed: Annotated[float, typer.Option(min=0.1, max=100, help="2 is twice as fast.")] = 1.0,
 ) -> None:
-    """Watch jobs come home while all kinds of things go wrong.
+    """Watch jobs being delivered while all kinds of things go wrong.
 
     Jobs are bought, called back and downloaded. Nothing leaves this machine: the service is the simulator, no account
     is needed. The figures at the end are the simulator's own; the exit code is 1 if a paid job was not delivered or
@@ -72,7 +72,7 @@ def demo(
 
 
 def _check(photo: Path) -> None:
-    """A picture that nobody would take is refused before anything begins."""
+    """An unusable picture is refused before anything begins."""
     try:
         inspected(photo)
     except Unfit as why:
