@@ -145,7 +145,7 @@ class Job(Generic[R]):
                 await self.outcomes(math.inf)
                 return await auto_save.saved(self._slot.record)
         except TimeoutError:
-            raise self._timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
+            raise self.timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
 
     async def refresh(self) -> Job[R]:
         """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
@@ -170,7 +170,7 @@ class Job(Generic[R]):
                 await self._desk.registry.reread(self._slot)
             if self._slot.record.state.is_final:
                 return self._slot.record
-            raise self._timed_out(limit_s) from None
+            raise self.timed_out(limit_s) from None
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -179,7 +179,8 @@ class Job(Generic[R]):
                 "it there, for example by asyncio.run_coroutine_threadsafe(job.result(), loop)."
             )
 
-    def _timed_out(self, limit_s: float) -> WaitTimeout:
+    def timed_out(self, limit_s: float) -> WaitTimeout:
+        """The error of a wait of so many seconds."""
         record = self._slot.record
         if record.state.is_final:
             return WaitTimeout(
@@ -187,10 +188,12 @@ class Job(Generic[R]):
                 "goes on: `await error.job.saved()` waits again.",
                 charged="yes", job=self, job_id=record.id, task_ids=record.task_ids,
             )  # fmt: skip
+        polling = self._slot.polling_error
+        why = "" if polling is None else f" The last status GET failed: {polling}"
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
             f"Waited {limit_s:g} s for {where}: it is still {record.state.value}. Only the wait is over: "
-            "`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it again.",
+            f"`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it again.{why}",
             charged="yes" if record.task_ids else "maybe",
             job=self,
             job_id=record.id,

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed, StoreError
+from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import entry as entries
 from xiling_async.jobs.entry import Answer, JobEntry, Predicate, UnwrittenJob, UnwrittenJobs
 from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
@@ -78,6 +78,8 @@ class Registry:
         known = self._entries.setdefault(record.id, entry)
         held = await self._store.add(record)
         if held is not record:
+            if known.record is record:  # ours was not written: it must not pass for the one that the store holds
+                known.record, known.is_current = held, False
             return self.slot(held)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)
@@ -248,6 +250,12 @@ class Registry:
         self._on_change(held.entry.record)
 
     # --- finding -------------------------------------------------------------------------------------------------
+
+    def note_error(self, job_id: str, error: XilingError | None) -> None:
+        """What became of the last status GET of this job, for those who wait for it."""
+        entry = self._entries.get(job_id)
+        if entry is not None:
+            entry.polling_error = error
 
     async def find(self, name: str) -> JobEntry | None:
         """The job with this key, job id or task id, in that order."""
