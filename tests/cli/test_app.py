@@ -119,11 +119,14 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "rich.console", "xiling_async.cli.app", "xiling_async.cli.report"])
+@pytest.mark.parametrize(
+    "module",
+    ["xiling_async", "aiohttp", "attrs", "typer", "rich.console", "xiling_async.cli.app", "xiling_async.cli.report"],
+)
 async def test_ctrl_c_before_anything_has_begun(sim: Simulator, module: str) -> None:
     """While the command is still being loaded: exit code 130, no traceback."""
-    code = INTERRUPTED.format(module=module, entry="xiling_async.cli")
-    env = environment(sim)
+    code = INTERRUPTED.format(module=module, entry="xiling_command")
+    env = environment(sim, PYTHONPATH=f"{SOURCE}{os.pathsep}{SOURCE / 'xiling_async/cli/script'}")
     done = await asyncio.to_thread(
         subprocess.run, [*START, code], env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
