@@ -526,6 +526,11 @@ async def test_one_batch_a_folder() -> None:
             await sim.ledger.until(lambda: len(sim.ledger.posts) == 2)
             second = await xiling(sim, *words)
             assert (second.code, paid(sim)) == (1, (2, 2))
+            only_looking = await xiling(sim, *words, "--dry-run")
+            assert (only_looking.code, only_looking.out.splitlines()[1]) == (
+                0,
+                "2 jobs bought before: not bought again",
+            )
             assert "jobs.db" in second.error and 'data-phase="running"' in Path("out/index.html").read_text()
             for task_id in sim.ledger.task_ids:
                 await sim.finish(task_id)

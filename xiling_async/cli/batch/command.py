@@ -77,7 +77,7 @@ def batch(
         public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
     )  # fmt: skip
     of.check()
-    found, known = runtime.run(looked_up(rows.read(file), out / STORE))
+    found, known = runtime.run(looked_up(rows.read(file), out / STORE, read_only=dry_run))
     wanted = of.valid(found)
     for row in wanted:
         of.state.add(row, known.get(row.key))
@@ -94,14 +94,14 @@ def batch(
 # --- what is to be bought ------------------------------------------------------------------------------------------
 
 
-async def looked_up(found: Found, path: Path) -> tuple[Found, dict[str, JobRecord]]:
+async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found, dict[str, JobRecord]]:
     """The same rows held against what the store in this file remembers, and the jobs that it has of them.
 
     Raises `StoreError`.
     """
     if not await asyncio.to_thread(path.exists):
         return found, {}
-    store = SQLiteStore(path)
+    store = SQLiteStore(path, read_only=read_only)  # held by another batch, it is refused before the page is touched
     await store.open()
     try:
         wanted = {row.key: row for row in found.rows}
