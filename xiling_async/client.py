@@ -14,16 +14,15 @@ from yarl import URL
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest
 from xiling_async.jobs.engine import Engine, Opening, Settings
 from xiling_async.jobs.exchange import Order
-from xiling_async.jobs.job import Job, checked_timeout, not_sent_in_time
+from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
-from xiling_async.models import resolution, settings
-from xiling_async.models.record import State, bare_job
+from xiling_async.models import settings
+from xiling_async.models.record import State
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -284,11 +283,7 @@ class Client:
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
         self._opening.check()
-        check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
-        if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
-            raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-        record = bare_job(task_id, kind.kind.name, self._settings.clock.time())
-        return Job(self._engine.registry.slot(record), self._engine.desk)
+        return job_of_task(task_id, kind, self._engine.desk)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it.
@@ -311,23 +306,10 @@ class Client:
         `task_ids`: the ids of its tasks; the job is then awaited as any other. `not_bought=True`: it bought nothing;
         submitting its key again buys it. Give one of the two. The same again changes nothing.
 
-        Raises `InvalidRequest` for a job that is unknown to the store, whose fate is known, or that cannot have bought
-        these tasks; `StoreError`, `ClientClosed`.
+        Raises `InvalidRequest` for a job that is unknown or whose fate is known, and for tasks of another job.
         """
         self._opening.check()
-        ids = None if task_ids is None else resolution.checked_ids(task_ids)
-        if (ids is None) is not bool(not_bought):
-            raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
-        registry, now = self._engine.registry, self._settings.clock.time()
-        entry = await registry.find(key_or_job_id)
-        if entry is None:
-            raise InvalidRequest(f"The store knows no job with the key or id {key_or_job_id!r}. Nothing was changed.")
-        entry = await registry.fresh(entry)
-        event = resolution.resolved(entry.record, ids, now)
-        if event is not None:
-            change = await registry.apply(entry.record.id, event)
-            resolution.check_applied(change, event)
-        return Job(entry, self._engine.desk)
+        return await resolve(await self.find(key_or_job_id), task_ids, not_bought=not_bought)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
