@@ -11,26 +11,19 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import entry as entries
-from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, Predicate, UnwrittenJob, UnwrittenJobs
+from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, KeyedIds, Predicate, UnwrittenJob, UnwrittenJobs
 from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
 log = logging.getLogger("xiling_async.jobs.registry")
-
-
-class KeyedIds(Protocol):
-    """Gives the job ids that belong to a key: of the secret that signs now, then of those that are still accepted."""
-
-    def job_ids(self, key: str) -> tuple[str, ...]: ...
 
 
 class Registry:
@@ -252,8 +245,7 @@ class Registry:
 
     def note_error(self, job_id: str, error: XilingError | None) -> None:
         """What became of the last status GET of this job, for those who wait for it."""
-        entry = self._entries.get(job_id)
-        if entry is not None:
+        if (entry := self._entries.get(job_id)) is not None:
             entry.polling_error = error
 
     async def find(self, name: str) -> JobEntry | None:
