@@ -18,7 +18,6 @@ from yarl import URL
 
 from xiling_async.api.classify import (
     EXCEPTIONS,
-    FAILURES,
     RETRY_ACTIONS,
     ExchangeResult,
     RetryAction,
@@ -74,7 +73,6 @@ ROWS: list[tuple[BaseException, ExchangeResult]] = [
 def test_what_an_exception_says(error: BaseException, happened: ExchangeResult) -> None:
     """Only what is raised before a byte could have left is `UNREACHABLE`."""
     assert of_exception(error) is happened
-    assert isinstance(error, FAILURES)
 
 
 def test_no_row_hides_a_later_one() -> None:
@@ -102,7 +100,6 @@ def test_every_error_of_aiohttp_has_a_row() -> None:
 def test_what_says_nothing_of_the_exchange(error: BaseException) -> None:
     """Bugs and cancellations are not the network's."""
     assert of_exception(error) is None
-    assert not isinstance(error, FAILURES)
 
 
 @given(st.integers(-1, 1_000), st.booleans())
@@ -163,3 +160,15 @@ def test_every_happening_has_its_steps() -> None:
     assert set(RETRY_ACTIONS) == set(ExchangeResult) - {ExchangeResult.ANSWERED}
     for after in (after_status, after_upload):
         assert all(after(happened) is not RetryAction.UNCERTAIN for happened in RETRY_ACTIONS)
+
+
+def test_what_was_never_asked_for_never_left() -> None:
+    """The body outweighs the exception's type: not asked for, nothing left; asked for, it may have arrived."""
+    refused = aiohttp.ClientConnectionError("Connector is closed.")
+    assert of_exception(refused) is ExchangeResult.CUT
+    assert of_exception(refused, has_left=False) is ExchangeResult.UNREACHABLE
+    assert of_exception(LookupError(), has_left=False) is ExchangeResult.NOT_BEGUN
+    assert of_exception(aiohttp.InvalidURL("x"), has_left=False) is ExchangeResult.NOT_BEGUN
+    assert of_exception(LookupError(), has_left=True) is ExchangeResult.CUT
+    assert of_exception(aiohttp.ConnectionTimeoutError(), has_left=True) is ExchangeResult.CUT
+    assert of_exception(aiohttp.ClientPayloadError(), has_left=True) is ExchangeResult.BAD_BODY

@@ -54,21 +54,20 @@ class RetryActions:
     create: RetryAction  # paid
     status: RetryAction  # a read
     upload: RetryAction  # free: a second one costs nothing but the bytes
-    download: RetryAction  # goes on where it was cut; redirects are followed by hand, and a dead link is asked for anew
 
 
 AGAIN, WAIT, UNCERTAIN, FAIL = RetryAction.AGAIN, RetryAction.WAIT, RetryAction.UNCERTAIN, RetryAction.FAIL
 RETRY_ACTIONS: Final = {
-    ExchangeResult.NOT_BEGUN:   RetryActions(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
-    ExchangeResult.UNREACHABLE: RetryActions(create=AGAIN,     status=AGAIN, upload=AGAIN, download=AGAIN),
-    ExchangeResult.CUT:         RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    ExchangeResult.BAD_BODY:    RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    ExchangeResult.GARBLED:     RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    ExchangeResult.REDIRECTED:  RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
-    ExchangeResult.REFUSED:     RetryActions(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
-    ExchangeResult.NOT_API:     RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
-    ExchangeResult.LIMITED:     RetryActions(create=WAIT,      status=WAIT,  upload=WAIT,  download=WAIT),
-    ExchangeResult.BROKEN:      RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
+    ExchangeResult.NOT_BEGUN:   RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
+    ExchangeResult.UNREACHABLE: RetryActions(create=AGAIN,     status=AGAIN, upload=AGAIN),
+    ExchangeResult.CUT:         RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.BAD_BODY:    RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.GARBLED:     RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.REDIRECTED:  RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
+    ExchangeResult.REFUSED:     RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
+    ExchangeResult.NOT_API:     RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
+    ExchangeResult.LIMITED:     RetryActions(create=WAIT,      status=WAIT,  upload=WAIT),
+    ExchangeResult.BROKEN:      RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
 }  # fmt: skip
 
 # Read from the top: ClientConnectorError is a ClientOSError, both timeouts are ServerTimeoutError and TimeoutError.
@@ -122,10 +121,3 @@ def after_status(happened: ExchangeResult) -> RetryAction:
 
 def after_upload(happened: ExchangeResult) -> RetryAction:
     return RETRY_ACTIONS[happened].upload
-
-
-def after_download(happened: ExchangeResult) -> RetryAction:
-    return RETRY_ACTIONS[happened].download
-
-
-FAILURES: Final = (aiohttp.ClientError, OSError)  # what an exchange can raise; a TimeoutError is an OSError
