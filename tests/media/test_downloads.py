@@ -861,7 +861,8 @@ async def test_only_so_many_at_once(sim: Simulator, tmp_path: Path) -> None:
         await sim.wait_for_stalls(2)
         await settle(200)
         assert len(sim.ledger.media) == 2
-        downloads[0].cancel()
+        under_way = next(place for place, video in enumerate(videos) if video.task_id in sim.ledger.media[0].path)
+        downloads[under_way].cancel()
         await sim.wait_for_stalls(3)
         for download in downloads:
             download.cancel()

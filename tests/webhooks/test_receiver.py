@@ -598,6 +598,25 @@ async def test_a_port_alone_means_this_machine_only() -> None:
         assert len(await job) == 1
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "::1", "::"])
+async def test_the_own_server_listens_on_its_host(host: str) -> None:
+    """An address, all addresses, or a name, with every address that it has; its own URL leads there."""
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    receiver = WebhookReceiver(host=host, port=0)
+    async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver) as client:
+        job, _ = await pending(sim, client)
+        assert await sim.finish(job.task_ids[0]) == 200
+
+
+async def test_a_host_that_does_not_exist_is_said() -> None:
+    """The name is in the error; nothing stays open."""
+    async with Simulator() as sim:
+        client = client_of(sim, receiver=WebhookReceiver(host="no-such-host.invalid", port=0))
+        with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
+            await client.__aenter__()
+
+
 async def test_a_receiver_that_is_not_mounted_warns_at_the_first_submit(caplog: pytest.LogCaptureFixture) -> None:
     """A public URL without port and mount is easily forgotten: said once, and not to those that are mounted."""
     url = "http://127.0.0.1:9/x"

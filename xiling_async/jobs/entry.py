@@ -32,12 +32,13 @@ class JobEntry:
     A record read from the store may be old by the time its entry exists: `is_current` says that no change was missed.
     """
 
-    __slots__ = ("__weakref__", "_waiters", "closed", "is_current", "record")
+    __slots__ = ("__weakref__", "_waiters", "closed", "is_current", "polling_error", "record")
 
     def __init__(self, record: JobRecord, *, is_current: bool) -> None:
         self.record = record
         self.is_current = is_current
         self.closed = False
+        self.polling_error: XilingError | None = None  # of the last status GET
         self._waiters: list[tuple[Predicate, asyncio.Future[None]]] = []
 
     def update(self, record: JobRecord) -> None:

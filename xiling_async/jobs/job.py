@@ -20,7 +20,7 @@ from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
-from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job_id
+from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
 from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Timeouts, as_number
 
@@ -147,7 +147,7 @@ class Job(Generic[R]):
                 await self.outcomes(math.inf)
                 return await auto_save.saved(self._slot.record)
         except TimeoutError:
-            raise self._timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
+            raise self.timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
 
     async def refresh(self) -> Job[R]:
         """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
@@ -172,7 +172,7 @@ class Job(Generic[R]):
                 await self._desk.registry.reread(self._slot)
             if self._slot.record.state.is_final:
                 return self._slot.record
-            raise self._timed_out(limit_s) from None
+            raise self.timed_out(limit_s) from None
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -181,7 +181,8 @@ class Job(Generic[R]):
                 "it there, for example by asyncio.run_coroutine_threadsafe(job.result(), loop)."
             )
 
-    def _timed_out(self, limit_s: float) -> WaitTimeout:
+    def timed_out(self, limit_s: float) -> WaitTimeout:
+        """The error of a wait of so many seconds."""
         record = self._slot.record
         if record.state.is_final:
             return WaitTimeout(
@@ -189,10 +190,12 @@ class Job(Generic[R]):
                 "goes on: `await error.job.saved()` waits again.",
                 charged="yes", job=self, job_id=record.id, task_ids=record.task_ids,
             )  # fmt: skip
+        polling = self._slot.polling_error
+        why = "" if polling is None else f" The last status GET failed: {polling}"
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
             f"Waited {limit_s:g} s for {where}: it is still {record.state.value}. Only the wait is over: "
-            "`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it again.",
+            f"`await error.job` goes on waiting, `client.find(job_id)` finds it again. Do not submit it again.{why}",
             charged="yes" if record.task_ids else "maybe",
             job=self,
             job_id=record.id,
@@ -205,11 +208,7 @@ def job_of_task(task_id: str, kind: type[Request[R]], desk: Desk) -> Job[R]:
     check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
     if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
         raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-    now = desk.clock.time()
-    record = JobRecord(
-        id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None, asked=1, created_at=now,
-        changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,), due_at=now,
-    )  # fmt: skip
+    record = bare_job(task_id, kind.kind.name, desk.clock.time())
     return Job(desk.registry.slot(record), desk)
 
 

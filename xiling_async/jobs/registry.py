@@ -11,26 +11,20 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed, StoreError
+from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import entry as entries
 from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, Predicate, UnwrittenJob, UnwrittenJobs
 from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.registry")
-
-
-class KeyedIds(Protocol):
-    """Gives the job ids that belong to a key: of the secret that signs now, then of those that are still accepted."""
-
-    def job_ids(self, key: str) -> tuple[str, ...]: ...
 
 
 class Registry:
@@ -54,7 +48,7 @@ class Registry:
         self._repairs = Tasks()
         self._writer = Tasks()
         self._closed = self._released = False
-        self.keyed_ids: KeyedIds | None = None
+        self.keyed_ids: WebhookReceiver | None = None  # gives keyed jobs their ids
 
     # --- entries -------------------------------------------------------------------------------------------------
 
@@ -164,10 +158,8 @@ class Registry:
         return await self.commit(record.id, heard)
 
     async def apply(self, job_id: str, event: Event) -> Change:
-        """Commit what `event` does to the job, then wake those who wait for it.
-
-        Cancelling the caller (a `refresh`) does not cancel the commit.
-        """
+        """Commit what `event` does to the job, then wake those who wait for it. Cancelling the caller cancels no
+        commit."""
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
         return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")
@@ -249,6 +241,12 @@ class Registry:
         self._on_change(held.entry.record)
 
     # --- finding -------------------------------------------------------------------------------------------------
+
+    def note_error(self, job_id: str, error: XilingError | None) -> None:
+        """What became of the last status GET of this job, for those who wait for it."""
+        entry = self._entries.get(job_id)
+        if entry is not None:
+            entry.polling_error = error
 
     async def find(self, name: str) -> JobEntry | None:
         """The job with this key, job id or task id, in that order."""

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from attrs import define, frozen
 
+from xiling_async._internal.finish import ended
 from xiling_async._internal.redact import shown
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest
@@ -78,16 +79,17 @@ class Downloads:
     async def close(self) -> None:
         """End every download: what has come stays in its partial file where it can be resumed."""
         self._closed = True
-        await self._running.cancel()
-        await self._disk.close()
-        await self._transport.close()
+        async with AsyncExitStack() as last:  # each of them, also when this is cancelled
+            last.push_async_callback(self._transport.close)
+            last.push_async_callback(self._disk.close)
+            last.push_async_callback(self._running.cancel)
 
     async def download(self, result: object, to: str | os.PathLike[str], options: DownloadOptions) -> tuple[Path, ...]:
         """The files, one for each thing that was asked for. Raises as `Client.download` says."""
         # In a task of its own: closing the client ends it, and waits until its part and its connection are closed.
         work = self._running.start(self._download(result, to, options), name="xiling download")
         try:
-            return await work
+            return await ended(work)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if self._closed and work.cancelled() and not (caller and caller.cancelling()):

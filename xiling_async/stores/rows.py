@@ -109,6 +109,11 @@ def _path_of(value: JSON) -> JSON:
     return value
 
 
+def corrected_row(record: JobRecord) -> str | None:
+    """The request of a changed record where it may be another one than before, since it is sent again; else None."""
+    return request_row(record.request) if record.state is State.SENDING else None
+
+
 def request_of(kind_name: str, row: str | None) -> Request[Any] | None:
     """The request as it was; None if it was not known, or is of a kind that this version does not know."""
     kind = BY_NAME.get(kind_name)

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from xiling_async.stores.sqlite_schema import Unfit, migrate_copy, prepare
 
 IN_USE_HERE: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
 _SIDE_FILES: Final = ("-wal", "-journal", "-shm")  # SQLite believes what stands in them
+_TEXT: Final = partial(str, encoding="utf-8", errors="surrogateescape")  # one damaged text must not hide other rows
 _WAL_HEADER_BYTES: Final = 32
 _TRIES: Final = 50
 
@@ -54,6 +56,7 @@ class DatabaseFile:
             raise PermissionError(f"{path} is read-only")
         connection = self._connect(path, timeout=0.5, isolation_level=None)
         stack.callback(connection.close)
+        connection.text_factory = _TEXT
         prepare(connection)
         self._opened = [(file, status) for file in (path, _side(path, "-wal")) if (status := _status(file)) is not None]
         return connection
@@ -83,6 +86,7 @@ class DatabaseFile:
             raise Unfit("it is written too busily to be copied; try again")
         connection = self._connect(copy, isolation_level=None)
         stack.callback(connection.close)
+        connection.text_factory = _TEXT
         migrate_copy(connection)
         return connection
 

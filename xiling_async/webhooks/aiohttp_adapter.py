@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import StreamReader, web
 
 from xiling_async._internal.clock import SystemClock
-from xiling_async.webhooks.handler import BROKEN, TOO_SLOW, Reply, SenderGone, WebhookHandler
+from xiling_async.webhooks.handler import BROKEN, REPLIES, TOO_SLOW, Reply, SenderGone, WebhookHandler
 from xiling_async.webhooks.limits import ReceiverLimits
 
 Application = web.Application
@@ -17,6 +17,9 @@ Application = web.Application
 REAL_TIME: Final = SystemClock()  # of closing: a clock that is driven by hand must not keep a connection open
 LINGER_BODIES: Final = 4  # closing a connection with unread bytes resets it, and its sender never reads the 413
 SERVER: Final = "callbacks"  # in answers, instead of the versions of aiohttp and Python
+
+# aiohttp copies a multidict faster than it makes one.
+_HEADERS: Final = {id(reply): web.Response(headers={**reply.headers, "Server": SERVER}).headers for reply in REPLIES}
 
 
 class AiohttpRequest:
@@ -89,7 +92,7 @@ async def respond(request: web.BaseRequest, reply: Reply, limits: ReceiverLimits
 
     aiohttp by itself would go on reading a body that was refused, for ten seconds and without a limit.
     """
-    response = web.Response(status=reply.status, headers={**reply.headers, "Server": SERVER}, body=reply.body)
+    response = web.Response(status=reply.status, headers=_HEADERS[id(reply)], body=reply.body)
     if request.content.is_eof():
         return response
     if reply is not TOO_SLOW:

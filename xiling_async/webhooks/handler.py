@@ -56,7 +56,10 @@ MALFORMED: Final = _reply(400, "not a callback")
 UNKNOWN_TASK: Final = _reply(409, "not a task of this job")
 UNAVAILABLE: Final = _reply(503, "try again later", **{"Retry-After": "10"})
 
-_REPLIES: Final = {
+REPLIES: Final = (
+    OK, HEALTHY, NOT_FOUND, TOO_LARGE, TOO_SLOW, TOO_MANY, ENCODED, BROKEN, MALFORMED, UNKNOWN_TASK, UNAVAILABLE,
+)  # fmt: skip
+_OF_VERDICT: Final = {
     Verdict.APPLIED: OK,
     Verdict.REPEAT: OK,
     Verdict.CONFLICT: OK,
@@ -179,9 +182,12 @@ class WebhookHandler:
             return token if token is HEALTHY else self._refuse(token)
         if request.is_encoded:
             return self._refuse(ENCODED, token)
-        if (request.content_length or 0) > self.limits.body_bytes:
+        if request.is_complete:  # nearly always: no deadline is needed for what has arrived
+            body: bytes | Reply | None = await request.read(self.limits.body_bytes)
+        else:
+            body = await self._read(request, token)
+        if body is None:
             return self._refuse(TOO_LARGE, token)
-        body = await self._body(request, token)
         if isinstance(body, Reply):
             return self._refuse(body, token)
         if request.may_be_cancelled:
@@ -203,25 +209,24 @@ class WebhookHandler:
         token = self._signer.verify(path.rpartition("/")[2], self._clock.time())
         return NOT_FOUND if token is None or token.kind_number not in BY_NUMBER else token
 
-    async def _body(self, request: IncomingRequest, token: CallbackToken) -> bytes | Reply:
+    async def _read(self, request: IncomingRequest, token: CallbackToken) -> bytes | Reply | None:
+        """The body as it arrives, None if it is too large."""
         limits = self.limits
-        if request.is_complete:  # nearly always: no deadline is needed for what has arrived
-            body = await request.read(limits.body_bytes)
-            return TOO_LARGE if body is None else body
+        if (request.content_length or 0) > limits.body_bytes:
+            return TOO_LARGE
         if self._bodies[token.job_id] >= limits.bodies_per_job:
             return TOO_MANY
         assert self._clock is not None, "a request was authenticated"
         self._bodies[token.job_id] += 1
         try:
             async with self._clock.timeout(limits.body_s):
-                body = await request.read(limits.body_bytes)
+                return await request.read(limits.body_bytes)
         except TimeoutError:
             return TOO_SLOW
         finally:
             self._bodies[token.job_id] -= 1
             if not self._bodies[token.job_id]:
                 del self._bodies[token.job_id]
-        return TOO_LARGE if body is None else body
 
     async def _take(self, token: CallbackToken, body: bytes) -> Reply:
         try:
@@ -247,7 +252,7 @@ class WebhookHandler:
                 report.task_id,
                 verdict.value,
             )
-        reply = _REPLIES[verdict]
+        reply = _OF_VERDICT[verdict]
         return reply if reply is OK else self._refuse(reply, token)
 
     def _refuse(self, reply: Reply, token: CallbackToken | None = None) -> Reply:

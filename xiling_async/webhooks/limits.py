@@ -42,7 +42,9 @@ class ReceiverLimits:
     job whose body has not arrived yet; more are answered 503.
     """
 
-    # Measured (Python 3.11.7, aiohttp 3.14.5, Linux, 2026-11-24; tests/webhooks/test_memory.py): see README.
+    # Measured (Python 3.11.7, aiohttp 3.14.5, Linux, 2026-11-24): idle 6 KiB, with TLS or in its handshake 310 KiB (a
+    # buffer of asyncio's has 256), with the largest head 490 KiB for at most `header_s`, with the largest body 270 KiB
+    # more: a machine short of memory wants fewer, or smaller heads.
     connections: int = 1_000
     per_address: int = 50  # 50 callbacks at once from one address are thousands a second
     handshakes: int = 250
@@ -121,34 +123,33 @@ def _network(address: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int) 
     return f"{type(address)(int(address) >> spare << spare)}/{bits}"
 
 
-class _IdlePool(Generic[C]):
-    """Idle connections by network, the longest idle first. Finding the most crowded network takes constant time."""
+class _Pool(Generic[C]):
+    """Connections by network, the longest idle first; the most crowded network is found in constant time."""
 
     def __init__(self) -> None:
         self._members: dict[str, dict[C, None]] = {}
         self._by_size: dict[int, dict[str, None]] = {}
         self._largest = 0
 
-    def __iter__(self) -> Iterator[C]:
-        return chain.from_iterable(self._members.values())
-
     def add(self, connection: C, network: str) -> None:
         members = self._members.setdefault(network, {})
         members[connection] = None
         self._resized(network, len(members) - 1, len(members))
 
-    def discard(self, connection: C, network: str) -> None:
-        members = self._members.get(network, {})
-        if connection in members:
-            del members[connection]
-            self._resized(network, len(members) + 1, len(members))
+    def remove(self, connection: C, network: str) -> None:
+        members = self._members[network]
+        del members[connection]
+        self._resized(network, len(members) + 1, len(members))
 
-    def of_most_crowded(self) -> C | None:
-        """The longest idle connection of the network that has the most of them."""
-        if not self._largest:
-            return None
-        network = next(iter(self._by_size[self._largest]))
-        return next(iter(self._members[network]))
+    def move_to_end(self, connection: C, network: str) -> None:
+        members = self._members[network]
+        del members[connection]
+        members[connection] = None
+
+    def most_crowded_first(self) -> Iterator[C]:
+        for size in range(self._largest, 0, -1):
+            for network in self._by_size.get(size, ()):
+                yield from self._members[network]
 
     def of_network(self, network: str) -> Iterator[C]:
         return iter(self._members.get(network, ()))
@@ -185,7 +186,7 @@ class ConnectionLimiter(Generic[C]):
         self._most = most
         self._per_address = per_address
         self._entries: dict[C, _Entry] = {}
-        self._pools: tuple[_IdlePool[C], _IdlePool[C]] = _IdlePool(), _IdlePool()  # strangers, known senders
+        self._pools: tuple[_Pool[C], _Pool[C]] = _Pool(), _Pool()  # strangers, known senders
         self._per: Counter[str] = Counter()
         self.busy = 0
 
@@ -193,7 +194,7 @@ class ConnectionLimiter(Generic[C]):
         return len(self._entries)
 
     def idle(self) -> Iterator[C]:
-        return chain(*self._pools)
+        return (connection for connection, entry in self._entries.items() if not entry.is_busy)
 
     def add(self, connection: C, peer: str | None) -> tuple[bool, C | None]:
         """Whether there is room for it, and which connection has to be closed for it. A new one is idle."""
@@ -201,7 +202,8 @@ class ConnectionLimiter(Generic[C]):
         address_is_full = entry.address is not None and self._per[entry.address] >= self._per_address
         evicted: C | None = None
         if address_is_full or len(self._entries) >= self._most:
-            evicted = self._oldest_of_address(entry) if address_is_full else self._to_evict()
+            candidates = self._of_address(entry) if address_is_full else self._in_order_of_eviction()
+            evicted = next((one for one in candidates if not self._entries[one].is_busy), None)
             if evicted is None:
                 return False, None
             self.remove(evicted)
@@ -215,7 +217,6 @@ class ConnectionLimiter(Generic[C]):
         """It is serving a callback with a valid token: it is not evicted."""
         entry = self._entries.get(connection)
         if entry is not None and not entry.is_busy:
-            self._pools[entry.is_known].discard(connection, entry.network)
             entry.is_busy = True
             self.busy += 1
 
@@ -227,30 +228,29 @@ class ConnectionLimiter(Generic[C]):
         if entry.is_busy:
             entry.is_busy = False
             self.busy -= 1
+        if known and not entry.is_known:
+            self._pools[0].remove(connection, entry.network)
+            entry.is_known = True
+            self._pools[1].add(connection, entry.network)
         else:
-            self._pools[entry.is_known].discard(connection, entry.network)
-        entry.is_known = entry.is_known or known
-        self._pools[entry.is_known].add(connection, entry.network)
+            self._pools[entry.is_known].move_to_end(connection, entry.network)
 
     def remove(self, connection: C) -> None:
         """Also twice."""
         entry = self._entries.pop(connection, None)
         if entry is None:
             return
+        self._pools[entry.is_known].remove(connection, entry.network)
         if entry.is_busy:
             self.busy -= 1
-        else:
-            self._pools[entry.is_known].discard(connection, entry.network)
         if entry.address is not None:
             self._per[entry.address] -= 1
             if not self._per[entry.address]:
                 del self._per[entry.address]
 
-    def _to_evict(self) -> C | None:
-        strangers, known = self._pools
-        stranger = strangers.of_most_crowded()
-        return known.of_most_crowded() if stranger is None else stranger
+    def _in_order_of_eviction(self) -> Iterator[C]:
+        return chain.from_iterable(pool.most_crowded_first() for pool in self._pools)
 
-    def _oldest_of_address(self, entry: _Entry) -> C | None:
-        idle = chain.from_iterable(pool.of_network(entry.network) for pool in self._pools)
-        return next((one for one in idle if self._entries[one].address == entry.address), None)
+    def _of_address(self, entry: _Entry) -> Iterator[C]:
+        members = chain.from_iterable(pool.of_network(entry.network) for pool in self._pools)
+        return (one for one in members if self._entries[one].address == entry.address)

@@ -152,7 +152,8 @@ class WebhookReceiver:
                 f"Is another process there? Choose another {'path' if self._path else 'port'}."
             ) from error
         if self._base is None:
-            host = self._host if is_loopback(self._host) else "127.0.0.1"
+            this_machine = "::1" if ":" in self._host else "127.0.0.1"
+            host = self._host if is_loopback(self._host) else this_machine
             self._base = URL.build(scheme="https" if self._tls else "http", host=host, port=self._server.port)
 
     async def stop(self) -> None:

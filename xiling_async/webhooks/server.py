@@ -122,14 +122,14 @@ class CallbackServer:
     # --- connections ---------------------------------------------------------------------------------------------
 
     async def _accept(self, listening: socket) -> None:
-        """One connection after the other, so that those that are open have their turn in between."""
+        """One connection in each turn of the loop, so that those that are open are served in between."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 sock, address = await loop.sock_accept(listening)
             except ConnectionError:
                 continue
-            except OSError as error:
+            except Exception as error:  # EMFILE, or whatever it is: the next one must be accepted
                 self._summary.add("connections could not be accepted", level=logging.WARNING)
                 log.debug("a connection could not be accepted (%s)", type(error).__name__)
                 await REAL_TIME.sleep(ACCEPT_PAUSE_S)
@@ -137,12 +137,9 @@ class CallbackServer:
             connection = _Connection(self)
             if not self._admit(connection, address[0] if isinstance(address, tuple) else None):
                 sock.close()
-                await REAL_TIME.sleep(0)
-            elif self._tls is None:
-                await self._connect(connection, sock)
             else:
-                connection.handshake = self._tasks.start(self._connect(connection, sock), name="xiling TLS handshake")
-                await REAL_TIME.sleep(0)
+                connection.opening = self._tasks.start(self._connect(connection, sock), name="xiling connection")
+            await REAL_TIME.sleep(0)
 
     def _admit(self, connection: _Connection, peer: str | None) -> bool:
         """Whether there is room for it; an idle one may have to go."""
@@ -150,7 +147,7 @@ class CallbackServer:
         for limiter in limiters:
             fits, evicted = limiter.add(connection, peer if self._counts_addresses else None)
             if evicted is not None:
-                self._summary.add("idle connections had to make room")
+                self._summary.add("idle connections were closed to make room")
                 evicted.abort()
                 self._forget(evicted)
             if not fits:
@@ -176,6 +173,7 @@ class CallbackServer:
             connection.discard()
             raise
         finally:
+            connection.opening = None
             self._handshakes.remove(connection)
             if connection.transport is None:
                 self._forget(connection)
@@ -250,7 +248,7 @@ class _Connection(asyncio.Protocol):
         self._unread: Timer | None = None
         self._is_aborted = False
         self.transport: asyncio.Transport | None = None
-        self.handshake: asyncio.Task[None] | None = None
+        self.opening: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -286,7 +284,7 @@ class _Connection(asyncio.Protocol):
         if http is not None:
             http.connection_lost(exc)
             self._server.lost(self, http)
-        self.handshake = None
+        self.opening = None
 
     def close(self) -> None:
         """Close it once what was written is sent."""
@@ -306,8 +304,8 @@ class _Connection(asyncio.Protocol):
         self._is_aborted = True
         if self.transport is not None:
             self.transport.abort()
-        elif self.handshake is not None:
-            self.handshake.cancel()
+        elif self.opening is not None:
+            self.opening.cancel()
 
 
 def _forget_frames(error: BaseException) -> None:

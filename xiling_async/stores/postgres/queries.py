@@ -13,7 +13,7 @@ from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.stores.base import SPREAD_S
 from xiling_async.stores.postgres.driver import Again
 from xiling_async.stores.postgres.schema import Connection, Names, hashed, quoted, unquoted
-from xiling_async.stores.rows import COLUMNS, RowReader, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.rows import COLUMNS, RowReader, corrected_row, record_of, refusal_row, row_of, tasks_row
 
 PAGE: Final = 500
 PURGE: Final = 2_000  # jobs forgotten in one transaction
@@ -140,7 +140,7 @@ class Queries:
             self._sql["update_job"],
             quoted(record.id), record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
             refusal_row(record.refusal), record.due_at, record.failed_asks, record.version,
-            self._owner_of(record), mark, new, old, news, self.channel,
+            self._owner_of(record), mark, new, old, news, self.channel, corrected_row(record),
         )  # fmt: skip
         if owned < len(new):
             raise Again("a task id is another job's")
