@@ -14,10 +14,10 @@ from yarl import URL
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout
+from xiling_async.errors import ConfigurationError, InvalidRequest
 from xiling_async.jobs.engine import Engine, Opening, Settings
 from xiling_async.jobs.exchange import Order
-from xiling_async.jobs.job import Job, checked_timeout, job_of_task, resolve
+from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
@@ -184,41 +184,23 @@ class Client:
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path: ...  # fmt: skip
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["both"],
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> tuple[Path, Path]: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["both"],
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> tuple[Path, Path]: ...  # fmt: skip
 
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail", "both"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path | tuple[Path, ...]:
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail", "both"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path | tuple[Path, ...]:  # fmt: skip
         """Fetch the file of a result (`Video`): whole and checked, or not there at all.
 
         `to`: a file; or a folder (one that exists, or any path that ends in a separator), where the file is called
@@ -258,22 +240,11 @@ class Client:
             async with clock.timeout(limit_s):
                 job: Job[R] = await self._submit(order)
         except TimeoutError:
-            raise self._submit_timed_out(order, limit_s) from None
+            if order.entry is None:
+                raise not_sent_in_time(order.key, limit_s) from None
+            raise Job[R](order.entry, self._engine.desk).timed_out(limit_s) from None
         (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
-
-    def _submit_timed_out(self, order: Order, limit_s: float) -> WaitTimeout:
-        if order.entry is not None:
-            return Job[Any](order.entry, self._engine.desk).timed_out(limit_s)
-        if order.key is not None:  # another caller of this key may be sending it
-            what = f"unless another submit of it is under way, nothing was bought: client.find({order.key!r}) tells"
-            return WaitTimeout(
-                f"Waited {limit_s:g} s, and this call did not send the request; {what}.", charged="maybe"
-            )
-        message = (
-            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought."
-        )
-        return WaitTimeout(message, charged="no")
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
@@ -309,7 +280,8 @@ class Client:
         """A handle on a task whose id was kept elsewhere; no I/O. Awaiting it asks the service, and the store remembers
         it from then on. A task that the store knows already gives its whole job.
 
-        Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`."""
+        Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
+        """
         self._opening.check()
         return job_of_task(task_id, kind, self._engine.desk)
 

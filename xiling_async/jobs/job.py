@@ -46,6 +46,15 @@ def checked_timeout(timeout: object) -> float:
     return number
 
 
+def not_sent_in_time(key: str | None, limit_s: float) -> WaitTimeout:
+    """`Client.run` waited for its turn to send until its time was over."""
+    if key is None:
+        message = "the request was not sent yet. It is not sent any more: nothing was bought."
+        return WaitTimeout(f"Waited {limit_s:g} s, and {message}", charged="no")
+    message = f"unless another submit of it is under way, nothing was bought: client.find({key!r}) tells."
+    return WaitTimeout(f"Waited {limit_s:g} s, and this call did not send the request; {message}", charged="maybe")
+
+
 def _is_final(record: JobRecord) -> bool:
     return record.state.is_final
 
