@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
@@ -122,6 +123,7 @@ async def test_a_url_of_a_forgotten_job_is_believed_by_status_only(
         assert await by_hand.finish(job.task_ids[0]) == 200
         job_id = job.id
         del job
+        gc.collect()
         assert await store.purge(-1e12) == 1
         for _ in range(2):
             assert await call_back(by_hand.ledger.posts[0].callback_url, "invented") == 200

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,83 @@ def test_every_store_is_a_store(tmp_path: Path) -> None:
         folder.mkdir()
         assert isinstance(factory(folder), Store)
         assert list(folder.iterdir()) == []
+
+
+# --- what `add` says, who owns a task, what is in hand ---------------------------------------------------------------
+
+
+class InHand:
+    """A watcher that has these jobs in hand, and waits for none."""
+
+    def __init__(self, *job_ids: str) -> None:
+        self.job_ids = frozenset(job_ids)
+
+    def known(self, job_id: str) -> int | None:
+        return None
+
+    def watched(self) -> list[str]:
+        return []
+
+    def told(self, record: JobRecord) -> None:
+        pass
+
+    def missing(self, job_ids: Iterable[str]) -> None:
+        pass
+
+    def in_hand(self) -> frozenset[str]:
+        return self.job_ids
+
+
+async def test_add_gives_its_own_record_only_when_it_was_written(store: Store) -> None:
+    """The very same object for the writer; another one for all who come later, also with an equal record: one sends."""
+    records = [job(1, key="k") for _ in range(8)]
+    held = await asyncio.gather(*(store.add(record) for record in records))
+    assert [one is record for one, record in zip(held, records, strict=True)].count(True) == 1
+    assert all(one == records[0] for one in held)
+
+
+async def test_a_job_of_a_bare_task_id_owns_no_task(store: Store) -> None:
+    """It keeps its task from nobody: the job that bought it has it, and is found by it, before and after a purge."""
+    bare = job(1, request=None, attempt=0, state=State.ACCEPTED, task_ids=("a",), outcomes=(None,), asked=1)
+    assert await store.add(bare) is bare
+    assert await store.by_task("a") is None
+    owner = await applied(store, job(2), answer("a", "b"))
+    await applied(store, bare, attrs.evolve(heard("a", good("a"), attempt=0), is_status=True))
+    assert await store.by_task("a") == owner
+    assert await store.purge(-1e12) == 1
+    assert await store.by_task("a") == owner
+
+
+async def test_ids_that_a_callback_named_give_way(store: Store) -> None:
+    """The answer's ids take their place, also of an ended job; the others are free again."""
+    early = await applied(store, job(1, asked=1, request=None), heard("invented", good("invented")))
+    assert early.state is State.DONE
+    answered = await applied(store, early, answer("real"))
+    assert (answered.state, answered.task_ids) == (State.ACCEPTED, ("real",))
+    assert await store.by_task("invented") is None
+    assert await store.by_task("real") == answered
+    await applied(store, job(2), answer("invented", "b"))
+
+
+async def test_a_job_in_hand_is_not_forgotten(store: Store) -> None:
+    """A submit pauses between two POSTs of it: a purge leaves it, and takes all others that ended."""
+    for number in (1, 2):
+        await applied(store, job(number), refused())
+    store.listen(InHand(job(1).id))
+    assert await store.purge(-1e12) == 1
+    assert await store.get(job(1).id) is not None
+    store.listen(InHand())
+    assert await store.purge(-1e12) == 1
+
+
+async def test_that_a_job_was_adopted_is_remembered(store: Store) -> None:
+    """By its row, through every change, so that its callbacks are never believed."""
+    record = await applied(store, job(1, request=None, asked=1, is_adopted=True), heard("a", good("a")))
+    if not isinstance(store, MemoryStore):
+        await reopened(store)
+    held = await store.get(record.id)
+    assert held == record
+    assert (record.is_adopted, record.outcomes) == (True, (None,))
 
 
 # --- writing and finding -------------------------------------------------------------------------------------------

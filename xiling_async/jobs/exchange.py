@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any, Final, Literal
 
@@ -32,13 +33,14 @@ class Order:
 
     `wanted`: set while the caller waits for its job (a consumer of `map` may stop asking); None: always. Such a caller
     also waits for a service that is away. `entry`: the job, once its intent is written. `moved`: set when the POST
-    leaves, or has to wait for something.
+    leaves, or has to wait for something. `hands`: while the purchase runs, it holds the job until the end of it.
     """
 
     request: Request[Any]
     key: str | None = None
     wanted: asyncio.Event | None = None
     entry: JobEntry | None = None
+    hands: contextlib.ExitStack | None = None
     moved: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -87,6 +89,8 @@ class Exchange:
             order.moved.set()
             if not is_ours:
                 return Sent(entry=entry, result=None)
+            if order.hands is not None:  # also in the pause before the next POST
+                order.hands.enter_context(self._registry.in_hands(record.id))
             return Sent(entry=entry, result=await self._exchanged(entry, request))
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:

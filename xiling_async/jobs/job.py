@@ -20,7 +20,7 @@ from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
-from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job_id
+from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
 from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Timeouts, as_number
 
@@ -217,11 +217,7 @@ def job_of_task(task_id: str, kind: type[Request[R]], desk: Desk) -> Job[R]:
     check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
     if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
         raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-    now = desk.clock.time()
-    record = JobRecord(
-        id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None, asked=1, created_at=now,
-        changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,), due_at=now,
-    )  # fmt: skip
+    record = bare_job(task_id, kind.kind.name, desk.clock.time())
     return Job(desk.registry.slot(record), desk)
 
 

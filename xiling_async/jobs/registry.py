@@ -22,6 +22,7 @@ from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, 
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
+from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.registry")
 
@@ -47,7 +48,7 @@ class Registry:
         self._repairs = Tasks()
         self._writer = Tasks()
         self._closed = self._released = False
-        self.keyed_ids: KeyedIds | None = None
+        self.keyed_ids: WebhookReceiver | None = None  # gives keyed jobs their ids
 
     # --- entries -------------------------------------------------------------------------------------------------
 
@@ -157,10 +158,8 @@ class Registry:
         return await self.commit(record.id, heard)
 
     async def apply(self, job_id: str, event: Event) -> Change:
-        """Commit what `event` does to the job, then wake those who wait for it.
-
-        Cancelling the caller (a `refresh`) does not cancel the commit.
-        """
+        """Commit what `event` does to the job, then wake those who wait for it. Cancelling the caller cancels no
+        commit."""
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
         return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")

@@ -145,9 +145,13 @@ class Submission:
     async def _purchase(self, order: Order) -> Purchase | None:
         """None: it was put back before anything was sent."""
         with ExitStack() as hands:
-            return await self._purchased(order, hands)
+            order.hands = hands
+            try:
+                return await self._purchased(order)
+            finally:
+                order.hands = None
 
-    async def _purchased(self, order: Order, hands: ExitStack) -> Purchase | None:
+    async def _purchased(self, order: Order) -> Purchase | None:
         entry = None if order.key is None else await self._registry.by_key(order.key)
         sendable: Request[Any] | None = None
         tries = 0
@@ -168,7 +172,6 @@ class Submission:
             entry, result = sent.entry, sent.result
             if result is None:
                 continue  # the key was bought, or is being bought, by another process
-            hands.enter_context(self._registry.in_hands(entry.record.id))
             if entry.record.state not in _NOT_BOUGHT:
                 return Purchase(entry=entry, doubt=result.error)
             if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
