@@ -878,6 +878,24 @@ async def test_many_at_once_are_all_whole(sim: Simulator, tmp_path: Path) -> Non
     assert names(tmp_path) == {f"{video.task_id}.mp4" for video in videos}
 
 
+async def test_a_thousand_at_once_open_few_files(sim: Simulator, tmp_path: Path) -> None:
+    """All of them are asked for at once, of a host that answers none: the files that are open do not grow with them."""
+    async with client_for(sim, limits=Limits(downloads=2)) as client:
+        video = await video_of(client, sim, faults.stalled_media(0, times=None))
+        before = open_files()
+        works = [
+            asyncio.create_task(client.download(video, tmp_path / str(number), allow_private=True))
+            for number in range(1_000)
+        ]
+        await sim.wait_for_stalls(2)
+        await settle(3_000)
+        assert open_files() - before < 50
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+    assert names(tmp_path) == set()
+
+
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
