@@ -15,9 +15,8 @@ from speed import REQUEST
 
 from xiling_async import MemoryStore
 from xiling_async._internal.clock import SystemClock
-from xiling_async._internal.tasks import Tasks
 from xiling_async.api import wire
-from xiling_async.api.calls import Post
+from xiling_async.api.results import Call, Create, CreateResult
 from xiling_async.api.transport import Answer
 from xiling_async.jobs.callbacks import Intake
 from xiling_async.jobs.job import Desk, Job
@@ -50,9 +49,8 @@ def intent(number: int) -> JobRecord:
     )
 
 
-POST = Post(
-    record=intent(0), kind=KIND, now=NOW, due_at=NOW, doubt_until=NOW, is_adoptable=True, api_key="sim-key",
-)  # fmt: skip
+CREATE = Create(kind=KIND, request=REQUEST, callback_url=URL, job_id=JOB_ID, asked=1)
+CALL = Call(now=NOW, api_key="sim-key")
 RESULT = wire.callback(KIND, CALLBACK).outcome
 
 
@@ -125,10 +123,6 @@ async def _nobody(slot: object) -> None:
     raise AssertionError("nobody is asked")
 
 
-async def _nothing() -> None:
-    pass
-
-
 async def _in_time() -> None:
     async with CLOCK.timeout(60):
         pass
@@ -143,15 +137,13 @@ def _open(times: int) -> None:
     asyncio.run(run())
 
 
-_tasks = Tasks()
 PARTS: dict[str, Part] = {
     "create: look for local files": again(REQUEST.local_files),
     "create: the intent, written": _open,
-    "create: a task that outlives its caller": in_a_loop(lambda: _tasks.outlive(_nothing(), name="POST")),
     "create: the callback URL, signed": again(lambda: SIGNER.sign(TOKEN)),
     "create: the body": again(lambda: wire.create_body(REQUEST, URL)),
     "create: a timeout": in_a_loop(_in_time),
-    "create: the answer, read strictly": again(lambda: POST.answered(ANSWER)),
+    "create: the answer, read strictly": again(lambda: CreateResult.from_response(ANSWER, CREATE, CALL)),
     "create: the answer, written": with_jobs(write_answers, accepted=False),
     "callback: the token, checked": again(lambda: SIGNER.verify(URL[-80:], NOW)),
     "callback: the body, read strictly": again(lambda: wire.callback(KIND, CALLBACK)),

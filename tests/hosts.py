@@ -70,6 +70,7 @@ class Host:
         self._address = address
         self.connections = 0
         self.seen: list[Seen] = []
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, self._address, 0)
@@ -80,6 +81,10 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
+        for _ in range(10):  # what was accepted last has come to its task
+            await asyncio.sleep(0)
+        while self._serving:
+            await asyncio.wait(self._serving)
 
     @property
     def url(self) -> str:
@@ -87,6 +92,10 @@ class Host:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             self.seen.append(Seen(await reader.readuntil(b"\r\n\r\n")))
             if self._answer is not None:

@@ -13,8 +13,10 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hosts import Brisk, Host, answer, brisk_timeouts
 from post_table import MARKER, TABLE, Row, rendered, seen
 from support import (
     FailingStore,
@@ -41,10 +43,13 @@ from support import (
 from xiling_async import (
     ClientClosed,
     ImageToVideo,
+    Limits,
     MemoryStore,
+    SQLiteStore,
     State,
     SubmitUncertain,
     TaskFailed,
+    Timeouts,
     WaitTimeout,
     WebhookReceiver,
     XilingError,
@@ -52,7 +57,7 @@ from xiling_async import (
 from xiling_async.models.lifecycle import Accepted, Heard, Lost
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
-from xiling_async.testing.clock import ManualClock
+from xiling_async.testing.clock import ManualClock, SkippingClock
 
 ROOT = Path(__file__).resolve().parent.parent
 DAY_S = 24 * 3600.0
@@ -713,3 +718,81 @@ async def test_promise_12_ten_thousand_pending_jobs_are_no_tasks_of_the_library(
         assert len(extra) <= 2, extra
     ends = await asyncio.gather(*waiters, return_exceptions=True)
     assert {type(end) for end in ends} == {ClientClosed}
+
+
+# --- 13: what was promised to be kept is kept ----------------------------------------------------------------------
+
+
+async def test_promise_13_leaving_saves_what_is_known_by_then(tmp_path: Path) -> None:
+    """A result that was awaited, and forty of a `map`: whoever leaves at once finds every file, whole."""
+    async with Simulator() as sim:
+        async with client_of(sim, save_to=tmp_path / "one", allow_private=True) as client:
+            video = await client.run(model_v())
+        assert {path.name for path in (tmp_path / "one").iterdir()} == {f"{video.task_id}.mp4"}
+        async with client_of(sim, save_to=tmp_path / "forty", allow_private=True) as client:
+            requests = [model_v(f"scene {number}") for number in range(40)]
+            ids = [done.results[0].task_id async for done in client.map(requests)]
+        files = {path.name: path.read_bytes() for path in (tmp_path / "forty").iterdir()}
+        assert set(files) == {f"{task_id}.mp4" for task_id in ids}
+        assert len(files) == 40
+        assert len(set(files.values())) == 1
+
+
+async def test_promise_13_or_a_warning_counts_what_is_not_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A media host that says nothing: closing waits for `Timeouts.stall` and no longer, and what is left is counted."""
+    clock = SkippingClock()
+    async with Simulator() as sim:
+        client = client_of(sim, save_to=tmp_path, allow_private=True, clock=clock, timeouts=Timeouts(stall=7))
+        async with client:
+            for number in range(3):
+                sim.script(faults.stalled_media(1_000, times=None))
+                await client.run(model_v(f"scene {number}"))
+            left_at = clock.time()
+        assert clock.time() - left_at <= 7.5
+    (line,) = [line for line in caplog.messages if "the client was closed before" in line]
+    assert line.startswith("3 results are not saved in")
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+async def test_promise_13_what_was_not_saved_is_saved_by_the_next_client(tmp_path: Path) -> None:
+    """With the same store and folder."""
+    folder, store = tmp_path / "clips", tmp_path / "jobs.db"
+    async with Simulator() as sim:
+        options: dict[str, Any] = {
+            "save_to": folder,
+            "allow_private": True,
+            "clock": SkippingClock(),
+            "timeouts": Timeouts(stall=7),
+        }
+        async with client_of(sim, store=SQLiteStore(store), **options) as client:
+            sim.script(faults.stalled_media(1_000, times=3))
+            video = await client.run(model_v())
+        assert not list(folder.glob("*.mp4"))
+        async with client_of(sim, store=SQLiteStore(store), **options) as client:
+            job = await client.find(video.task_id)
+            assert job is not None
+            assert await job.saved() == (folder / f"{video.task_id}.mp4",)
+
+
+# --- 14: nobody harms another job ----------------------------------------------------------------------------------
+
+
+async def test_promise_14_one_media_url_or_host_harms_no_other_file(tmp_path: Path) -> None:
+    """URLs that are none, and a host that answers 429 to nine downloads: the files of all other jobs are saved, and
+    the client closes in time."""
+    strange = ["https://./x.mp4", "https://a..b/x.mp4", f"https://{'b' * 64}.com/x.mp4", "https://1.2.3.4.5../x.mp4"]
+    options: dict[str, Any] = {"clock": Brisk(), "timeouts": brisk_timeouts(500), "limits": Limits(downloads=2)}
+    async with Simulator() as sim, Host(lambda seen, number: answer(429, b"", "Retry-After: 300")) as limited:
+        urls = [*strange, *[limited.url] * 9]
+        async with client_of(sim, save_to=tmp_path, allow_private=True, **options) as client:
+            for number, url in enumerate(urls):
+                sim.script(faults.callback_fields(video_url=url))
+                await client.run(model_v(f"strange {number}"))
+            jobs = [await client.submit(model_v(f"scene {number}")) for number in range(20)]
+            async with asyncio.timeout(30):
+                files = [file for job in jobs for file in await job.saved()]
+            assert client.stats().unsaved == len(urls)
+    assert sorted(files) == sorted(tmp_path.glob("*.mp4"))
+    assert len(files) == 20

@@ -18,7 +18,7 @@ import attrs
 
 from xiling_async import MemoryStore, StoreError, WebhookReceiver
 from xiling_async._internal.clock import Timer
-from xiling_async.api.transport import Answer, Transport
+from xiling_async.api.transport import Answer, Body, Transport
 from xiling_async.models.lifecycle import Change, Event, GaveUp, Verdict
 from xiling_async.models.record import JobRecord
 
@@ -248,12 +248,16 @@ class Service(Transport):
 
     # --- creates
 
-    async def post(self, path: str, body: bytes) -> Answer:
-        fields = json.loads(body)
+    def check(self) -> None:
+        pass
+
+    async def post(self, path: str, body: Body) -> Answer:
+        fields = json.loads(body.content)
         url = fields.get("callback_url", "")
         weights = [weight for _, _, weight in POSTS]
         ((how, met, _),) = self._dice.choices(POSTS, weights)
         await self._pass(0.5)
+        body.has_left = met is not Met.NEVER_ARRIVED
         sale = Sale(fields["prompt"], url.rpartition("/")[2], met)
         self.sales.append(sale)
         if met is Met.PAID:

@@ -35,16 +35,17 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
+from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
-from xiling_async.api.throttle import Gate
 from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.context import Context
+from xiling_async.jobs.exchange import Exchange, Order
 from xiling_async.jobs.job import Desk
-from xiling_async.jobs.poller import Sweeper
+from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.record import JobRecord
-from xiling_async.models.request import Kind
 from xiling_async.webhooks.tokens import TokenSigner
 
 PUBLIC_URL: Final = "https://media.example.com/xiling"
@@ -66,44 +67,27 @@ class House:
         *,
         has_receiver: bool,
         timeouts: Timeouts,
-        submission: type[Submission],
+        calls: type[Calls],
     ) -> None:
         self.clock, self.service, self.store = clock, service, store
         self.receiver = WebhookReceiver(PUBLIC_URL, secret=SECRET) if has_receiver else None
-        gate, limits = Gate(clock), Limits(submits=dice.choice((1, 2, 64)))
-        self.registry = Registry(store, on_change=lambda record: self.sweeper.changed(record), clock=clock)
-        self.sweeper = Sweeper(
-            store=store,
-            registry=self.registry,
-            transport=service,
-            clock=clock,
-            gate=gate,
-            limits=limits,
-            polling=Polling(),
-            random=dice.random,
-            has_receiver=has_receiver,
-            api_key="key",
+        context = Context(
+            clock=clock, limits=Limits(submits=dice.choice((1, 2, 64))), timeouts=timeouts, polling=Polling(), dice=dice
         )
-        self.desk = Desk(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.sweeper.ask)
-        self.uploads = Uploads(transport=service, clock=clock, gate=gate, random=dice.random, api_key="key")
-        self.submission = submission(
-            registry=self.registry,
-            transport=service,
-            clock=clock,
-            gate=gate,
-            limits=limits,
-            timeouts=timeouts,
-            random=dice.random,
-            uploads=self.uploads,
-            callback_url=self._callback_url,
-            first_due=self.sweeper.first_due,
-            api_key="key",
+        api = calls(service, "key", clock=clock, limits=context.limits, dice=dice)
+        self.registry = Registry(store, on_change=lambda record: self.poller.changed(record), clock=clock)
+        self.poller = Poller(context, store=store, registry=self.registry, calls=api, has_receiver=has_receiver)
+        self.desk = Desk(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.poller.ask)
+        self.uploads = Uploads(api, clock)
+        exchange = Exchange(context, registry=self.registry, calls=api, poller=self.poller, receiver=self.receiver)
+        self.submission = Submission(
+            context, registry=self.registry, calls=api, uploads=self.uploads, exchange=exchange
         )
         self._intake = Intake(
             registry=self.registry,
             clock=clock,
-            first_due=self.sweeper.first_due,
-            on_callback=self.sweeper.heard_callback,
+            first_due=self.poller.first_due,
+            on_callback=self.poller.heard_callback,
             only_wakes=False,
         )
 
@@ -113,34 +97,23 @@ class House:
         if self.receiver is not None:
             await self.receiver.start(self._intake, self.clock, SECRET)
         self.service.receiver = self.receiver
-        self.sweeper.start()
+        self.poller.start()
 
     async def close(self) -> None:
         await self.uploads.close()
         await self.submission.close()
-        await self.sweeper.close()
+        await self.poller.close()
         self.service.receiver = None
         if self.receiver is not None:
             await self.receiver.stop()
         await self.registry.close()
 
-    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
-        if self.receiver is None:
-            return None
-        return self.receiver.callback_url(
-            kind_number=kind.number,
-            tasks=tasks,
-            job_id=job_id,
-            attempt=attempt,
-            expires_at=self.clock.time() + 7 * 24 * 3600,
-        )
-
     async def submit(self, request: Request[Video], key: str | None) -> Job[Video]:
         """As `Client.submit`."""
-        purchase = await self.submission.submit(request, key)
-        job: Job[Video] = Job(purchase.slot, self.desk)
+        purchase = await self.submission.submit(Order(request=request, key=key))
+        job: Job[Video] = Job(purchase.entry, self.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self.receiver is None:
-            error = error_of(purchase.slot.record, job=job)
+            error = error_of(purchase.entry.record, job=job)
             assert error is not None
             raise error
         return job
@@ -168,14 +141,14 @@ class User:
 class World:
     """One seed: a service, a store, one or two clients one after the other, and their users."""
 
-    def __init__(self, seed: int, loop: SeededLoop, dice: random.Random, submission: type[Submission]) -> None:
+    def __init__(self, seed: int, loop: SeededLoop, dice: random.Random, calls: type[Calls]) -> None:
         self.dice = dice
         self.clock = LoopClock(loop)
         self.timeouts = Timeouts(uncertain=dice.choice((0.1, 1, 100, 3600)))
         self.service = Service(dice, self.timeouts.uncertain)
         self.store = SlowStore(dice, is_sick=seed % 5 == 4)
         self.has_receiver = dice.random() < 0.8
-        self.submission = submission
+        self.calls = calls
         self.users: list[User] = []
         self.names: dict[str, tuple[str | None, int]] = {}
         self.found: list[str] = []
@@ -201,7 +174,7 @@ class World:
             self.store,
             has_receiver=self.has_receiver,
             timeouts=self.timeouts,
-            submission=self.submission,
+            calls=self.calls,
         )
         await house.open()
         tasks = [asyncio.ensure_future(work) for work in self._callers(house, is_first=is_first)]
@@ -357,11 +330,11 @@ class World:
         return any(sale.met in (Met.PAID, Met.IN_VAIN) for sale in self.service.sales if sale.job == name)
 
 
-def judged(seed: int, submission: type[Submission] = Submission) -> World:
+def judged(seed: int, calls: type[Calls] = Calls) -> World:
     """Play this seed to its end; `found` are its violations."""
     dice = random.Random(seed)
     loop = SeededLoop(dice, limit_s=LIMIT_S)
-    world = World(seed, loop, dice, submission)
+    world = World(seed, loop, dice, calls)
     try:
         loop.play(world.run())
     except BaseException as error:
@@ -388,13 +361,13 @@ class Tally:
         )
 
 
-def tally(seeds: Sequence[int], submission: type[Submission] = Submission) -> Tally:
+def tally(seeds: Sequence[int], calls: type[Calls] = Calls) -> Tally:
     """Play all of these; ends with the first that violates anything."""
     total = Tally()
     logging.disable()  # thousands of warnings that nobody reads would take a third of the time
     try:
         for seed in seeds:
-            world = judged(seed, submission)
+            world = judged(seed, calls)
             total.seeds += 1
             total.paid += sum(sale.met is Met.PAID for sale in world.service.sales)
             total.ends.update(type(user.got).__name__ for user in world.users)

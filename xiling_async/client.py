@@ -1,11 +1,9 @@
-"""The one object users hold; owns everything, decides nothing."""
+"""The client: opens and closes all parts, and passes each call to the one that does it."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast, overload
@@ -14,18 +12,17 @@ import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
-from xiling_async._internal.finish import finish
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.api.wire import TASK_ID_CHARACTERS
-from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
-from xiling_async.jobs.engine import Engine, Settings
-from xiling_async.jobs.job import Job, checked_timeout
+from xiling_async.errors import ConfigurationError, InvalidRequest
+from xiling_async.jobs.engine import Engine, Opening, Settings
+from xiling_async.jobs.exchange import Order
+from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
-from xiling_async.models import resolution, settings
-from xiling_async.models.record import JobRecord, State, bare_job_id
+from xiling_async.models import settings
+from xiling_async.models.record import State
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -47,12 +44,13 @@ class Client:
     https://api.keevx.com/v1; plain http only to this machine. `receiver`: takes the callbacks; it starts and stops
     with the client. `store`: what remembers jobs (default: memory only). `session`: a borrowed
     `aiohttp.ClientSession` for the API, left open at exit. `headers`: sent with every request to the API.
-    `on_uncertain`: what `submit` does when nobody knows whether the POST bought something: "wait" (the job is
+    `on_uncertain`: what `submit` does when it is not known whether the POST bought something: "wait" (the job is
     returned, its callback adopts it; without a receiver it raises) or "raise" (`SubmitUncertain` at once).
-    `save_to`: a folder in which each result is kept as soon as it is known, also those found at a restart; the store
-    remembers the file (`Succeeded.file`), and nothing is downloaded twice. `allow_private`: it may also come from
-    this machine and private networks (the simulator). `on_event`: called in the loop with each event, or
-    several such callables; `OpenTelemetry()` of `xiling_async.telemetry.otel` is one. `clock`: for tests.
+    `save_to`: a folder in which each result is saved as soon as it is known, also those found at a restart; the store
+    remembers the file (`Succeeded.file`, `await job.saved()`), and nothing is downloaded twice. Leaving `async with`
+    saves what is known by then, for at most `Timeouts.stall` seconds; a warning counts the rest. `allow_private`: it
+    may also come from this machine and private networks (the simulator). `on_event`: called in the loop with each
+    event, or several such callables; `OpenTelemetry()` of `xiling_async.telemetry.otel` is one. `clock`: for tests.
 
     Raises `ConfigurationError`. Use it with `async with`, in one event loop.
     """
@@ -102,16 +100,14 @@ class Client:
         self._raises_uncertain = on_uncertain == "raise" or receiver is None
         self._settings = given
         self._engine = Engine(given)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_open = False
-        self._is_entered = False
-        self._changes = asyncio.Lock()  # of open to closed: who comes second finds the first one's work done
+        self._opening = Opening(self._engine)
 
     def __repr__(self) -> str:
         given: Settings | None = getattr(self, "_settings", None)
         if given is None:  # an argument was refused
             return "<Client, not set up>"
-        return f"<Client of {given.base_url.host}, {'open' if self._is_open else 'not open'}, store={given.store!r}>"
+        state = "open" if self._opening.is_open else "not open"
+        return f"<Client of {given.base_url.host}, {state}, store={given.store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -121,34 +117,17 @@ class Client:
 
         Raises `ConfigurationError` (another event loop; a client that was closed: make a new one), `StoreError`.
         """
-        self._check_loop()
-        async with self._changes:
-            if self._is_open:
-                return self
-            if self._loop is not None:
-                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
-            self._loop = asyncio.get_running_loop()
-            try:
-                await finish(self._engine.open(), name="xiling open")
-            except asyncio.CancelledError:
-                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
-                raise
-            self._is_open = True
-            return self
+        await self._opening.open()
+        return self
 
     async def aclose(self) -> None:
         """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
         again. Cancelled, it stops waiting for what is under way, and leaves nothing behind all the same. Raises
         `ConfigurationError` in another event loop."""
-        self._check_loop()
-        self._is_open = False
-        async with self._changes:
-            await finish(self._engine.close(), name="xiling close")
+        await self._opening.close()
 
     async def __aenter__(self) -> Self:
-        if self._is_entered:  # the inner block would close the client that the outer one still uses
-            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
-        self._is_entered = True
+        self._opening.enter()
         return await self.open()
 
     async def __aexit__(
@@ -169,18 +148,28 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        return await self._submit(request, key)
+        return await self._submit(self._order(request, key))
 
-    async def _submit(self, request: Request[R], key: str | None, *, patient: bool = False) -> Job[R]:
-        self._check_open()
+    def _order(self, request: Request[Any], key: str | None) -> Order:
+        self._opening.check()
         if not isinstance(request, Request):
             raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
         if key is not None:
             check_name("key", key)
-        purchase = await self._engine.submission.submit(request, key, patient=patient)
-        job: Job[R] = Job(purchase.slot, self._engine.desk)
+        return Order(request=request, key=key)
+
+    async def _submit(self, order: Order) -> Job[Any]:
+        self._opening.check()
+        if order.key is not None:  # of a pair in `map`
+            check_name("key", order.key)
+        purchase = await self._engine.submission.submit(order)
+        entry, doubt = purchase.entry, purchase.doubt
+        job: Job[Any] = Job(entry, self._engine.desk)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(purchase.slot.record, job=job)) from purchase.doubt
+            raise cast("Exception", error_of(entry.record, job=job)) from doubt
+        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
+            doubt.job = job
+            raise doubt
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
@@ -190,46 +179,28 @@ class Client:
         It may take `Timeouts.connect + answer`, and a second for each 64 KiB; it costs nothing, and is repeated when
         it fails. Raises `InvalidRequest`, `NotSent`, `ServiceError`, `ProtocolError`, `ClientClosed`.
         """
-        self._check_open()
+        self._opening.check()
         return await self._engine.uploads.upload(source)
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path: ...  # fmt: skip
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["both"],
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> tuple[Path, Path]: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["both"],
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> tuple[Path, Path]: ...  # fmt: skip
 
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail", "both"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path | tuple[Path, ...]:
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail", "both"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path | tuple[Path, ...]:  # fmt: skip
         """Fetch the file of a result (`Video`): whole and checked, or not there at all.
 
         `to`: a file; or a folder (one that exists, or any path that ends in a separator), where the file is called
@@ -242,7 +213,7 @@ class Client:
         and the service has no other, `IntegrityError` when length or hash are not as announced, `InvalidRequest`,
         `ClientClosed`.
         """
-        self._check_open()
+        self._opening.check()
         options = DownloadOptions(
             what=what, allow_private=allow_private, overwrite=overwrite, progress=progress, max_bytes=max_bytes
         )
@@ -250,7 +221,7 @@ class Client:
         return paths if what == "both" else paths[0]
 
     async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
-        """Submit, wait, and give the one result. `timeout`: seconds of waiting (None: `Timeouts.wait`).
+        """Submit, wait, and give the one result. `timeout`: seconds for all of it (None: `Timeouts.wait`).
 
         Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs, and for a
         timeout that is not above 0.
@@ -262,8 +233,17 @@ class Client:
                 f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
                 "use `await (await client.submit(request))`."
             )
-        job = await self.submit(request, key=key)
-        (result,) = await job.result(timeout)
+        order, clock = self._order(request, key), self._settings.clock
+        limit_s = self._settings.timeouts.wait if timeout is None else timeout
+        began_at = clock.time()
+        try:
+            async with clock.timeout(limit_s):
+                job: Job[R] = await self._submit(order)
+        except TimeoutError:
+            if order.entry is None:
+                raise not_sent_in_time(order.key, limit_s) from None
+            raise Job[R](order.entry, self._engine.desk).timed_out(limit_s) from None
+        (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
@@ -274,18 +254,19 @@ class Client:
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
         With keys a run that was cut short can be repeated: what was bought is not bought again.
 
-        A service that goes away is waited for, up to 10 minutes, if it has answered before. Leaving the loop, however
-        it happens, submits nothing more; jobs that were bought stay in the store, and `recover` or the same keys find
-        them. What the source itself raises is raised when all that was started is done.
+        A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
+        the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with
+        contextlib.aclosing(client.map(...)) as results` also ends at once what was started. Jobs that were bought stay
+        in the store, and `recover` or the same keys find them. An asynchronous source is closed. What the source
+        itself raises is raised when all that was started is done.
 
         Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
         """
-        self._check_open()
+        self._opening.check()
         if type(in_flight) is not int or in_flight < 1:
             raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        submit = partial(self._submit, patient=True)
         fan_out: FanOut[R] = FanOut(
-            checked(items), submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
+            checked(items), self._submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
         )
         return fan_out.results()
 
@@ -301,24 +282,15 @@ class Client:
 
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
-        self._check_open()
-        check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
-        if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
-            raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-        now = self._settings.clock.time()
-        record = JobRecord(
-            id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None,
-            asked=1, created_at=now, changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,),
-            due_at=now,
-        )  # fmt: skip
-        return Job(self._engine.registry.slot(record), self._engine.desk)
+        self._opening.check()
+        return job_of_task(task_id, kind, self._engine.desk)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it.
 
         Raises `StoreError`, `ClientClosed`, `InvalidRequest` for what is not text.
         """
-        self._check_open()
+        self._opening.check()
         if not isinstance(key_or_job_id_or_task_id, str):
             raise InvalidRequest(f"find takes a key, a job id or a task id, not {shown(key_or_job_id_or_task_id)}.")
         if not is_name(key_or_job_id_or_task_id):
@@ -334,39 +306,17 @@ class Client:
         `task_ids`: the ids of its tasks; the job is then awaited as any other. `not_bought=True`: it bought nothing;
         submitting its key again buys it. Give one of the two. The same again changes nothing.
 
-        Raises `InvalidRequest` for a job that is unknown to the store, whose fate is known, or that cannot have bought
-        these tasks; `StoreError`, `ClientClosed`.
+        Raises `InvalidRequest` for a job that is unknown or whose fate is known, and for tasks of another job.
         """
-        self._check_open()
-        ids = None if task_ids is None else resolution.checked_ids(task_ids)
-        if (ids is None) is not bool(not_bought):
-            raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
-        registry, now = self._engine.registry, self._settings.clock.time()
-        entry = await registry.find(key_or_job_id)
-        if entry is None:
-            raise InvalidRequest(f"The store knows no job with the key or id {key_or_job_id!r}. Nothing was changed.")
-        entry = await registry.fresh(entry)
-        event = resolution.resolved(entry.record, ids, now)
-        if event is not None:
-            change = await registry.apply(entry.record.id, event)
-            resolution.check_applied(change, event)
-        return Job(entry, self._engine.desk)
+        self._opening.check()
+        return await resolve(await self.find(key_or_job_id), task_ids, not_bought=not_bought)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
-        self._check_open()
+        self._opening.check()
         async for slot in self._engine.registry.unfinished():
             yield Job(slot, self._engine.desk)
 
     def stats(self) -> Stats:
         """What this client has seen since it was opened, as plain numbers; no I/O."""
         return self._engine.stats()
-
-    def _check_loop(self) -> None:
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
-
-    def _check_open(self) -> None:
-        self._check_loop()
-        if not self._is_open:
-            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, drawn as a tree: who must act, and what it means for the money.
+"""Every error of the package as a tree, with what it means for the money.
 
 XilingError                      charged: "no" | "maybe" | "yes"
 ├─ InvalidRequest (ValueError)      no      the request breaks documented rules; nothing was sent
@@ -10,17 +10,17 @@ XilingError                      charged: "no" | "maybe" | "yes"
 │  ├─ RateLimited                   no      too many requests; retry_after says how long
 │  └─ ServiceUnavailable            no      a read got a 5xx (a create that got one is SubmitUncertain)
 ├─ SubmitUncertain                  maybe   sent, fate unknown; never sent again; its callback adopts it
-├─ ProtocolError                    maybe   the service answered something that its documentation does not allow
+├─ ProtocolError                    maybe   the service's answer is not what its documentation allows
 ├─ TaskFailed                       yes     the generation failed; .outcomes has every task, the good ones too
 ├─ WaitTimeout (TimeoutError)       yes     the wait is over, the job is not; await it again
-├─ DownloadError                    yes     the video exists, its file could not be had
+├─ DownloadError                    yes     the video exists, but its file could not be downloaded
 │  ├─ ResultExpired                 yes     the service does not offer the result (any more)
 │  └─ IntegrityError                yes     the file is not what the service announced
 ├─ StoreError                               the store could not write or read; says what was sent before
 └─ ClientClosed                             the client was closed; unfinished jobs stay in the store
 
 Every error can be pickled, and none carries a key, a token or a signature. So the good outcomes of a pickled one have
-dead links; `Client.download` takes them all the same, and asks the service for new ones.
+dead links; `Client.download` accepts them all the same, and asks the service for new ones.
 """
 
 from collections.abc import Iterable, Mapping
@@ -185,7 +185,7 @@ class ServiceUnavailable(ServiceError):
 
 
 class SubmitUncertain(_OfJob):
-    """The create was sent, and nobody knows what became of it. It is never sent again.
+    """The create was sent, and its result is not known. It is never sent again.
 
     `job` can still be awaited: where a receiver runs, the job's callback adopts it.
     """
@@ -193,10 +193,11 @@ class SubmitUncertain(_OfJob):
     charged = "maybe"
 
 
-class ProtocolError(XilingError):
-    """The service answered something that its documentation does not allow.
+class ProtocolError(_OfJob):
+    """The service's answer is not what its documentation allows.
 
-    `json_path`: where in the answer; `sample`: its beginning, at most 512 bytes, secrets taken out.
+    `json_path`: where in the answer; `sample`: its beginning, at most 512 bytes, secrets taken out. `job`: what was
+    bought all the same, where that is known.
     """
 
     charged = "maybe"
@@ -224,7 +225,7 @@ class WaitTimeout(_OfJob, TimeoutError):
 
 
 class DownloadError(XilingError):
-    """The video was made and paid for; its file could not be had."""
+    """The video was made and paid for, but its file could not be downloaded."""
 
     charged = "yes"
 

@@ -1,165 +1,178 @@
-"""The gate, the even rate, the start after a standstill, patience while the service is away: all in virtual time."""
+"""When a request may leave: order, rate, pauses, outages; all in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import random
 
 import pytest
-from support import settle, started
+from support import gone, settle, started
 
-from xiling_async.api.throttle import FAILURES_IN_A_ROW, MEAN_OVER_S, SLOWEST_START, Gate, Outage, Rate, Tempo
+from xiling_async import ClientClosed
+from xiling_async.api.throttle import FAILURES_IN_A_ROW, PROBE_CAP_S, REPEATS, Throttle
 from xiling_async.testing.clock import ManualClock
 
-
-def half() -> float:
-    return 0.5
+MONTH_S = 30 * 24 * 3600.0
 
 
-def over(outage: Outage) -> bool:
-    return outage.is_over
+class Even(random.Random):
+    """Every roll is a half."""
+
+    def random(self) -> float:
+        return 0.5
 
 
-def outage_of(clock: ManualClock) -> tuple[Outage, Tempo, Gate]:
-    gate, tempo = Gate(clock), Tempo(clock)
-    return Outage(gate, tempo, clock, half), tempo, gate
+def throttle_of(clock: ManualClock, per_second: float | None = None) -> Throttle:
+    return Throttle(clock, Even(), per_second=per_second)
 
 
-async def test_a_closed_gate_holds_everybody_until_its_time() -> None:
+async def test_a_closed_throttle_holds_everybody_until_its_time() -> None:
     """The longest closing counts; a shorter one does not open it sooner."""
     clock = ManualClock()
-    gate = Gate(clock)
-    gate.close_for(30)
-    gate.close_for(5)
-    waiting = [await started(gate.passed()) for _ in range(3)]
+    throttle = throttle_of(clock)
+    throttle.close_for(30)
+    throttle.close_for(5)
+    waiting = [await started(throttle.turn()) for _ in range(3)]
     clock.advance(29.9)
     await settle()
     assert not any(task.done() for task in waiting)
     clock.advance(0.1)
     await asyncio.gather(*waiting)
+    assert (clock.pending, throttle.closed_until) == (0, None)
+
+
+async def test_its_end_is_not_open() -> None:
+    """Whoever waits for a slot, a pause or an outage when it ends, or comes later, gets `ClientClosed`."""
+    clock = ManualClock()
+    throttle = throttle_of(clock)
+    throttle.failed(is_unreachable=True)
+    throttle.close_for(300)
+    waiting = [await started(work) for work in (throttle.turn(), throttle.pause(9), throttle.reachable())]
+    throttle.end()
+    for task in waiting:
+        with pytest.raises(ClientClosed):
+            await task
+    with pytest.raises(ClientClosed):
+        await throttle.turn()
     assert clock.pending == 0
 
 
-async def test_a_gate_that_gives_up_sends_everybody_home() -> None:
+async def test_slots_are_even_and_none_is_saved_up() -> None:
+    """Four a second; after a month of silence still one at a time."""
     clock = ManualClock()
-    gate = Gate(clock)
-    gate.close_for(300)
-    waiting = await started(gate.passed())
-    gate.give_up()
-    await waiting
-    assert gate.is_open
+    throttle = throttle_of(clock, 4)
+    for _ in range(2):
+        left: list[float] = []
+        begun = clock.time()
+
+        async def leave(left: list[float] = left, begun: float = begun) -> None:
+            await throttle.turn()
+            left.append(clock.time() - begun)
+
+        tasks = [await started(leave()) for _ in range(4)]
+        for _ in range(8):
+            clock.advance(0.125)
+            await settle()
+        await asyncio.gather(*tasks)
+        assert left == pytest.approx([0, 0.25, 0.5, 0.75])
+        clock.advance(MONTH_S)
 
 
-def test_a_rate_spreads_its_turns_and_saves_none_up() -> None:
-    """Four a second; after a minute of silence still one at a time."""
+async def test_a_slot_that_is_given_up_is_given_back() -> None:
+    """2,000 who queue and go away, and ten who take their slot and do not use it, cost the next one nothing."""
     clock = ManualClock()
-    rate = Rate(4, clock)
-    assert [rate.reserve() for _ in range(4)] == pytest.approx([0, 0.25, 0.5, 0.75])
-    clock.advance(60)
-    assert [rate.reserve() for _ in range(3)] == pytest.approx([0, 0.25, 0.5])
+    throttle = throttle_of(clock, 20)
+    await throttle.turn()
+    for task in [asyncio.create_task(throttle.turn()) for _ in range(2_000)]:
+        await asyncio.sleep(0)
+        await gone(task)
+    for _ in range(10):
+        clock.advance(0.05)
+        await throttle.turn()
+        throttle.give_back()
+    await throttle.turn()
+    following = await started(throttle.turn())
+    clock.advance(0.05)
+    await settle()
+    assert following.done()
 
 
-def _seconds(tempo: Tempo, clock: ManualClock, turns: int) -> list[float]:
-    """When each of so many that queue at once may go, from now."""
-    return [tempo.reserve() for _ in range(turns)]
-
-
-def test_a_start_after_a_standstill_keeps_the_pace_of_before() -> None:
-    """Ten a second for 20 s, then a stop: twenty that queued up take about two seconds, not none."""
+async def test_first_come_first_served() -> None:
+    """Who comes later leaves later, also when some in between go away."""
     clock = ManualClock()
-    tempo = Tempo(clock)
-    for _ in range(200):
-        tempo.count()
+    throttle = throttle_of(clock, 10)
+    order: list[int] = []
+
+    async def leave(number: int) -> None:
+        await throttle.turn()
+        order.append(number)
+
+    tasks = [await started(leave(number)) for number in range(10)]
+    for number in (3, 4, 7):
+        await gone(tasks[number])
+    for _ in range(10):
         clock.advance(0.1)
-    tempo.standstill()
-    turns = _seconds(tempo, clock, 20)
-    assert turns[0] == 0
-    assert all(after > before for before, after in itertools.pairwise(turns))
-    # The count decays over a minute: the mean of 20 s is seen a little too low, never too high.
-    assert 1.9 <= turns[-1] <= 19 / 10 / 0.8
-    assert max(sum(second <= turn < second + 1 for turn in turns) for second in range(3)) <= 2 * 10
+        await settle()
+    assert order == [0, 1, 2, 5, 6, 8, 9]
 
 
-def test_the_start_grows_faster_and_ends_with_its_queue() -> None:
-    """A minute after the stop the pace has doubled; when nobody queues any more there is no limit."""
+async def test_probes_get_rarer_while_the_service_is_away() -> None:
+    """Three quarters of 0.5, 1, 2, ... 60 seconds; those that fail together are one try; an answer ends it."""
     clock = ManualClock()
-    tempo = Tempo(clock)
-    for _ in range(120):
-        tempo.count()
-        clock.advance(1)
-    tempo.standstill()
-    first = _seconds(tempo, clock, 3)
-    clock.advance(MEAN_OVER_S)
-    assert tempo.reserve() == 0, "the queue is gone"
-    assert _seconds(tempo, clock, 50) == [0] * 50
-    tempo.standstill()
-    clock.advance(MEAN_OVER_S)
-    later = _seconds(tempo, clock, 3)
-    assert later[2] - later[1] == pytest.approx((first[2] - first[1]) / 2, rel=0.05)
-
-
-def test_a_very_slow_past_does_not_hold_anybody_for_long() -> None:
-    """One in a hundred seconds before: afterwards one a second."""
-    clock = ManualClock()
-    tempo = Tempo(clock)
-    tempo.count()
-    clock.advance(100)
-    tempo.standstill()
-    assert _seconds(tempo, clock, 2)[1] == pytest.approx(1 / SLOWEST_START)
-
-
-def test_without_a_standstill_there_is_no_limit() -> None:
-    clock = ManualClock()
-    tempo = Tempo(clock)
-    assert _seconds(tempo, clock, 10) == [0] * 10
-    tempo.standstill()
-    assert _seconds(tempo, clock, 10) == [0] * 10, "nothing was ever done: there is no pace to keep"
-
-
-async def test_tries_get_rarer_while_the_service_is_away() -> None:
-    """Half of 0.5, 1, 2, ... seconds; those that fail together are one try; an answer ends it."""
-    clock = ManualClock()
-    outage, _, _ = outage_of(clock)
-    outage.answered()
+    throttle = throttle_of(clock)
+    throttle.answered()
     waits = []
-    for _ in range(8):
+    for _ in range(10):
         for _ in range(64):
-            outage.unreachable()
-        waiting, begun = await started(outage.passed()), clock.time()
+            throttle.failed(is_unreachable=True)
+        begun, waiting = clock.time(), await started(throttle.reachable())
         while not waiting.done():
             clock.advance(0.125)
             await settle(5)
         waits.append(clock.time() - begun)
-    assert waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10]
-    assert outage.may_wait(600)
-    assert not outage.may_wait(30)
-    outage.answered()
-    assert over(outage)
-    assert not outage.may_wait(600), "there is nothing to wait for"
-    outage.unreachable()
-    assert not over(outage)
-    clock.advance(0.25)
-    assert over(outage), "it begins anew"
+        assert throttle.may_probe()
+        assert not throttle.may_probe(), "there is one probe"
+    assert waits[0] == pytest.approx(0.375)
+    assert waits[-1] == pytest.approx(PROBE_CAP_S * 0.75)
+    assert throttle.is_away_for_less_than(600)
+    assert not throttle.is_away_for_less_than(30)
+    waiting = await started(throttle.reachable())
+    throttle.answered()
+    await waiting
+    assert throttle.may_probe()
+    assert not throttle.is_away_for_less_than(600), "there is nothing to wait for"
 
 
 async def test_a_service_that_never_answered_is_not_waited_for() -> None:
-    outage, _, _ = outage_of(ManualClock())
-    outage.unreachable()
-    assert not outage.may_wait(600)
+    """It is a wrong address, not an outage."""
+    throttle = throttle_of(ManualClock())
+    throttle.failed(is_unreachable=True)
+    assert not throttle.is_away_for_less_than(600)
 
 
-async def test_a_row_of_doubtful_ends_is_an_outage() -> None:
-    """Each POST that gets a 500 may cost money: after a few in a row the patient wait; one in between is none."""
-    outage, _, gate = outage_of(ManualClock())
+async def test_a_row_of_exchanges_without_a_clear_answer_is_an_outage() -> None:
+    """A few in a row, and the patient wait; one clear answer in between is none."""
+    throttle = throttle_of(ManualClock())
     for _ in range(FAILURES_IN_A_ROW - 1):
-        outage.doubtful()
-    outage.answered()
+        throttle.failed(is_unreachable=False)
+    throttle.answered()
     for _ in range(FAILURES_IN_A_ROW - 1):
-        outage.doubtful()
-    assert over(outage)
-    outage.doubtful()
-    assert not over(outage)
-    assert gate.is_open, "who is not patient does not wait"
-    waiting = await started(outage.passed())
-    gate.give_up()
-    await waiting
+        throttle.failed(is_unreachable=False)
+    assert throttle.may_probe()
+    throttle.failed(is_unreachable=False)
+    assert throttle.probe_at is not None
+    await throttle.turn()  # who cannot wait does not
+
+
+def test_repeats_are_bounded() -> None:
+    """Ten, and one more for ten answers; a thousand good answers do not allow more than ten."""
+    throttle = throttle_of(ManualClock())
+    assert [throttle.take_repeat() for _ in range(12)] == [True] * int(REPEATS) + [False] * 2
+    for _ in range(9):
+        throttle.answered()
+    assert not throttle.take_repeat()
+    throttle.answered()
+    assert [throttle.take_repeat() for _ in range(2)] == [True, False]
+    for _ in range(1_000):
+        throttle.answered()
+    assert sum(throttle.take_repeat() for _ in range(100)) == REPEATS

@@ -861,7 +861,8 @@ async def test_only_so_many_at_once(sim: Simulator, tmp_path: Path) -> None:
         await sim.wait_for_stalls(2)
         await settle(200)
         assert len(sim.ledger.media) == 2
-        downloads[0].cancel()
+        under_way = next(place for place, video in enumerate(videos) if video.task_id in sim.ledger.media[0].path)
+        downloads[under_way].cancel()
         await sim.wait_for_stalls(3)
         for download in downloads:
             download.cancel()
@@ -875,6 +876,24 @@ async def test_many_at_once_are_all_whole(sim: Simulator, tmp_path: Path) -> Non
         paths = await asyncio.gather(*(client.download(video, tmp_path, allow_private=True) for video in videos))
     assert {path.read_bytes() for path in paths} == {MP4}
     assert names(tmp_path) == {f"{video.task_id}.mp4" for video in videos}
+
+
+async def test_a_thousand_at_once_open_few_files(sim: Simulator, tmp_path: Path) -> None:
+    """All of them are asked for at once, of a host that answers none: the files that are open do not grow with them."""
+    async with client_for(sim, limits=Limits(downloads=2)) as client:
+        video = await video_of(client, sim, faults.stalled_media(0, times=None))
+        before = open_files()
+        works = [
+            asyncio.create_task(client.download(video, tmp_path / str(number), allow_private=True))
+            for number in range(1_000)
+        ]
+        await sim.wait_for_stalls(2)
+        await settle(3_000)
+        assert open_files() - before < 50
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+    assert names(tmp_path) == set()
 
 
 # --- the end -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -348,3 +349,124 @@ def test_what_the_system_does_not_tell_is_not_guessed(path: Path) -> None:
         assert partial_file._is_still(path, file.fileno())
         path.unlink()
         assert not partial_file._is_still(path, file.fileno())
+
+
+# --- a folder in which others write --------------------------------------------------------------------------------
+
+FOREIGN = 12_345  # the id of another user
+
+
+def planted(path: Path, form: str, precious: Path) -> None:
+    """Something of another program's where the library would write."""
+    if form == "symlink":
+        path.symlink_to(precious)
+    elif form == "dangling symlink":
+        path.symlink_to(precious.with_name("nowhere"))
+    elif form == "hard link":
+        os.link(precious, path)
+    else:
+        path.write_bytes(b"theirs")
+        os.chown(path, FOREIGN, FOREIGN)
+
+
+FORMS = ["symlink", "dangling symlink", "hard link", "foreign file"]
+
+
+@pytest.mark.parametrize("place", ["part", "sidecar"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_others_have_put_there_is_never_followed_or_truncated(path: Path, form: str, place: str) -> None:
+    """A symbolic link, a hard link, somebody else's file: replaced by a new file, or an error; what it names stays."""
+    if form == "foreign file" and os.geteuid():
+        pytest.skip("only root gives files away")
+    precious = path.with_name("precious")
+    precious.write_bytes(b"precious")
+    where = path if place == "part" else path.with_name(f"{path.name}.json")
+    planted(where, form, precious)
+    with where.open("rb") if form == "foreign file" else precious.open("rb") as theirs:
+        before = theirs.read()
+        try:
+            part = PartialFile.open(path, "me")
+        except OSError:
+            assert (place, form) in (("part", "symlink"), ("part", "dangling symlink"))
+        else:
+            part.begin(known())
+            part.write(DATA)
+            assert part.fault() is None
+            part.place(path.with_name("x.mp4"), overwrite=False)
+            assert path.with_name("x.mp4").read_bytes() == DATA
+        theirs.seek(0)
+        assert theirs.read() == before
+    assert precious.read_bytes() == b"precious"
+    assert not path.with_name("nowhere").exists()
+
+
+def test_what_another_user_has_prepared_is_not_trusted(path: Path) -> None:
+    """A partial file with a sidecar that says all of it is there: in a shared folder that may be another's trick."""
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    for name in (path, path.with_name(f"{path.name}.json")):
+        half(path, len(DATA), digests={})
+        os.chown(name, FOREIGN, FOREIGN)
+        part = PartialFile.open(path, "me")
+        assert part.size == 0
+        part.discard()
+
+
+@pytest.mark.parametrize("change", ["swapped", "symlink", "hard link", "longer", "shorter", "gone"])
+def test_a_partial_file_that_was_changed_meanwhile_is_not_the_file(path: Path, change: str) -> None:
+    """What others put in its place, or did to it, never gets the name of the whole file."""
+    part = PartialFile.open(path, "me")
+    part.begin(known())
+    part.write(DATA)
+    if change in ("swapped", "symlink", "gone"):
+        path.unlink()
+    if change == "swapped":
+        path.write_bytes(b"!" * len(DATA))
+    elif change == "symlink":
+        path.symlink_to("/etc/hostname")
+    elif change == "hard link":
+        os.link(path, path.with_name("other name"))
+    elif change in ("longer", "shorter"):
+        os.truncate(path, len(DATA) + (1 if change == "longer" else -1))
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match="changed or replaced by another program"):
+            part.place(path.with_name("x.mp4"), overwrite=overwrite)
+        assert not os.path.lexists(path.with_name("x.mp4"))
+    part.leave()
+
+
+def test_a_floor_of_free_disk_is_kept(path: Path) -> None:
+    """What would leave less free than that is not written."""
+    part = PartialFile.open(path, "me")
+    part.begin(known())
+    part.write(DATA[:100])
+    part.free_bytes = 1 << 60
+    with pytest.raises(OSError, match="would be left") as full:
+        part.write(DATA[100:])
+    assert (full.value.errno, part.size, path.stat().st_size) == (errno.ENOSPC, 100, 100)
+    part.discard()
+
+
+def test_stale_partial_files_go(tmp_path: Path) -> None:
+    """Those beside a finished file, and those that are too old; not those of others, nor one that is in use."""
+    old, new = 1_000_000_000.0, 2_000_000_000.0
+    for name in ("done.video", "old.video", "young.video", "busy.video"):
+        half(tmp_path / f"{name}.part")
+        os.utime(tmp_path / f"{name}.part", (new, new))
+    os.utime(tmp_path / "old.video.part", (old, old))
+    for name in (
+        "done.webm",
+        "busy.mp4",
+        "film.mp4",
+        "film.mp4.part",
+        "mine.mp4",
+        "mine.mp4.part",
+        "mine.mp4.part.json",
+    ):
+        (tmp_path / name).write_text("{}")
+    busy = PartialFile.open(tmp_path / "busy.video.part", "me")
+    before = {path.name for path in tmp_path.iterdir()}
+    partial_file.remove_stale(tmp_path, (old + new) / 2)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert before - left == {f"{name}.video.part{end}" for name in ("done", "old") for end in ("", ".json")}
+    busy.leave()

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import pickle
+import random
 import socket
 import sys
 import threading
@@ -23,8 +24,10 @@ from yarl import URL
 from xiling_async import (
     Client,
     ClientClosed,
+    ConfigurationError,
     ImageToVideo,
     InvalidRequest,
+    Limits,
     MemoryStore,
     NotSent,
     ProtocolError,
@@ -37,11 +40,11 @@ from xiling_async import (
     Unauthorized,
 )
 from xiling_async._internal.clock import SystemClock
-from xiling_async.api.throttle import Gate
+from xiling_async.api.calls import UPLOAD_TRIES, UPLOADS_AT_ONCE, Calls
 from xiling_async.api.transport import Transport
 from xiling_async.api.wire import Malformed, upload_envelope, uploaded_url
 from xiling_async.media.images import LIMIT_BYTES, PIECE_BYTES, Unfit, inspected
-from xiling_async.media.uploads import AT_ONCE, REMEMBERED_S, TRIES, Uploads
+from xiling_async.media.uploads import REMEMBERED_S, Uploads
 from xiling_async.simulator import Simulator, faults
 from xiling_async.simulator.faults import Fault
 from xiling_async.testing.clock import ManualClock
@@ -107,15 +110,21 @@ async def ended(task: asyncio.Task[T]) -> T:
     return await task
 
 
+class Hasty(random.Random):
+    """Every jitter is none."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 @contextlib.asynccontextmanager
 async def uploads_of(sim: Simulator, **options: Any) -> AsyncIterator[Uploads]:
     """The uploads of a client without the rest of it, and without pauses between tries."""
     clock = SystemClock()
     transport = Transport(URL(sim.base_url), sim.api_key, timeouts=Timeouts(), clock=clock, headers={}, session=None)
     transport.open()
-    uploads = Uploads(
-        transport=transport, clock=clock, gate=Gate(clock), random=lambda: 0.0, api_key=sim.api_key, **options
-    )
+    calls = Calls(transport, sim.api_key, clock=clock, limits=Limits(), dice=Hasty())
+    uploads = Uploads(calls, clock, **options)
     try:
         yield uploads
     finally:
@@ -486,16 +495,16 @@ async def test_an_upload_is_tried_four_times(
     clock = ManualClock()
     path = picture(tmp_path)
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
-        for _ in range(TRIES - 1):
+        for _ in range(UPLOAD_TRIES - 1):
             sim.script_upload(fault)
         await driven(clock, client.submit(frame(path)))
-        assert (len(sim.ledger.uploads), len(sim.ledger.posts)) == (TRIES, 1)
+        assert (len(sim.ledger.uploads), len(sim.ledger.posts)) == (UPLOAD_TRIES, 1)
         sim.default_upload(fault)
         with pytest.raises(error, match="othing was bought") as caught:
             await driven(clock, client.upload(JPG + b"another"))
         assert type(caught.value) is error
         assert getattr(caught.value, "charged", None) == "no"
-    assert (len(sim.ledger.uploads), len(sim.ledger.posts)) == (2 * TRIES, 1)
+    assert (len(sim.ledger.uploads), len(sim.ledger.posts)) == (2 * UPLOAD_TRIES, 1)
 
 
 async def test_an_unreachable_service_is_tried_again(tmp_path: Path) -> None:
@@ -530,7 +539,7 @@ async def test_a_429_closes_the_gate_for_the_whole_client(sim: Simulator, tmp_pa
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         submit = await started(client.submit(frame(picture(tmp_path))))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: not client._engine._gate.is_open)
+        await turns_until(lambda: client.stats().gate_closed_until is not None)
         other = await started(client.submit(model_v()))
         clock.advance(19)
         await settle()
@@ -546,18 +555,18 @@ async def test_uploads_that_queue_see_the_gate_close(sim: Simulator) -> None:
     sim.default_upload(faults.hang())
     sim.script(faults.rate_limited(20))
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
-        hanging = [await started(client.upload(JPG + bytes([number]))) for number in range(AT_ONCE)]
-        await sim.wait_for_uploads(AT_ONCE)
+        hanging = [await started(client.upload(JPG + bytes([number]))) for number in range(UPLOADS_AT_ONCE)]
+        await sim.wait_for_uploads(UPLOADS_AT_ONCE)
         queued = await started(client.upload(JPG + b"queued"))
-        await turns_until(lambda: len(uploading()) == AT_ONCE + 1)
+        await turns_until(lambda: len(uploading()) == UPLOADS_AT_ONCE + 1)
         submit = await started(client.submit(model_v()))
-        await turns_until(lambda: not client._engine._gate.is_open)
+        await turns_until(lambda: client.stats().gate_closed_until is not None)
         sim.default_upload()
         for upload in hanging:
             await gone(upload)
         clock.advance(19)
         await settle(200)
-        assert len(sim.ledger.uploads) == AT_ONCE
+        assert len(sim.ledger.uploads) == UPLOADS_AT_ONCE
         clock.advance(1)
         await asyncio.gather(queued, submit)
 
@@ -621,10 +630,10 @@ async def test_an_answer_that_comes_before_the_end_counts(tmp_path: Path) -> Non
 
 
 async def test_a_borrowed_session_that_is_closed_is_told(sim: Simulator, tmp_path: Path) -> None:
-    """What no exchange says is not repeated, and is an error of ours all the same."""
+    """It cannot send anything: that is said, nothing is repeated, nothing is bought."""
     async with aiohttp.ClientSession() as session, client_of(sim, session=session) as client:
         await session.close()
-        with pytest.raises(NotSent, match="Session is closed"):
+        with pytest.raises(ConfigurationError, match="session is closed"):
             await client.submit(frame(picture(tmp_path)))
 
 
@@ -657,7 +666,7 @@ async def test_a_file_that_changes_is_not_uploaded_to_its_end(sim: Simulator, tm
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         submit = await started(client.submit(frame(path)))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: not client._engine._gate.is_open)
+        await turns_until(lambda: client.stats().gate_closed_until is not None)
         change(path)
         with pytest.raises(NotSent, match=r"the file changed .*Nothing was bought") as caught:
             await driven(clock, ended(submit))
@@ -675,7 +684,7 @@ async def test_a_spoiled_file_takes_no_other_with_it(sim: Simulator, tmp_path: P
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         spoiled = await started(client.submit(frame(one)))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: not client._engine._gate.is_open)
+        await turns_until(lambda: client.stats().gate_closed_until is not None)
         fine = await started(client.submit(frame(two)))
         await turns_until(lambda: len(running("xiling wait for upload")) == 2)
         one.unlink()
@@ -713,10 +722,10 @@ async def test_at_most_four_uploads_at_once(sim: Simulator) -> None:
     """The others wait without a connection."""
     sim.default_upload(faults.hang())
     async with client_of(sim) as client:
-        uploads = [await started(client.upload(JPG + bytes([number]))) for number in range(3 * AT_ONCE)]
-        await sim.wait_for_uploads(AT_ONCE)
+        uploads = [await started(client.upload(JPG + bytes([number]))) for number in range(3 * UPLOADS_AT_ONCE)]
+        await sim.wait_for_uploads(UPLOADS_AT_ONCE)
         await settle(200)
-        assert len(sim.ledger.uploads) == AT_ONCE
+        assert len(sim.ledger.uploads) == UPLOADS_AT_ONCE
         for upload in uploads:
             await gone(upload)
 

@@ -13,12 +13,10 @@ import pytest
 from virtual import Hang, SeededLoop
 from world import LIMIT_S, Tally, judged, tally
 
-from xiling_async.api.calls import Post
+from xiling_async.api.calls import Calls
 from xiling_async.api.classify import Step
-from xiling_async.jobs.entry import JobEntry as Slot
-from xiling_async.jobs.submission import Submission
-from xiling_async.models.lifecycle import Accepted, Lost, Refused
-from xiling_async.models.record import JobRecord, Refusal
+from xiling_async.api.results import Create, CreateResult
+from xiling_async.models.record import Refusal
 
 
 def test_every_seed_keeps_the_promises(deep: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,21 +44,19 @@ def test_a_seed_is_always_the_same() -> None:
         assert [type(user.got) for user in first.users] == [type(user.got) for user in second.users]
 
 
-class Resender(Submission):
+class Resender(Calls):
     """The negative control: a POST of unknown fate is taken for one that never left, as most clients do."""
 
-    async def _write_down(self, post: Post, slot: Slot, event: Accepted | Lost | Refused) -> None:
-        if isinstance(event, Lost):
-            told = Refusal(error="NotSent", message="The connection was lost.")
-            event = Refused(attempt=event.attempt, at=event.at, refusal=told, sent=False)
-        await super()._write_down(post, slot, event)
-
-    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int, *, patient: bool) -> None:
-        await super()._pause_or_raise(record, Step.AGAIN if step is Step.UNCERTAIN else step, tries, patient=patient)
+    async def create(self, create: Create) -> CreateResult:
+        result = await super().create(create)
+        if result.step is not Step.UNCERTAIN:
+            return result
+        refusal = Refusal(error="NotSent", message="The connection was lost.")
+        return CreateResult(refusal=refusal, step=Step.AGAIN, is_sent=False)
 
 
 def test_the_invariants_catch_a_client_that_sends_again() -> None:
-    """With a submission that re-sends after a cut connection the same seeds show jobs that were paid twice."""
+    """With calls that are sent again after a cut connection the same seeds show jobs that were paid twice."""
     found = tally(range(300), Resender).found
     assert sum("was paid more than once" in violation for violation in found) > 20
     assert sum("sent again after an ambiguous POST" in violation for violation in found) > 20

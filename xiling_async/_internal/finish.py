@@ -8,12 +8,16 @@ T = TypeVar("T")
 
 
 async def finish(work: Coroutine[Any, Any, T], *, name: str) -> T:
-    """The result of this work, which runs in a task of its own and has ended when this returns or raises.
+    """The result of this work, which runs in a task of its own and has ended when this returns or raises."""
+    return await ended(asyncio.create_task(work, name=name))
 
-    The first cancellation of the caller is passed on to the work, which is awaited all the same; later ones do not
+
+async def ended(task: asyncio.Task[T]) -> T:
+    """The result of this task, which has ended when this returns or raises.
+
+    The first cancellation of the caller is passed on to the task, which is awaited all the same; later ones do not
     interrupt what it still puts in order. Then the caller is cancelled.
     """
-    task = asyncio.create_task(work, name=name)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -1,102 +1,192 @@
-"""From what came back of one paid POST to what must be written down about it; no I/O."""
+"""The calls of the API: create, status, upload. Each gives one value and never raises what the network did.
+
+Nothing above knows the transport, the wire format, the API key, when a request may leave, or when it may be repeated.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any, Final, Protocol
 
-from attrs import define, field
+from attrs import evolve
 
-from xiling_async._internal.redact import scrub
-from xiling_async.api import classify, retry, wire
+from xiling_async._internal.clock import Clock
+from xiling_async.api import retry, wire
 from xiling_async.api.classify import Happened, Step
-from xiling_async.api.failures import refusal
-from xiling_async.api.transport import Answer
-from xiling_async.errors import ProtocolError
-from xiling_async.models.lifecycle import Accepted, Lost, Refused
-from xiling_async.models.record import JobRecord, Refusal
+from xiling_async.api.results import Call, Create, CreateResult, StatusResult, UploadResult
+from xiling_async.api.throttle import Throttle
+from xiling_async.api.transport import Body, Transport
+from xiling_async.errors import ClientClosed, XilingError
 from xiling_async.models.request import Kind
+from xiling_async.models.settings import Limits
 
-WAY_BACK = " If its callback arrives at a receiver with the same store, the job is adopted and can be awaited."
-NO_WAY_BACK = " No receiver was configured, so it had no callback URL, and nothing can adopt it."
+RESENDS: Final = 5  # of a create that never arrived: with full jitter about 8 s on the average
+RATE_LIMIT_WAITS: Final = 8  # of a create or an upload that got a 429: at the vendor's 30 s about 4 minutes
+PATIENCE_S: Final = 600.0  # of a batch, with a service that has answered before and is away now
+UPLOADS_AT_ONCE: Final = 4  # more share the same line
+UPLOAD_TRIES: Final = 4
+UPLOAD_PATH: Final = "figure-resource/upload/file"  # docs.keevx.com, "Upload"
 
-
-@define(kw_only=True)
-class Finding:
-    """The event to write; the step that classify.py allows next; what the caller should hear beyond that."""
-
-    event: Accepted | Lost | Refused
-    step: Step | None = None
-    pause_s: float = 0.0
-    complaint: ProtocolError | None = None
+_CLEAR: Final = (Happened.ANSWERED, Happened.REFUSED, Happened.LIMITED)  # the service itself has answered
+_NO_SIGN: Final = (Happened.NOT_BEGUN, Happened.REDIRECTED, Happened.NOT_API)  # says nothing of whether it is there
 
 
-@define(kw_only=True)
-class Post:
-    """One POST of a job: all that is needed to judge what came back of it. Times are Unix seconds.
+class UploadBody(Protocol):
+    """The body of one try, as it is pulled. `spoiled`: why it ended early; the network has nothing to do with it."""
 
-    `due_at`: when to look at the job next if it was accepted; `doubt_until`: how long it may stay uncertain.
-    """
+    content_type: str
+    size_bytes: int
 
-    record: JobRecord
-    kind: Kind[Any]
-    now: float
-    due_at: float | None
-    doubt_until: float
-    is_adoptable: bool
-    api_key: str = field(repr=False)
+    @property
+    def spoiled(self) -> Exception | None: ...
 
-    def broke(self, error: BaseException) -> Finding:
-        """The exchange ended in an exception; one that classify.py does not know proves nothing."""
-        happened = classify.of_exception(error) or Happened.CUT
-        why = scrub(f"{type(error).__name__}: {error}", self.api_key)
-        if classify.after_create(happened) is Step.AGAIN:
-            told = Refusal(
-                error="NotSent",
-                message=f"The service could not be reached ({why}). Nothing was sent, nothing was bought: "
-                "look at the base URL and the network, then submit it again.",
-            )
-            return Finding(event=self._refused(told, sent=False), step=Step.AGAIN)
-        return Finding(event=self.lost(f"{why}."), step=Step.UNCERTAIN)
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
-    def answered(self, answer: Answer) -> Finding:
-        """The service, or something in front of it, answered."""
-        frame = wire.envelope(answer.body)
-        happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        where: wire.Malformed | None = None
-        if happened is Happened.ANSWERED:
+
+class UploadSource(Protocol):
+    """What is uploaded; its text names it in errors."""
+
+    def body(self) -> UploadBody: ...
+
+
+class Calls:
+    """The API of one client. After a 429 to any request, no request leaves until the pause is over."""
+
+    def __init__(self, transport: Transport, api_key: str, *, clock: Clock, limits: Limits, dice: Random) -> None:
+        self._transport = transport
+        self._api_key = api_key
+        self._clock = clock
+        self._dice = dice
+        self.creates = Throttle(clock, dice, per_second=limits.submits_per_second)
+        self.gets = Throttle(clock, dice, per_second=limits.gets_per_second)
+        self.uploads = Throttle(clock, dice)
+        self._upload_slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` or `ClientClosed` if nothing can be sent."""
+        self._transport.check()
+
+    @property
+    def closed_until(self) -> float | None:
+        """The end of the pause after a 429, Unix seconds; None if there is none."""
+        return self.creates.closed_until
+
+    # --- creates: paid -----------------------------------------------------------------------------------------------
+
+    async def create(self, create: Create) -> CreateResult:
+        """Send one paid POST, once. `creates.turn()` comes before it."""
+        body: Body | None = None
+        try:
+            body = Body(wire.create_body(create.request, create.callback_url))
+            answer = await self._transport.post(create.kind.path, body)
+        except Exception as error:
+            has_left = body is not None and body.has_left
+            result = CreateResult.from_exception(error, create, self._call(), has_left=has_left)
+        else:
+            result = CreateResult.from_response(answer, create, self._call())
+        self._learn_of_create(result)
+        return result
+
+    def _learn_of_create(self, result: CreateResult) -> None:
+        if result.step is Step.AGAIN:
+            self.creates.failed(is_unreachable=True)
+        elif result.step is Step.UNCERTAIN:
+            self.creates.failed(is_unreachable=False)
+        elif result.is_sent:
+            self.creates.answered()
+        self._pause_all(result.pause_s)
+
+    async def may_create_again(self, result: CreateResult, tries: int, *, is_patient: bool) -> bool:
+        """Whether a create that bought nothing may be sent again after so many `tries`; waits as long as it has to.
+
+        `is_patient`: it can wait for a service that is away. Raises `ClientClosed`.
+        """
+        if result.step is Step.WAIT:
+            return tries <= RATE_LIMIT_WAITS  # the throttle is the pause
+        if result.step is not Step.AGAIN:
+            return False
+        if is_patient and self.creates.is_away_for_less_than(PATIENCE_S):
+            return True
+        if tries <= RESENDS and self.creates.take_repeat():
+            await self.creates.pause(retry.full_jitter(tries - 1, self._dice.random))
+            return True
+        return False
+
+    # --- status ------------------------------------------------------------------------------------------------------
+
+    async def status(self, kind: Kind[Any], task_id: str, *, can_wait: bool = False) -> StatusResult:
+        """Ask about one task. `can_wait`: in an outage it is put off, unless it is the next probe."""
+        try:
+            await self.gets.turn()
+        except ClientClosed as closed:
+            return StatusResult(error=closed, is_asked=False)
+        if can_wait and not self.gets.may_probe():
+            self.gets.give_back()
+            return StatusResult.put_off(task_id)
+        began_at = self._clock.time()
+        try:
+            answer = await self._transport.get(kind.status_path(task_id))
+        except XilingError as error:
+            return StatusResult(error=error, is_asked=False)
+        except Exception as error:
+            result = StatusResult.from_exception(error, task_id, self._call())
+        else:
+            result = StatusResult.from_response(answer, kind, task_id, self._call())
+        self._learn(self.gets, result.happened)
+        self._pause_all(result.pause_s if result.happened is Happened.LIMITED else 0.0)
+        return evolve(result, began_at=began_at)
+
+    # --- uploads: free, so they are repeated -------------------------------------------------------------------------
+
+    async def upload(self, source: UploadSource) -> UploadResult:
+        """Upload a picture, with all repeats."""
+        tries = waits = 0
+        while True:
+            result = await self._one_upload(source)
+            tries += 1
+            if result.step is Step.WAIT:
+                waits += 1
+                is_over = waits > RATE_LIMIT_WAITS
+            else:
+                is_over = result.step is not Step.AGAIN or tries - waits == UPLOAD_TRIES
+            if is_over:
+                return evolve(result, tries=tries)
+            if result.step is Step.AGAIN:
+                await self.uploads.pause(result.next_try_in(tries - waits, self._dice))
+
+    async def _one_upload(self, source: UploadSource) -> UploadResult:
+        async with self._upload_slots:
+            await self.uploads.turn()
+            body = source.body()
             try:
-                return self._accepted(wire.created_ids(frame), answer)
-            except wire.Malformed as malformed:
-                happened = Happened.REFUSED if frame is not None and frame.code != 0 else Happened.BAD_BODY
-                where = malformed
-        step = classify.after_create(happened)
-        if step is Step.UNCERTAIN:
-            where = where or wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
-            doubt = self._doubt(f"The answer to a create proves nothing: {where}", where.path, answer)
-            return Finding(event=self.lost(str(doubt)), step=step, complaint=doubt)
-        pause_s = None
-        if step is Step.WAIT:
-            pause_s = retry.pause_after_429(answer.headers.get("Retry-After"), self.now)
-        told = refusal(self.kind, answer.status, frame, api_key=self.api_key, retry_after=pause_s)
-        return Finding(event=self._refused(told, sent=True), step=step, pause_s=pause_s or 0.0)
+                answer = await self._transport.upload(
+                    UPLOAD_PATH, body, size_bytes=body.size_bytes, content_type=body.content_type
+                )
+            except XilingError as error:
+                return UploadResult(error=error)
+            except Exception as error:
+                if body.spoiled is not None:
+                    return UploadResult(is_spoiled=True)
+                result = UploadResult.from_exception(error, str(source), self._call())
+            else:
+                result = UploadResult.from_response(answer, str(source), self._call())
+        self._pause_all(result.pause_s if result.step is Step.WAIT else 0.0)
+        return result
 
-    def lost(self, why: str) -> Lost:
-        told = Refusal(error="SubmitUncertain", message=why + (WAY_BACK if self.is_adoptable else NO_WAY_BACK))
-        return Lost(attempt=self.record.attempt, at=self.now, refusal=told, due_at=self.doubt_until)
+    # --- what each tells about the service ---------------------------------------------------------------------------
 
-    def _refused(self, told: Refusal, *, sent: bool) -> Refused:
-        return Refused(attempt=self.record.attempt, at=self.now, refusal=told, sent=sent)
+    def _call(self) -> Call:
+        return Call(now=self._clock.time(), api_key=self._api_key)
 
-    def _accepted(self, task_ids: tuple[str, ...], answer: Answer) -> Finding:
-        event = Accepted(attempt=self.record.attempt, at=self.now, task_ids=task_ids, due_at=self.due_at)
-        if len(task_ids) == self.record.asked:
-            return Finding(event=event)
-        what = (
-            f"Asked for {self.record.asked} tasks, the service answered with {len(task_ids)}. They were paid for and "
-            f"are kept: client.find({self.record.id!r}) gives the job. Do not submit it anew"
-        )
-        known: dict[str, Any] = {"task_ids": task_ids, "charged": "yes"}
-        return Finding(event=event, complaint=self._doubt(what, "$.data.task_ids", answer, **known))
+    def _learn(self, throttle: Throttle, happened: Happened) -> None:
+        if happened in _CLEAR:
+            throttle.answered()
+        elif happened not in _NO_SIGN:
+            throttle.failed(is_unreachable=happened is Happened.UNREACHABLE)
 
-    def _doubt(self, what: str, path: str, answer: Answer, **known: Any) -> ProtocolError:
-        return wire.protocol_error(what, path, answer.body, self.api_key, job_id=self.record.id, **known)
+    def _pause_all(self, seconds: float) -> None:
+        if seconds:
+            for throttle in (self.creates, self.gets, self.uploads):
+                throttle.close_for(seconds)

@@ -5,6 +5,7 @@ request was for. A create is paid: it is sent again only where it cannot have be
 
 | happened    | seen as                                                                                  |
 | ----------- | ---------------------------------------------------------------------------------------- |
+| NOT_BEGUN   | an error of the client before a byte of the body was asked for: nothing left             |
 | UNREACHABLE | DNS, refused, TLS, no connection in time: not a byte of the request left                 |
 | CUT         | disconnected, reset, no answer in time: the request may have been taken                  |
 | BAD_BODY    | an answer below 300 whose body broke off, is no JSON of the API, or has no ids           |
@@ -26,6 +27,7 @@ from attrs import frozen
 
 
 class Happened(Enum):
+    NOT_BEGUN = auto()
     UNREACHABLE = auto()
     CUT = auto()
     BAD_BODY = auto()
@@ -57,6 +59,7 @@ class Steps:
 
 AGAIN, WAIT, UNCERTAIN, FAIL = Step.AGAIN, Step.WAIT, Step.UNCERTAIN, Step.FAIL
 STEPS: Final = {
+    Happened.NOT_BEGUN:   Steps(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
     Happened.UNREACHABLE: Steps(create=AGAIN,     status=AGAIN, upload=AGAIN, download=AGAIN),
     Happened.CUT:         Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
     Happened.BAD_BODY:    Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
@@ -81,12 +84,19 @@ EXCEPTIONS: Final[tuple[tuple[type[BaseException], Happened], ...]] = (
 )
 
 
-def of_exception(error: BaseException) -> Happened | None:
-    """What an exception out of an exchange says; None: nothing about the exchange (a bug, a cancellation)."""
-    for kind, happened in EXCEPTIONS:
-        if isinstance(error, kind):
-            return happened
-    return None
+def of_exception(error: BaseException, *, has_left: bool | None = None) -> Happened | None:
+    """What an exception out of an exchange says; None: nothing about the exchange (a bug, a cancellation).
+
+    `has_left`: whether the HTTP library asked for the body, where that is known. It cannot have sent what it never
+    asked for, whatever went wrong; and what it has asked for may have arrived.
+    """
+    happened = next((happened for kind, happened in EXCEPTIONS if isinstance(error, kind)), None)
+    if has_left is False:
+        is_network = isinstance(error, (aiohttp.ClientConnectionError, OSError))  # a TimeoutError is an OSError
+        return Happened.UNREACHABLE if is_network else Happened.NOT_BEGUN
+    if has_left and happened in (None, Happened.UNREACHABLE):
+        return Happened.CUT
+    return happened
 
 
 def of_status(status: int, *, has_api_body: bool) -> Happened:

@@ -1,60 +1,84 @@
-"""How fast: the one gate that a 429 closes for the whole client, an even rate, patience while the service is away."""
+"""When a request may leave: in order, at an even rate, not in a pause that the service asked for, nor in an outage."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
+from random import Random
 from typing import Final
 
 from xiling_async._internal.clock import Clock
 from xiling_async.api import retry
+from xiling_async.errors import ClientClosed
 
-MEAN_OVER_S: Final = 60.0
-SLOWEST_START: Final = 1.0  # a second, after a standstill: no service calls that a burst
-FAILURES_IN_A_ROW: Final = 5  # of POSTs whose fate is unknown: then the service is away, and each more may cost money
+FAILURES_IN_A_ROW: Final = 5  # exchanges without a clear answer: then the service is taken to be away
+PROBE_CAP_S: Final = 60.0  # the longest pause between two probes of a service that is away
+REPEATS: Final = 10.0  # requests may be sent again so often, and once more for ten that were answered
+REPEATS_PER_ANSWER: Final = 0.1
+LATE_S: Final = 1.0
+CLOCK_S: Final = 1e-6  # shorter waits are rounding errors of Unix time
 
 
-class Gate:
-    """Open, until somebody was told to slow down; then everybody waits. Waiting holds no connection."""
+class Throttle:
+    """Requests of one sort leave through it one by one.
 
-    def __init__(self, clock: Clock) -> None:
+    A slot that its holder gives up is given back. The service counts as away after one request that could not reach it,
+    or `FAILURES_IN_A_ROW` without a clear answer; then requests that can wait leave as single probes, ever more rarely,
+    until one is answered. `end`: nothing leaves any more.
+    """
+
+    def __init__(self, clock: Clock, dice: Random, *, per_second: float | None = None) -> None:
         self._clock = clock
-        self._opens_at = 0.0
+        self._dice = dice
+        self._step_s = 0.0 if per_second is None else 1 / per_second
+        self._line = asyncio.Lock()  # FIFO; whoever is cancelled in it leaves nothing behind
+        self._next_at = 0.0
+        self._closed_until = 0.0
+        self._ended = False
         self._waiting: set[asyncio.Future[None]] = set()
-        self._given_up = False
+        self._repeats = REPEATS
+        self._failures = 0  # in a row
+        self.has_answered = False  # ever; a service that never has is a wrong address, not an outage
+        self._away_since: float | None = None
+        self._probe_at = 0.0
+        self._probes = 0
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    async def turn(self) -> None:
+        """Wait for the next slot and take it. Raises `ClientClosed`."""
+        came_at = self._clock.time()
+        async with self._line:
+            while (wait_s := self._slot(came_at) - self._clock.time()) > CLOCK_S:
+                await self.pause(wait_s)
+            self._check_not_ended()
+            self._next_at = self._slot(came_at) + self._step_s
+
+    def _slot(self, came_at: float) -> float:
+        """When the next one in the line may leave. A loop that is late is made up for, by at most `LATE_S`."""
+        return max(self._next_at, self._closed_until, came_at, self._clock.time() - LATE_S)
+
+    def give_back(self) -> None:
+        """The slot that was just taken is not used: the next in the line gets it."""
+        self._next_at -= self._step_s
 
     def close_for(self, seconds: float) -> None:
-        """Stay closed for at least so long from now."""
-        self._opens_at = max(self._opens_at, self._clock.time() + seconds)
-
-    def give_up(self) -> None:
-        """Nobody waits here any longer: the client is closing."""
-        self._given_up = True
-        for waiting in tuple(self._waiting):
-            _wake(waiting)
-
-    @property
-    def has_given_up(self) -> bool:
-        return self._given_up
+        """Nothing leaves for at least so long: the service asked for it."""
+        self._closed_until = max(self._closed_until, self._clock.time() + seconds)
 
     @property
     def is_open(self) -> bool:
-        return self._given_up or self._clock.time() >= self._opens_at
+        """Whether who comes now need not wait."""
+        now = self._clock.time()
+        return not self._line.locked() and max(self._next_at, self._closed_until, self.probe_at or 0.0) <= now
 
     @property
     def closed_until(self) -> float | None:
         """Unix seconds; None while it is open."""
-        return None if self.is_open else self._opens_at
-
-    async def passed(self) -> None:
-        while not self.is_open:
-            await self.pause(self._opens_at - self._clock.time())
+        return self._closed_until if self._closed_until > self._clock.time() else None
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until everybody is sent home."""
-        if self._given_up:
-            return
+        """Wait so long, or until an outage is over. Raises `ClientClosed`."""
+        self._check_not_ended()
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_later(seconds, lambda: _wake(waiting))
         self._waiting.add(waiting)
@@ -63,123 +87,79 @@ class Gate:
         finally:
             self._waiting.discard(waiting)
             timer.cancel()
+        self._check_not_ended()
+
+    def end(self) -> None:
+        """Nothing leaves any more: everybody who waits gets `ClientClosed`."""
+        self._ended = True
+        self._wake_all()
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
+
+    def _wake_all(self) -> None:
+        for waiting in tuple(self._waiting):
+            _wake(waiting)
+
+    # --- outages -----------------------------------------------------------------------------------------------------
+
+    @property
+    def probe_at(self) -> float | None:
+        """When the next probe may leave, Unix seconds; None: the service is not away."""
+        return None if self._away_since is None else self._probe_at
+
+    def may_probe(self) -> bool:
+        """Whether a request that can wait may leave now. In an outage it is then the probe, and there is no other."""
+        if self._away_since is None:
+            return True
+        if self._probe_at - self._clock.time() > CLOCK_S:
+            return False
+        self._plan_probe()
+        return True
+
+    async def reachable(self) -> None:
+        """Wait until the service's pause is over, and the outage, or until the next probe. Raises `ClientClosed`."""
+        while (wait_s := max(self._closed_until, self.probe_at or 0.0) - self._clock.time()) > CLOCK_S:
+            await self.pause(wait_s)
+
+    def is_away_for_less_than(self, seconds: float) -> bool:
+        """It is worth waiting: the service has answered before, and is not away for so long yet."""
+        return self.has_answered and self._away_since is not None and self._clock.time() - self._away_since < seconds
+
+    def answered(self) -> None:
+        """The service gave a clear answer."""
+        self.has_answered = True
+        self._failures = self._probes = 0
+        self._repeats = min(REPEATS, round(self._repeats + REPEATS_PER_ANSWER, 6))  # ten tenths are one
+        if self._away_since is not None:
+            self._away_since = None
+            self._wake_all()
+
+    def failed(self, *, is_unreachable: bool) -> None:
+        """A request never arrived, or got no clear answer."""
+        self._failures += 1
+        if not is_unreachable and self._failures < FAILURES_IN_A_ROW:
+            return
+        now = self._clock.time()
+        if self._away_since is None:
+            self._away_since, self._probe_at = now, now
+        if self._probe_at - now <= CLOCK_S:  # those that left together and fail together are one try
+            self._plan_probe()
+
+    def take_repeat(self) -> bool:
+        """Whether one more request may be sent again, so that a storm of failures is not multiplied; it is counted."""
+        if self._repeats < 1:
+            return False
+        self._repeats -= 1
+        return True
+
+    def _plan_probe(self) -> None:
+        longest_s = min(PROBE_CAP_S, retry.BASE_S * 2.0 ** min(self._probes, 30))
+        self._probe_at = self._clock.time() + longest_s * (0.5 + 0.5 * self._dice.random())
+        self._probes += 1
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
-
-
-class Rate:
-    """At most so many turns a second, evenly spread; whoever comes first goes first."""
-
-    def __init__(self, per_second: float, clock: Clock) -> None:
-        self._step_s = 1 / per_second
-        self._clock = clock
-        self._next_at = 0.0
-
-    def reserve(self) -> float:
-        """Take the next turn; seconds until it comes."""
-        now = self._clock.time()
-        mine = max(now, self._next_at)
-        self._next_at = mine + self._step_s
-        return mine - now
-
-    async def turn(self) -> None:
-        wait_s = self.reserve()
-        if wait_s > 0:
-            await self._clock.sleep(wait_s)
-
-
-class Tempo:
-    """Starts again after a standstill as fast as it was before, and then ever faster: what has queued up meanwhile does
-    not burst out at once."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._began_at: float | None = None
-        self._counted_at = 0.0
-        self._count = 0.0  # decays by 1/e in MEAN_OVER_S
-        self._mean: float | None = None  # a second, before the standstill; None: there was none, or it is got over
-        self._stood_until = 0.0
-        self._next_at = 0.0
-        self._has_queued = False
-
-    def count(self) -> None:
-        """One more has been done."""
-        now = self._clock.time()
-        if self._began_at is None:
-            self._began_at = self._counted_at = now
-        self._count = self._count * math.exp((self._counted_at - now) / MEAN_OVER_S) + 1
-        self._counted_at = now
-
-    def standstill(self) -> None:
-        """Nothing can be done now."""
-        self._stood_until = now = self._clock.time()
-        self._next_at, self._has_queued = 0.0, False  # whoever has queued comes again
-        if self._mean is None and self._began_at is not None and now > self._began_at:
-            self._mean = max(SLOWEST_START, self._count / min(MEAN_OVER_S, now - self._began_at))
-
-    def reserve(self) -> float:
-        """Take the next turn; seconds until it comes."""
-        if self._mean is None:
-            return 0.0
-        now = self._clock.time()
-        if now >= self._next_at and self._has_queued:  # the queue is gone
-            self._mean = None
-            return 0.0
-        mine = max(now, self._next_at)
-        self._has_queued = mine > now
-        self._next_at = mine + 1 / (self._mean * 2 ** max(0.0, (mine - self._stood_until) / MEAN_OVER_S))
-        return mine - now
-
-
-class Outage:
-    """The service cannot be reached, or every POST of a row has come to an unknown end: those who are patient try
-    again ever more rarely, all together. A service that has never answered is a wrong address, and no outage."""
-
-    def __init__(self, gate: Gate, tempo: Tempo, clock: Clock, random: Callable[[], float]) -> None:
-        self._gate = gate  # whose waiting room is used; it is not closed: who is not patient does not wait
-        self._tempo = tempo
-        self._clock = clock
-        self._random = random
-        self._tries = 0
-        self._doubts = 0
-        self._again_at = 0.0
-        self._since: float | None = None
-        self._has_answered = False
-
-    @property
-    def is_over(self) -> bool:
-        return self._clock.time() >= self._again_at
-
-    def may_wait(self, patience_s: float) -> bool:
-        """Whether it has not lasted longer than this yet."""
-        return self._has_answered and self._since is not None and self._clock.time() - self._since < patience_s
-
-    async def passed(self) -> None:
-        while not self.is_over and not self._gate.has_given_up:
-            await self._gate.pause(self._again_at - self._clock.time())
-
-    def answered(self) -> None:
-        """A POST came to a clear end."""
-        self._has_answered = True
-        self._tries = self._doubts = 0
-        self._since = None
-        self._again_at = 0.0
-
-    def doubtful(self) -> None:
-        """The fate of a POST is unknown."""
-        self._doubts += 1
-        if self._doubts >= FAILURES_IN_A_ROW:
-            self.unreachable()
-
-    def unreachable(self) -> None:
-        """A POST never arrived."""
-        now = self._clock.time()
-        if self._since is None:
-            self._since = now
-        self._tempo.standstill()
-        if self.is_over:  # those that left together fail together: they are one try
-            self._again_at = now + max(retry.BASE_S / 2, retry.full_jitter(self._tries, self._random))
-            self._tries += 1

@@ -10,16 +10,13 @@ from attrs import define
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
-from xiling_async.errors import ClientClosed
+from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.models.settings import Timeouts
 
 ANSWER_BYTES: Final = 1024 * 1024  # answers are a few hundred bytes; a larger one is none of the API's
 # An idle connection is given up before a server or a balancer does: a stale one costs an uncertain submit.
 KEEP_ALIVE_S: Final = 3.0
 SLOWEST_UPLOAD: Final = 64 * 1024  # bytes a second, half a megabit: a slower one is taken for stuck
-
-
-MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
 
 
 class AnswerTooLarge(aiohttp.ClientPayloadError):
@@ -35,8 +32,25 @@ class Answer:
     body: bytes
 
 
+class Body:
+    """A request's body of known size, which knows whether it was asked for. What was never asked for never left."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.has_left = False
+
+    def __aiter__(self) -> Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self.has_left:
+            raise StopAsyncIteration
+        self.has_left = True
+        return self.content
+
+
 class Transport:
-    """Posts and gets below one base URL. Exceptions of aiohttp pass through: fate.py says what they prove."""
+    """Posts and gets below one base URL. Exceptions of aiohttp pass through: classify.py says what they prove."""
 
     def __init__(
         self,
@@ -50,7 +64,6 @@ class Transport:
     ) -> None:
         self._base = str(base_url).rstrip("/")
         self._headers = {**headers, "Authorization": f"Bearer {api_key}", "Accept": "application/json"}
-        self._post_headers = {**self._headers, "Content-Type": "application/json"}
         self._timeouts = timeouts
         self._clock = clock
         self._session = session
@@ -59,20 +72,42 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
 
     def open(self) -> None:
+        """Raises `ConfigurationError` for a borrowed session that cannot be used."""
         if self._session is None:
-            # limit=0: the semaphore in front of submits is the limit; waiting here would look like a slow connect.
+            # limit=0: the senders are the limit; waiting here would look like a slow connect.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
             self._session = aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
             )
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` if the borrowed session would send something else, or nothing; `ClientClosed`."""
+        session = self._session
+        if session is None:
+            raise ClientClosed("The client is closed: nothing was sent. Open a new one with the same store.")
+        if not self._is_borrowed:
+            return
+        why = None
+        if session.closed:
+            why = "is closed: pass one that stays open as long as the client"
+        elif session.auth is not None:
+            why = "has auth=, which would take the place of the API key: pass one without it"
+        elif session.raise_for_status:
+            why = "has raise_for_status, which hides the body of the service's answers: pass one without it"
+        if why is not None:
+            raise ConfigurationError(f"The session {why}. Nothing was sent, nothing was bought.")
 
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None and not self._is_borrowed:
             await session.close()
 
-    async def post(self, path: str, body: bytes) -> Answer:
-        return await self._exchange("POST", path, body, self._post_headers)
+    async def post(self, path: str, body: Body) -> Answer:
+        """Send JSON. `body.has_left` tells afterwards whether any of it can have been sent."""
+        length = str(len(body.content))
+        headers = {**self._headers, "Content-Type": "application/json", "Content-Length": length}
+        return await self._exchange("POST", path, body, headers)
 
     async def get(self, path: str) -> Answer:
         return await self._exchange("GET", path, None, self._headers)
@@ -86,19 +121,19 @@ class Transport:
         self,
         method: str,
         path: str,
-        body: bytes | AsyncIterable[bytes] | None,
+        body: AsyncIterable[bytes] | None,
         headers: Mapping[str, str],
         *,
         allowance_s: float = 0.0,
     ) -> Answer:
-        if self._session is None:
-            raise ClientClosed("The client is closed: nothing was sent. Open a new one with the same store.")
+        self.check()
+        assert self._session is not None
         url = URL(f"{self._base}/{path}", encoded=True)
         async with (
             self._clock.timeout(self._timeouts.connect + self._timeouts.answer + allowance_s),
             self._session.request(
                 method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False,
-                raise_for_status=False,
+                raise_for_status=False, middlewares=(),
             ) as response,
         ):  # fmt: skip
             return Answer(status=response.status, headers=response.headers, body=await _bounded(response))

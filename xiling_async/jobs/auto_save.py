@@ -107,8 +107,10 @@ class AutoSave:
                     async with self._clock.timeout(self._options.stall_s):
                         await self._is_idle.wait()
         finally:
-            await self._tasks.cancel()
-            self._end()
+            try:
+                await self._tasks.cancel()
+            finally:
+                self._end()
 
     def _end(self) -> None:
         left, self._unsaved = list(self._unsaved.values()), {}

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 from attrs import field, frozen
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.finish import finish
 from xiling_async._internal.tasks import Tasks
-from xiling_async.api.throttle import Gate
+from xiling_async.api.calls import Calls
 from xiling_async.api.transport import Transport
+from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
 from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.context import Context
+from xiling_async.jobs.exchange import Exchange
 from xiling_async.jobs.job import Desk
-from xiling_async.jobs.poller import Sweeper
+from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.downloads import Downloads
@@ -37,8 +42,6 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 from xiling_async.webhooks.tokens import SECRET_BYTES
 
 log = logging.getLogger("xiling_async.jobs.engine")
-
-TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days (service.md): a later callback would tell of a dead link
 
 
 @frozen(kw_only=True)
@@ -64,7 +67,7 @@ class Settings:
 class KnownResults:
     """What the service and the store know of a task whose files are downloaded."""
 
-    poller: Sweeper
+    poller: Poller
     store: Store
 
     async def outcome(self, kind: Kind[Any], task_id: str) -> Outcome | None:
@@ -90,48 +93,28 @@ class Engine:
             headers=given.headers,
             session=given.session,
         )
-        self._gate = Gate(given.clock)
+        dice = random.Random()  # noqa: S311 - spreads requests over time
         self._monitor = monitor = Monitor(given.on_event)
-        self.registry = Registry(given.store, on_change=self._changed, monitor=monitor, clock=given.clock)
-        self.sweeper = Sweeper(
-            store=given.store,
-            registry=self.registry,
-            transport=self._transport,
+        self._calls = calls = Calls(self._transport, given.api_key, clock=given.clock, limits=given.limits, dice=dice)
+        context = Context(
             clock=given.clock,
-            gate=self._gate,
-            limits=given.limits,
-            polling=given.polling,
-            random=random.random,
-            has_receiver=given.receiver is not None,
-            api_key=given.api_key,
-            monitor=monitor,
-        )
-        self.uploads = Uploads(
-            transport=self._transport,
-            clock=given.clock,
-            gate=self._gate,
-            random=random.random,
-            api_key=given.api_key,
-            monitor=monitor,
-        )
-        self.submission = Submission(
-            registry=self.registry,
-            transport=self._transport,
-            uploads=self.uploads,
-            clock=given.clock,
-            gate=self._gate,
             limits=given.limits,
             timeouts=given.timeouts,
-            random=random.random,
-            callback_url=self._callback_url,
-            first_due=self.sweeper.first_due,
-            api_key=given.api_key,
+            polling=given.polling,
+            dice=dice,
             monitor=monitor,
         )
+        self.registry = registry = Registry(given.store, on_change=self._changed, monitor=monitor, clock=given.clock)
+        self.poller = poller = Poller(
+            context, store=given.store, registry=registry, calls=calls, has_receiver=given.receiver is not None
+        )
+        self.uploads = Uploads(calls, given.clock, monitor=monitor)
+        exchange = Exchange(context, registry=registry, calls=calls, poller=poller, receiver=given.receiver)
+        self.submission = Submission(context, registry=registry, calls=calls, uploads=self.uploads, exchange=exchange)
         self.downloads = self._downloads()
         self._auto_save = None if given.save_to is None else self._auto_save_to(given.save_to)
         self.desk = Desk(
-            registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.sweeper.ask,
+            registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.poller.ask,
             auto_save=self._auto_save,
         )  # fmt: skip
         self.maps = Tasks()  # of `Client.map`
@@ -153,24 +136,24 @@ class Engine:
             self._monitor.found(unfinished)
             if unfinished:
                 log.info("the store has %d unfinished jobs of earlier clients", unfinished)
-            if given.receiver is not None:  # before the sweeper: a callback is cheaper than a GET
-                await self._start(given.receiver)
-                undo.push_async_callback(given.receiver.stop)
-            undo.push_async_callback(self.sweeper.close)
-            self.sweeper.start()
-            undo.push_async_callback(self.submission.close)
-            undo.push_async_callback(self.uploads.close)
             undo.push_async_callback(self.downloads.close)
-            undo.push_async_callback(self.maps.cancel)
-            if self._auto_save is not None:  # closed first: what saves results needs all the others
+            if self._auto_save is not None:  # closed when nothing can bring a result any more, and before the registry
                 undo.push_async_callback(self._auto_save.close)
                 await self._auto_save.start()
+            if given.receiver is not None:  # before the poller: a callback is cheaper than a GET
+                await self._start(given.receiver)
+                undo.push_async_callback(given.receiver.stop)
+            undo.push_async_callback(self.poller.close)
+            self.poller.start()
+            undo.push_async_callback(self.submission.close)
+            undo.push_async_callback(self.uploads.close)
+            undo.push_async_callback(self.maps.cancel)
             self._undo = undo.pop_all()
 
     def _downloads(self) -> Downloads:
         given = self._given
         transport = MediaTransport(timeouts=given.timeouts, clock=given.clock, limits=given.limits)
-        return Downloads(transport, KnownResults(self.sweeper, given.store), monitor=self._monitor)
+        return Downloads(transport, KnownResults(self.poller, given.store), monitor=self._monitor)
 
     def _auto_save_to(self, folder: Path) -> AutoSave:
         given = self._given
@@ -180,7 +163,7 @@ class Engine:
         return AutoSave(options, store=given.store, registry=self.registry, downloads=self.downloads, clock=given.clock)
 
     def _changed(self, record: JobRecord) -> None:
-        self.sweeper.changed(record)
+        self.poller.changed(record)
         if self._auto_save is not None:
             self._auto_save.changed(record)
 
@@ -191,33 +174,72 @@ class Engine:
             "downloads": self.downloads.in_flight,
         }
         unsaved = 0 if self._auto_save is None else self._auto_save.outstanding
-        return self._monitor.stats(in_flight, self._gate.closed_until, unsaved)
+        return self._monitor.stats(in_flight, self._calls.closed_until, unsaved)
 
     async def close(self) -> None:
         """Stop everything, the last started first: no new submits, then no receiver, then no store."""
         await self._undo.aclose()
 
-    def _callback_url(self, kind: Kind[Any], tasks: int, job_id: str, attempt: int) -> str | None:
-        receiver = self._given.receiver
-        if receiver is None:
-            return None
-        return receiver.callback_url(
-            kind_number=kind.number,
-            tasks=min(tasks, 255),
-            job_id=job_id,
-            attempt=attempt,
-            expires_at=self._given.clock.time() + TOKEN_LIFE_S,
-        )
-
     async def _start(self, receiver: WebhookReceiver) -> None:
         intake = Intake(
             registry=self.registry,
             clock=self._given.clock,
-            first_due=self.sweeper.first_due,
-            on_callback=self.sweeper.heard_callback,
+            first_due=self.poller.first_due,
+            on_callback=self.poller.heard_callback,
             only_wakes=receiver.trust == "status",
             monitor=self._monitor,
         )
         kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
         await receiver.start(intake, self._given.clock, kept_secret, others_may_listen=self._given.store.is_shared)
         self.registry.keyed_ids = receiver
+
+
+class Opening:
+    """Opens an engine and closes it: once, in one event loop, however often and by however many tasks it is asked.
+
+    Either is brought to its end when its caller is cancelled, and then leaves nothing open.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_entered = False
+        self._changes = asyncio.Lock()  # the second caller waits for the first
+        self.is_open = False
+
+    def enter(self) -> None:
+        """Raises `ConfigurationError` for a second `async with`: the inner one would close what the outer one uses."""
+        if self._is_entered:
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._is_entered = True
+
+    async def open(self) -> None:
+        self._check_loop()
+        async with self._changes:
+            if self.is_open:
+                return
+            if self._loop is not None:
+                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
+            self._loop = asyncio.get_running_loop()
+            try:
+                await finish(self._engine.open(), name="xiling open")
+            except asyncio.CancelledError:
+                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
+                raise
+            self.is_open = True
+
+    async def close(self) -> None:
+        self._check_loop()
+        self.is_open = False
+        async with self._changes:
+            await finish(self._engine.close(), name="xiling close")
+
+    def check(self) -> None:
+        """Raises `ClientClosed` when it is not open, `ConfigurationError` in another event loop."""
+        self._check_loop()
+        if not self.is_open:
+            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")

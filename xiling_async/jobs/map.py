@@ -16,6 +16,7 @@ from attrs import frozen
 from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed, XilingError
+from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.models.record import Succeeded
 from xiling_async.models.request import Request
@@ -23,7 +24,7 @@ from xiling_async.models.request import Request
 R = TypeVar("R")
 Item = Request[R] | tuple[str, Request[R]]
 Items = Iterable[Item[R]] | AsyncIterable[Item[R]]
-Submit = Callable[[Request[R], str | None], Awaitable[Job[R]]]
+Submit = Callable[[Order], Awaitable[Job[Any]]]
 
 
 @frozen(kw_only=True)
@@ -79,9 +80,12 @@ def _check_keys(pairs: list[tuple[str | None, Request[Any]]]) -> None:
 
 
 class FanOut(Generic[R]):
-    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed."""
+    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed.
 
-    def __init__(self, items: Items[R], submit: Submit[R], *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
+    Nothing is sent but while the consumer waits for the next result: one that stops asking buys nothing more.
+    """
+
+    def __init__(self, items: Items[R], submit: Submit, *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
         self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
         self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
         self._submit = submit
@@ -96,13 +100,18 @@ class FanOut(Generic[R]):
         self._running: set[asyncio.Task[Finished[R]]] = set()
         self._order: deque[asyncio.Task[Finished[R]]] = deque()  # in which they are given out
         self._news = asyncio.Event()
+        self._wanted = asyncio.Event()  # set while the consumer waits
 
     async def results(self) -> AsyncGenerator[Finished[R], None]:
         """Each item as it finishes, or in the order of the source. However this ends, nothing is left running."""
         try:
             while True:
-                self._fill()
+                self._wanted.set()
+                pulled = self._fill()
                 if self._order and self._order[0].done():
+                    for order in pulled:  # a slow consumer does not starve the senders
+                        await order.moved.wait()
+                    self._wanted.clear()
                     yield self._take(self._order.popleft())
                 elif self._exhausted and not self._running:
                     break
@@ -122,8 +131,9 @@ class FanOut(Generic[R]):
 
     # --- the source ----------------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        """Start as many as there may be."""
+    def _fill(self) -> list[Order]:
+        """Start as many as there may be; those that were started now."""
+        started: list[Order] = []
         while not self._exhausted and self._pulled - self._taken < self._in_flight:
             try:
                 if isinstance(self._source, AsyncIterator):
@@ -131,21 +141,24 @@ class FanOut(Generic[R]):
                         self._pull = self._tasks.start(_next(self._source), name="xiling map source")
                         self._pull.add_done_callback(lambda _: self._news.set())
                     if not self._pull.done():
-                        return
+                        break
                     pull, self._pull = self._pull, None
                     item = pull.result()
                 else:
                     item = next(self._source)
-                self._start(*_pair(self._pulled, item))
+                key, request = _pair(self._pulled, item)
+                started.append(Order(request=request, key=key, wanted=self._wanted))
+                self._start(started[-1])
             except (StopIteration, StopAsyncIteration):
                 self._exhausted = True
             except asyncio.CancelledError:
                 raise ClientClosed("The client was closed while `map` was running: nothing more was sent.") from None
             except Exception as error:
                 self._exhausted, self._broken = True, error
+        return started
 
-    def _start(self, key: str | None, request: Request[R]) -> None:
-        task = self._tasks.start(self._run(self._pulled, key, request), name=f"xiling map {self._pulled}")
+    def _start(self, order: Order) -> None:
+        task = self._tasks.start(self._run(self._pulled, order), name=f"xiling map {self._pulled}")
         self._pulled += 1
         self._running.add(task)
         if self._ordered:
@@ -158,10 +171,11 @@ class FanOut(Generic[R]):
             self._order.append(task)
         self._news.set()
 
-    async def _run(self, index: int, key: str | None, request: Request[R]) -> Finished[R]:
+    async def _run(self, index: int, order: Order) -> Finished[R]:
         job: Job[R] | None = None
+        key, request = order.key, order.request
         try:
-            job = await self._submit(request, key)
+            job = await self._submit(order)
             results = await job.result()
         except ClientClosed:
             raise
@@ -169,6 +183,8 @@ class FanOut(Generic[R]):
             error = raised if isinstance(raised, XilingError) else _unexpected(raised, job)
             known = job or cast("Job[R] | None", getattr(error, "job", None))
             return Finished(index=index, key=key, request=request, job=known, results=_good(error), error=error)
+        finally:
+            order.moved.set()
         return Finished(index=index, key=key, request=request, job=job, results=results)
 
     async def _stop(self) -> None:
@@ -177,6 +193,9 @@ class FanOut(Generic[R]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        close: Callable[[], Awaitable[None]] | None = getattr(self._source, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _next(source: AsyncIterator[Item[R]]) -> Item[R]:

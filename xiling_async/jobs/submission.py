@@ -7,301 +7,248 @@ Everything else that goes wrong leaves the job `uncertain`, for its callback to 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final, Literal
 
-from attrs import define
+from attrs import define, field, frozen
 
-from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Shared, Tasks
-from xiling_async.api import retry, wire
-from xiling_async.api.calls import Finding, Post
-from xiling_async.api.classify import Step
+from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
-from xiling_async.api.throttle import Gate, Outage, Rate, Tempo
-from xiling_async.api.transport import Transport
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError, StoreError
-from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
+from xiling_async.jobs.context import Context
+from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.exchange import Exchange, Order, Sent
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.lifecycle import Accepted, Lost, Refused, Resent, Verdict
 from xiling_async.models.record import JobRecord, State
-from xiling_async.models.request import Kind, Request
-from xiling_async.models.settings import Limits, Timeouts
-from xiling_async.telemetry.stats import UNWATCHED, Monitor
+from xiling_async.models.request import Request
 
-log = logging.getLogger("xiling_async.jobs.submission")
-
-RESENDS: Final = 5  # of a create that never arrived: with full jitter about 8 s on the average
-RATE_LIMIT_WAITS: Final = 8  # of a create that got a 429: at the vendor's 30 s about 4 minutes
 SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
-PATIENCE_S: Final = 600.0  # of a batch, with a service that has answered before and is away now
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class Purchase:
-    """A job that was, or may have been, bought; `doubt`: why its answer could not be understood."""
+    """A job that was, or may have been, bought; `doubt`: what was wrong with the answer of the service."""
 
-    slot: Slot
+    entry: JobEntry
     doubt: ProtocolError | None = None
 
 
+@define(kw_only=True, eq=False)
+class _Parcel:
+    """One POST in the queue of the senders. `outcome`: of the POST; None: put back; or why it was not sent."""
+
+    order: Order
+    request: Request[Any]  # with URLs only
+    entry: JobEntry | None
+    outcome: asyncio.Future[Sent | BaseException | None] = field(factory=lambda: _new_future())
+
+    def done(self, outcome: Sent | BaseException | None) -> None:
+        if not self.outcome.done():  # else its caller has gone
+            self.outcome.set_result(outcome)
+
+
+def _new_future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
 class Submission:
-    """Turns requests into jobs. `callback_url(kind, tasks, job_id, attempt)` is None without a receiver;
-    `first_due(kind)` is when the sweeper should look at a job that was accepted now."""
+    """Turns orders into jobs.
+
+    At most `Limits.submits` senders, started when they are needed, take POSTs from one queue. Callers only await the
+    outcome: whoever is cancelled takes nothing with him.
+    """
 
     def __init__(
         self,
+        context: Context,
         *,
         registry: Registry,
-        transport: Transport,
+        calls: Calls,
         uploads: Uploads,
-        clock: Clock,
-        gate: Gate,
-        limits: Limits,
-        timeouts: Timeouts,
-        random: Callable[[], float],
-        callback_url: Callable[[Kind[Any], int, str, int], str | None],
-        first_due: Callable[[Kind[Any]], float | None],
-        api_key: str,
-        monitor: Monitor = UNWATCHED,
+        exchange: Exchange,
     ) -> None:
-        self._monitor = monitor
+        self._context = context
         self._registry = registry
-        self._transport = transport
+        self._calls = calls
         self._uploads = uploads
-        self._clock = clock
-        self._timeouts = timeouts
-        self._random = random
-        self._callback_url = callback_url
-        self._first_due = first_due
-        self._api_key = api_key
-        self._gate = gate
-        self._rate = None if limits.submits_per_second is None else Rate(limits.submits_per_second, clock)
-        self._tempo = Tempo(clock)
-        self._outage = Outage(gate, self._tempo, clock, random)
-        self._permits = asyncio.Semaphore(limits.submits)
-        self._budget = retry.RetryBudget()
-        self._posts = Tasks()
+        self._exchange = exchange
+        self._queue: asyncio.Queue[_Parcel | None] = asyncio.Queue()
+        self._senders = Tasks()
+        self._idle = 0  # senders that wait for the queue
+        self._in_flight = 0
         self._keyed_work = Tasks()
+        self._keyed: dict[str, tuple[Order, Shared[Purchase | None]]] = {}
         self._closed = False
-        self._keyed: dict[str, tuple[Request[Any], Shared[Purchase]]] = {}
 
     async def close(self) -> None:
-        """Let the POSTs that have left bring their answers home (each has a deadline); start no more."""
+        """No more from the queue; then let the POSTs that have left bring their answers home (each has a deadline)."""
         self._closed = True
         self._registry.release_waiters()  # one of them may wait for a job that another process sends
-        self._gate.give_up()
-        await self._posts.drain()
-        await self._keyed_work.drain()
+        self._calls.creates.end()
+        while not self._queue.empty():
+            parcel = self._queue.get_nowait()
+            if parcel is not None:
+                parcel.done(_closed())
+        for _ in range(len(self._senders)):
+            self._queue.put_nowait(None)
+        try:
+            await self._senders.drain()
+            self._registry.release_waiters()
+            await self._keyed_work.drain()
+        except asyncio.CancelledError:
+            await self._keyed_work.cancel()
+            raise
 
     @property
     def in_flight(self) -> int:
         """POSTs under way."""
-        return len(self._posts)
+        return self._in_flight
 
-    async def submit(self, request: Request[Any], key: str | None, *, patient: bool = False) -> Purchase:
-        """Buy the job, or find the one that this key bought. Raises what design.md says of `Client.submit`.
+    async def submit(self, order: Order) -> Purchase:
+        """Buy the job, or find the one that this key bought. Raises what `Client.submit` raises."""
+        while True:
+            if order.wanted is not None:
+                await order.wanted.wait()
+            purchase = await (self._purchase(order) if order.key is None else self._purchase_once(order, order.key))
+            if purchase is not None:
+                return purchase
 
-        `patient`: a service that has answered before and is away now is waited for, `PATIENCE_S` seconds.
-        """
-        if key is None:
-            return await self._purchase(request, None, patient=patient)
-        running, shared = self._keyed.get(key, (request, None))
-        if running != request:
+    async def _purchase_once(self, order: Order, key: str) -> Purchase | None:
+        """One purchase for all callers of this key."""
+        if self._closed:
+            raise _closed()
+        running, shared = self._keyed.get(key, (order, None))
+        if running.request != order.request:
             raise _other_request(key)
         if shared is None or shared.abandoned:
-            work = self._keyed_work.start(self._purchase(request, key, patient=patient), name=f"xiling submit {key!r}")
+            work = self._keyed_work.start(self._purchase(order), name=f"xiling submit {key!r}")
             shared = Shared(work)
-            entry = self._keyed[key] = (request, shared)
+            entry = self._keyed[key] = (order, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
-        return await shared.join()
+        try:
+            return await shared.join()
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            raise _closed(charged="maybe") from None  # a close that was cut short ended the work, not the caller
 
     def _forget(self, key: str, entry: object) -> None:
         if self._keyed.get(key) is entry:
             del self._keyed[key]
 
-    async def _purchase(self, request: Request[Any], key: str | None, *, patient: bool) -> Purchase:
-        with ExitStack() as hands:
-            return await self._purchased(request, key, hands, patient=patient)
+    # --- one job -----------------------------------------------------------------------------------------------------
 
-    async def _purchased(self, request: Request[Any], key: str | None, hands: ExitStack, *, patient: bool) -> Purchase:
-        slot = None if key is None else await self._registry.by_key(key)
-        sent: Request[Any] | None = None
+    async def _purchase(self, order: Order) -> Purchase | None:
+        """None: it was put back before anything was sent."""
+        with ExitStack() as hands:
+            return await self._purchased(order, hands)
+
+    async def _purchased(self, order: Order, hands: ExitStack) -> Purchase | None:
+        entry = None if order.key is None else await self._registry.by_key(order.key)
+        sendable: Request[Any] | None = None
         tries = 0
         while True:
-            if slot is not None:
-                slot = await self._registry.fresh(slot)
-                _check_same(slot.record, request)
-                limit_s = self._timeouts.connect + self._timeouts.answer + SENDING_SLACK_S
-                await self._registry.answered(slot, limit_s=limit_s, doubt_s=self._timeouts.uncertain)
-                if slot.record.state not in _NOT_BOUGHT:
-                    return Purchase(slot=slot)
-            if sent is None:  # uploads come before the intent: one that fails leaves nothing behind
-                sent = await self._uploads.sendable(request)
-            await self._turn(patient=patient)
-            slot, finding = await self._one_post(request, sent, key, slot)
-            if finding is None:
-                continue  # the key was bought, or is being bought, by somebody else
-            hands.enter_context(self._registry.in_hands(slot.record.id))
-            if finding.complaint is not None and isinstance(finding.event, Accepted):
-                raise finding.complaint
-            if slot.record.state not in _NOT_BOUGHT:
-                return Purchase(slot=slot, doubt=finding.complaint)
-            if slot.record.refusal is not None and slot.record.refusal.code == request.kind.unreachable:
-                self._uploads.forget(sent)
-            await self._pause_or_raise(slot.record, finding.step, tries, patient=patient)
+            if entry is not None:
+                entry = await self._settled(entry, order)
+                if entry.record.state not in _NOT_BOUGHT:
+                    return Purchase(entry=entry)
+            if order.request.local_files() or not self._calls.creates.is_open:
+                order.moved.set()
+            if sendable is None:  # uploads come before the intent: one that fails leaves nothing behind
+                sendable = await self._uploads.sendable(order.request)
+            if self._is_patient(order):
+                await self._calls.creates.reachable()
+            sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))
+            if sent is None:
+                return None
+            entry, result = sent.entry, sent.result
+            if result is None:
+                continue  # the key was bought, or is being bought, by another process
+            hands.enter_context(self._registry.in_hands(entry.record.id))
+            if entry.record.state not in _NOT_BOUGHT:
+                return Purchase(entry=entry, doubt=result.error)
+            if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
+                self._uploads.forget(sendable)
             tries += 1
+            if not await self._calls.may_create_again(result, tries, is_patient=order.is_patient):
+                error = error_of(entry.record)
+                assert error is not None, "a job that was not bought has a reason"
+                raise error
 
-    async def _pause_or_raise(self, record: JobRecord, step: Step | None, tries: int, *, patient: bool) -> None:
-        if step is Step.WAIT and tries < RATE_LIMIT_WAITS:
-            return  # the gate is closed: it is the pause
-        if step is Step.AGAIN and patient and self._outage.may_wait(PATIENCE_S):
-            return
-        if step is Step.AGAIN and tries < RESENDS and self._budget.take():
-            await self._gate.pause(retry.full_jitter(tries, self._random))
-            return
-        error = error_of(record)
-        assert error is not None, "a job that was not bought has a reason"
-        raise error
+    def _is_patient(self, order: Order) -> bool:
+        return order.is_patient and self._calls.creates.has_answered
 
-    async def _one_post(
-        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
-    ) -> tuple[Slot, Finding | None]:
-        """One exchange in a task of our own: a caller that is cancelled does not lose the ids."""
-        return await self._posts.outlive(self._permitted(request, sent, key, slot), name="xiling POST")
+    async def _settled(self, entry: JobEntry, order: Order) -> JobEntry:
+        """The job of this key once it is known whether it was bought. What was not bought may be sent corrected."""
+        entry = await self._registry.fresh(entry)
+        _check_same(entry.record, order)
+        order.moved.set()
+        if self._closed:
+            raise _closed()
+        timeouts = self._context.timeouts
+        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
+        await self._registry.answered(entry, limit_s=limit_s, doubt_s=timeouts.uncertain)
+        _check_same(entry.record, order)
+        return entry
 
-    async def _turn(self, *, patient: bool) -> None:
-        """Take a permit while the gate is open; it may have closed while we queued."""
-        while True:
-            await self._gate.passed()
-            if patient:
-                await self._outage.passed()
-            await self._permits.acquire()
-            if (wait_s := self._wait_s()) > 0:
-                try:
-                    await self._gate.pause(wait_s)
-                except BaseException:
-                    self._permits.release()
-                    raise
-            if self._gate.is_open and not self._closed and (self._outage.is_over or not patient):
-                return
-            self._permits.release()
-            if self._closed:
-                raise ClientClosed("The client was closed before this request was sent: nothing was bought.")
+    # --- the senders -------------------------------------------------------------------------------------------------
 
-    def _wait_s(self) -> float:
-        """Take the next turn that the pace gives; seconds until it comes."""
-        wait_s = self._tempo.reserve()
-        return wait_s if self._rate is None else max(wait_s, self._rate.reserve())
+    async def _send(self, parcel: _Parcel) -> Sent | None:
+        if self._closed:
+            raise _closed()
+        self._queue.put_nowait(parcel)
+        if self._queue.qsize() > self._idle:
+            if len(self._senders) < self._context.limits.submits:
+                self._senders.start(self._work(), name="xiling sender")
+            else:
+                parcel.order.moved.set()
+        outcome = await parcel.outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
-    async def _permitted(
-        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
-    ) -> tuple[Slot, Finding | None]:
+    async def _work(self) -> None:
+        while (parcel := await self._next()) is not None:
+            try:
+                parcel.done(await self._carry(parcel))
+            except Exception as error:
+                parcel.done(error)
+            except asyncio.CancelledError:  # closing was cut short: the row tells the next client
+                parcel.done(_closed(charged="maybe"))
+                raise
+            del parcel  # while a sender waits for the next one, it keeps no job alive
+
+    async def _next(self) -> _Parcel | None:
+        self._idle += 1
         try:
-            return await self._exchange(request, sent, key, slot)
+            return await self._queue.get()
         finally:
-            self._permits.release()
+            self._idle -= 1
 
-    async def _exchange(
-        self, request: Request[Any], sent: Request[Any], key: str | None, slot: Slot | None
-    ) -> tuple[Slot, Finding | None]:
-        record = self._new_record(request, key) if slot is None else slot.record
-        with self._registry.in_hands(record.id):
-            return await self._exchanged(record, sent, slot)
-
-    async def _exchanged(self, record: JobRecord, sent: Request[Any], slot: Slot | None) -> tuple[Slot, Finding | None]:
-        slot, is_ours = await self._intend(record, slot)
-        if not is_ours:
-            return slot, None
-        record, kind = slot.record, sent.kind
-        url = self._callback_url(kind, record.asked, record.id, record.attempt)
-        began_at = self._clock.time()
+    async def _carry(self, parcel: _Parcel) -> Sent | None:
+        if parcel.outcome.done():  # its caller has gone
+            return None
+        await self._calls.creates.turn()
+        order = parcel.order
+        is_put_back = not order.is_wanted or (self._is_patient(order) and not self._calls.creates.may_probe())
+        if parcel.outcome.done() or is_put_back:
+            self._calls.creates.give_back()
+            return None
+        self._in_flight += 1
         try:
-            answer = await self._transport.post(kind.path, wire.create_body(sent, url))
-        except Exception as error:  # whatever it is, the POST may have left by then
-            post = self._post(record, kind, is_adoptable=url is not None)
-            finding = post.broke(error)
-        else:
-            post = self._post(record, kind, is_adoptable=url is not None)
-            finding = post.answered(answer)
-        self._learn(finding)
-        try:
-            await self._write_down(post, slot, finding.event)
+            return await self._exchange.send(order, parcel.request, parcel.entry)
         finally:
-            self._monitor.submitted(slot.record, *_told(finding.event), began_at=began_at, at=post.now)
-        return slot, finding
-
-    def _learn(self, finding: Finding) -> None:
-        """What a POST tells of the service, for the pace of all others."""
-        self._tempo.count()
-        if finding.step is Step.AGAIN:
-            self._outage.unreachable()
-        elif finding.step is Step.UNCERTAIN:
-            self._outage.doubtful()
-        else:
-            self._outage.answered()
-        if finding.pause_s:
-            self._gate.close_for(finding.pause_s)
-            self._tempo.standstill()
-
-    def _post(self, record: JobRecord, kind: Kind[Any], *, is_adoptable: bool) -> Post:
-        now = self._clock.time()
-        return Post(
-            record=record, kind=kind, now=now, due_at=self._first_due(kind), is_adoptable=is_adoptable,
-            doubt_until=now + self._timeouts.uncertain, api_key=self._api_key,
-        )  # fmt: skip
-
-    def _new_record(self, request: Request[Any], key: str | None) -> JobRecord:
-        now = self._clock.time()
-        return JobRecord(
-            id=self._registry.new_id(key), kind=request.kind.name, key=key, request=request, asked=request.task_count,
-            created_at=now, changed_at=now,
-        )  # fmt: skip
-
-    async def _intend(self, record: JobRecord, slot: Slot | None) -> tuple[Slot, bool]:
-        """Write that a POST is about to leave. False: this job is not ours to send."""
-        if slot is None:
-            slot = await self._registry.open(record)
-            return slot, slot.record is record
-        change = await self._registry.commit(record.id, Resent(at=self._clock.time()))
-        if change.verdict is Verdict.NO_JOB:
-            raise StoreError(
-                f"Job {record.id} has vanished from the store while it was submitted. Nothing was bought: submit it "
-                "again.",
-                charged="no", job_id=record.id,
-            )  # fmt: skip
-        return slot, change.verdict is Verdict.APPLIED
-
-    async def _write_down(self, post: Post, slot: Slot, event: Accepted | Lost | Refused) -> None:
-        change = await self._registry.record_answer(slot, event)
-        if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
-            event = post.lost("The service answered with task ids that belong to another job.")
-            await self._registry.record_answer(slot, event)
-        if slot.record.state is State.UNCERTAIN:
-            log.warning("job %s attempt %d: fate unknown, not sent again", slot.record.id, slot.record.attempt)
-        elif isinstance(event, Accepted):
-            self._budget.succeeded()
+            self._in_flight -= 1
 
 
-def _told(
-    event: Accepted | Lost | Refused,
-) -> tuple[Literal["accepted", "rejected", "not_sent", "uncertain"], str | None]:
-    """What became of a POST in one word, and the name of its error."""
-    match event:
-        case Accepted():
-            return "accepted", None
-        case Refused():
-            return "rejected" if event.sent else "not_sent", event.refusal.error
-        case Lost():
-            return "uncertain", event.refusal.error
-
-
-def _check_same(record: JobRecord, request: Request[Any]) -> None:
-    if record.request not in (request, None):  # None: the job came back by its callback, and its key says which it is
+def _check_same(record: JobRecord, order: Order) -> None:
+    """What was refused or never arrived bought nothing: its key is free for another request."""
+    # A job without a request came back by its callback, and its key says which it is.
+    if record.request not in (order.request, None) and record.state not in _NOT_BOUGHT:
         raise _other_request(record.key or "", record)
 
 
@@ -312,3 +259,13 @@ def _other_request(key: str, record: JobRecord | None = None) -> InvalidRequest:
     error = InvalidRequest.of("submit", [problem])
     error.job_id = record.id if record else None
     return error
+
+
+def _closed(charged: Literal["no", "maybe"] = "no") -> ClientClosed:
+    if charged == "no":
+        return ClientClosed("The client was closed before this request was sent: nothing was bought.")
+    return ClientClosed(
+        "The client was closed while this request was being sent: it may have been bought. The job stays in the "
+        "store; a new client with the same store finds it (recover, find).",
+        charged="maybe",
+    )

@@ -1,7 +1,8 @@
 """Image to video: the request with its rule table, the result, the paths, the pace of polling.
 
-The facts are the vendor's page "Create image-to-video task" (the seed) and, where marked, its newer page and
-its published skill `baidu-xiling/keevx-image-to-video` 1.0.0. Nothing here was tried against the live service.
+The facts are those of the vendor's page "Create image-to-video task" (docs.keevx.com) and, where marked, of its newer
+version and of the vendor's skill `baidu-xiling/keevx-image-to-video` 1.0.0. Nothing here was tried against the live
+service.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Mode:
 
 NONE: Final = range(1)
 
-# "Detailed Model Parameter Rules" of the seed. end_image_url: the newer page. KL's 7 images: the skill.
+# "Detailed Model Parameter Rules" of the vendor's page. end_image_url: its newer version. KL's 7 images: the skill.
 MODES: Final = (
     #     model  mode           image_url  end_image  references    resolution                duration    audio
     Mode("V",   "start-frame", NEEDED,    ALLOWED,   NONE,         ("720p", "1080p", "4k"), (4, 6, 8),  True),
@@ -66,7 +67,7 @@ MODELS: Final = tuple(dict.fromkeys(mode.model for mode in MODES))
 class Video:
     """A generated video. `duration` in seconds, `width` and `height` in pixels: None where the service did not say.
 
-    The URLs are signed and live 7 days (service.md); another signature does not make it another video. `raw` is the
+    The URLs are signed and live 7 days; another signature does not make it another video. `raw` is the
     service's own JSON, unknown fields kept.
     """
 
@@ -101,7 +102,7 @@ class ImageToVideo(Request[Video]):
 
     `prompt`: at most 1000 characters. Images: JPG, PNG or WebP of at most 20 MB each, as URLs, or as `pathlib.Path`s
     of local files, which are checked and uploaded when the request is submitted. `aspect_ratio`: 16:9 or 9:16.
-    Raises `InvalidRequest`, which names every broken rule at once. Source: the vendor's page, see the module.
+    Raises `InvalidRequest`, which names every broken rule at once.
     """
 
     model: Model
@@ -133,7 +134,7 @@ class ImageToVideo(Request[Video]):
         problems = tuple(_unsendable(wire_fields))
         if problems:
             raise InvalidRequest.of("ImageToVideo.unchecked", problems)
-        plain = json.loads(json.dumps(wire_fields))  # as a store gives it back, and nobody else's to change
+        plain = json.loads(json.dumps(wire_fields))  # as a store gives it back, and a copy
         return cls.restored({**plain, "extra": plain})
 
     @property

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from attrs import define, frozen
 
+from xiling_async._internal.finish import ended
 from xiling_async._internal.redact import shown
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest
@@ -24,11 +25,16 @@ from xiling_async.media.file_types import kind_of
 from xiling_async.media.http import MediaLink, MediaTransport, Results, link_of
 from xiling_async.media.partial_file import Busy, PartialFile
 from xiling_async.media.paths import NoTarget, Target, targets_of
+from xiling_async.media.ssrf import media_url
 from xiling_async.media.transfer import DownloadOptions, Transfer
 from xiling_async.models.request import Kind
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
 BOTH: Final = "both"
+# Downloads that have a partial file open, as multiples of `Limits.downloads`: those that wait for a slot too, so that a
+# host that pauses or drips keeps no slot; not all that were asked for, since files can run out.
+OPEN_OF_HOST: Final = 4
+OPEN: Final = 32
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -68,6 +74,8 @@ class Downloads:
         self._monitor = monitor
         self._disk = Disk(transport.limits.downloads + 1, "xiling download", transport.clock)
         self._targets: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+        self._open_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._open = asyncio.Semaphore(OPEN * transport.limits.downloads)
         self._running = Tasks()
         self._closed = False
 
@@ -78,16 +86,17 @@ class Downloads:
     async def close(self) -> None:
         """End every download: what has come stays in its partial file where it can be resumed."""
         self._closed = True
-        await self._running.cancel()
-        await self._disk.close()
-        await self._transport.close()
+        async with AsyncExitStack() as last:  # each of them, also when this is cancelled
+            last.push_async_callback(self._transport.close)
+            last.push_async_callback(self._disk.close)
+            last.push_async_callback(self._running.cancel)
 
     async def download(self, result: object, to: str | os.PathLike[str], options: DownloadOptions) -> tuple[Path, ...]:
         """The files, one for each thing that was asked for. Raises as `Client.download` says."""
         # In a task of its own: closing the client ends it, and waits until its part and its connection are closed.
         work = self._running.start(self._download(result, to, options), name="xiling download")
         try:
-            return await work
+            return await ended(work)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if self._closed and work.cancelled() and not (caller and caller.cancelling()):
@@ -146,7 +155,7 @@ class Downloads:
         wanted = _wanted(result, to, options)
         with self._in_words(to, wanted.task_id):
             targets = await self._disk.run(wanted.targets, to)
-            async with self._alone(targets):
+            async with self._alone(targets), self._open_file(wanted):
                 return await self._fetched(wanted, targets, options)
 
     @contextmanager
@@ -173,6 +182,17 @@ class Downloads:
             for path in sorted({target.part for target in targets}):
                 lock = self._targets.setdefault(path, asyncio.Lock())
                 await held.enter_async_context(lock)
+            yield
+
+    @asynccontextmanager
+    async def _open_file(self, wanted: Wanted) -> AsyncIterator[None]:
+        """Waits while too many downloads, or too many from the same host, have files open."""
+        host = ""
+        with suppress(Exception):  # a stranger's text; what is wrong with it is said when it would be requested
+            host = media_url(link_of(wanted.result, wanted.kind.media[wanted.names[0]].field) or "").authority
+        most = OPEN_OF_HOST * self._transport.limits.downloads
+        of_host = self._open_of_host.setdefault(host, asyncio.Semaphore(most))
+        async with of_host, self._open:
             yield
 
     async def _fetched(self, wanted: Wanted, targets: Sequence[Target], options: DownloadOptions) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -25,6 +25,7 @@ from xiling_async.models.request import Kind
 from xiling_async.models.settings import Limits, Timeouts
 
 MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
+USUAL_PAUSE_S: Final = 30.0  # after a 429 that names none
 LONGEST_PAUSE_S: Final = 60.0  # a host that asks for more is asked again after this
 PAUSED_HOSTS: Final = 1024  # hosts that are remembered; beyond this the pause that ends first is forgotten
 
@@ -145,31 +146,32 @@ class MediaTransport:
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # made when they are needed
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._slots = asyncio.Semaphore(limits.downloads)
-        self._paused_until: dict[str, float] = {}  # by host
+        self._paused_until: dict[str, float] = {}  # by host and port
 
     async def close(self) -> None:
-        while self._sessions:
-            await self._sessions.popitem()[1].close()
+        async with AsyncExitStack() as last:
+            while self._sessions:
+                last.push_async_callback(self._sessions.popitem()[1].close)
 
-    def pause(self, host: str, seconds: float) -> None:
-        """Send this host nothing for so long, at most `LONGEST_PAUSE_S`; other hosts are not affected."""
-        until = self.clock.time() + min(seconds, LONGEST_PAUSE_S)
-        self._paused_until[host] = max(until, self._paused_until.get(host, 0.0))
+    def pause(self, url: URL, seconds: float | None) -> None:
+        """Send the host and port of this URL nothing for so long, at most `LONGEST_PAUSE_S`; others go on."""
+        until = self.clock.time() + min(USUAL_PAUSE_S if seconds is None else seconds, LONGEST_PAUSE_S)
+        self._paused_until[url.authority] = max(until, self._paused_until.get(url.authority, 0.0))
         if len(self._paused_until) > PAUSED_HOSTS:
             del self._paused_until[min(self._paused_until, key=self._paused_until.__getitem__)]
 
     @asynccontextmanager
-    async def slot(self, host: str) -> AsyncIterator[None]:
-        """Hold one of the slots, once this host is not paused. Waiting for the host takes no slot."""
+    async def slot(self, url: URL) -> AsyncIterator[None]:
+        """Hold one of the slots, once the host of this URL is not paused. Waiting for the host takes no slot."""
         while True:
-            await self._not_paused(host)
+            await self._not_paused(url.authority)
             self.waiting += 1
             try:
                 await self._slots.acquire()
             finally:
                 self.waiting -= 1
             try:
-                if host not in self._paused_until:  # it may have been paused meanwhile
+                if url.authority not in self._paused_until:  # it may have been paused meanwhile
                     yield
                     return
             finally:

@@ -37,8 +37,8 @@ MAX_BYTES: Final = 4 * 1024**3
 TRIES: Final = 5  # repeats in a row that make no progress
 RATE_LIMIT_WAITS: Final = 8  # in a row
 PROGRESS_BYTES: Final = 512  # fewer new bytes are no progress: a host that sends byte by byte is not asked for ever
-EXCHANGES: Final = 100  # of one transfer, and one more for each MiB that came: no trickle lasts for ever
-EXCHANGE_BYTES: Final = 1024**2
+EXCHANGES: Final = 100  # of one transfer, and one more for each 64 KiB that came: no trickle lasts for ever
+EXCHANGE_BYTES: Final = 64 * 1024
 MIN_RATE: Final = 1024  # bytes a second, over each window of `Timeouts.stall` seconds
 SLOW_RATE: Final = 16 * 1024  # bytes a second: below this a transfer makes way for others that wait for a slot
 REDIRECTS: Final = 3
@@ -76,12 +76,10 @@ class Transfer:
         self._options = options
         self._transport = transport
         self._disk = disk
-        self._host = ""  # that was asked last
-        self._is_renewed = False
-        self._was_corrupt = False
+        self._asked: URL | None = None  # the last one
+        self._is_renewed = self._was_corrupt = False
         self._best = 0  # bytes: what goes beyond them is progress
-        self._tries = 0
-        self._waits = 0
+        self._tries = self._waits = 0
         self.exchanges = 0
 
     async def run(self) -> None:
@@ -141,7 +139,8 @@ class Transfer:
         kept = " What came is kept: a later download resumes there." if self._part.size else ""
         if setback.limited:
             self._waits += 1
-            self._transport.pause(self._host, retry.RATE_LIMIT_S if setback.pause_s is None else setback.pause_s)
+            if self._asked is not None:
+                self._transport.pause(self._asked, setback.pause_s)
         else:
             self._tries += 1
         if self._tries > TRIES or self._waits > RATE_LIMIT_WAITS:
@@ -204,7 +203,7 @@ class Transfer:
         except Exception:  # a stranger's text: what yarl, idna and ipaddress raise for it is not a closed list
             objection = "it is not a URL"
         if objection is None:
-            self._host = url.host or ""
+            self._asked = url
             return url
         whose = "its link" if base is None else "it was redirected to a link that"
         return Failed(self._error(f"was not requested: {whose} is refused, {objection}."))
@@ -219,7 +218,7 @@ class Transfer:
             headers["Range"] = f"bytes={start}-"
             if part.announced.validator is not None:
                 headers["If-Range"] = part.announced.validator
-        async with self._transport.slot(self._host):
+        async with self._transport.slot(url):
             try:
                 response = await self._transport.get(url, headers, allow_private=self._options.allow_private)
             except Exception as error:
@@ -329,6 +328,10 @@ class Transfer:
         return is_slow and self._transport.waiting > 0 and self._part.announced.is_resumable
 
     # --- what is said of it --------------------------------------------------------------------------------------
+
+    @property
+    def _host(self) -> str:
+        return "" if self._asked is None else self._asked.host or ""
 
     def _error(self, words: str, **known: Any) -> DownloadError:
         where = f" from {self._host}" if self._host else ""

@@ -1,6 +1,6 @@
 """Local pictures up: checked before anything is sent, uploaded before anything is paid for, once per content.
 
-An upload costs nothing, so it is repeated wherever classify.py allows; what fails here was not bought. What a client
+An upload costs nothing, so it is repeated; what fails here was not bought. What a client
 has uploaded it remembers by its SHA-256.
 """
 
@@ -18,27 +18,19 @@ from attrs import frozen
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
-from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import Shared, Tasks
 from xiling_async._internal.threads import Threads
-from xiling_async.api import classify, retry, wire
-from xiling_async.api.classify import Happened, Step
-from xiling_async.api.failures import upload_error
-from xiling_async.api.throttle import Gate
-from xiling_async.api.transport import Answer, Transport
-from xiling_async.errors import ClientClosed, InvalidRequest, NotSent, Problem, XilingError
+from xiling_async.api import wire
+from xiling_async.api.calls import UPLOADS_AT_ONCE, Calls
+from xiling_async.errors import ClientClosed, InvalidRequest, NotSent, Problem
 from xiling_async.media.images import ACCEPTED, LIMIT_BYTES, Picture, Unfit, inspected
 from xiling_async.models.request import Request
-from xiling_async.telemetry.stats import UNWATCHED, Monitor, Transfer
+from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
 T = TypeVar("T")
 Rq = TypeVar("Rq", bound=Request[Any])
 Source = Path | bytes | AsyncIterator[bytes]
 
-PATH: Final = "figure-resource/upload/file"  # service.md, "Upload"
-AT_ONCE: Final = 4  # more share the same line
-TRIES: Final = 4  # no budget: so few at once multiply no storm
-RATE_LIMIT_WAITS: Final = 8  # of an upload that got a 429, as of a create
 REMEMBERED: Final = 1024
 REMEMBERED_S: Final = 24 * 3600.0  # how long the service keeps uploads is not documented; its results live 7 days
 
@@ -51,38 +43,17 @@ class _Spoiled:
     why: str
 
 
-@frozen
-class _Setback:
-    """An upload that did not work out, and what classify.py allows next."""
-
-    step: Step
-    error: XilingError
-    pause_s: float = 0.0
-
-
 class Uploads:
-    """The uploads of one client. They take turns at the gate of its API, `AT_ONCE` at a time."""
+    """The uploads of one client."""
 
     def __init__(
-        self,
-        *,
-        transport: Transport,
-        clock: Clock,
-        gate: Gate,
-        random: Callable[[], float],
-        api_key: str,
-        remembered: int = REMEMBERED,
-        monitor: Monitor = UNWATCHED,
+        self, calls: Calls, clock: Clock, *, monitor: Monitor = UNWATCHED, remembered: int = REMEMBERED
     ) -> None:
         self._monitor = monitor
-        self._transport = transport
+        self._calls = calls
         self._clock = clock
-        self._gate = gate
-        self._random = random
-        self._api_key = api_key
         self._remembered = remembered
-        self._permits = asyncio.Semaphore(AT_ONCE)
-        self._threads = Threads(AT_ONCE, "xiling upload", clock)
+        self._threads = Threads(UPLOADS_AT_ONCE, "xiling upload", clock)
         self._tasks = Tasks()
         self._running: dict[bytes, Shared[str | _Spoiled]] = {}  # by SHA-256
         self._known: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # until when, and the URL; oldest first
@@ -95,8 +66,10 @@ class Uploads:
     async def close(self) -> None:
         """End every upload: nothing depends on it but jobs that were not bought yet."""
         self._closed = True
-        await self._tasks.cancel()
-        await self._threads.close()
+        try:
+            await self._tasks.cancel()
+        finally:
+            await self._threads.close()
 
     async def sendable(self, request: Rq) -> Rq:
         """The request with the URLs of its local files. Raises `InvalidRequest` before anything was sent, and what
@@ -206,83 +179,36 @@ class Uploads:
 
     async def _send(self, picture: Picture) -> str | _Spoiled:
         with self._monitor.uploading(picture.size_bytes, self._clock) as transfer:
-            return await self._sent(picture, transfer)
-
-    async def _sent(self, picture: Picture, transfer: Transfer) -> str | _Spoiled:
-        tries = waits = 0
-        while True:
-            transfer.tries += 1
-            told = await self._one_try(picture)
-            if isinstance(told, str):
-                self._remember(picture.sha256, told)
-            elif isinstance(told, _Spoiled):
+            source = _Source(picture, self._threads)
+            result = await self._calls.upload(source)
+            transfer.tries = result.tries
+            if result.error is not None:
+                raise result.error
+            if result.url is None:
                 transfer.error = NotSent.__name__
-            if not isinstance(told, _Setback):
-                return told
-            if told.step is Step.WAIT:
-                self._gate.close_for(told.pause_s)
-                waits += 1
-                if waits > RATE_LIMIT_WAITS:
-                    raise told.error
-            else:
-                tries += 1
-                if told.step is not Step.AGAIN or tries == TRIES:
-                    raise told.error
-                await self._gate.pause(max(told.pause_s, retry.full_jitter(tries - 1, self._random)))
+                return _Spoiled(picture.source, str(source.spoiled))
+            self._remember(picture.sha256, result.url)
+            return result.url
 
-    async def _turn(self) -> None:
-        """Take a permit while the gate is open; it may have closed while we queued."""
-        while True:
-            await self._gate.passed()
-            await self._permits.acquire()
-            if self._gate.is_open:
-                return
-            self._permits.release()
 
-    async def _one_try(self, picture: Picture) -> str | _Spoiled | _Setback:
-        await self._turn()
-        body = _Body(picture, self._threads)
-        try:
-            answer = await self._transport.upload(
-                PATH, body, size_bytes=body.size_bytes, content_type=body.content_type
-            )
-        except XilingError:
-            raise
-        except Exception as error:
-            if body.spoiled is not None:
-                return _Spoiled(picture.source, str(body.spoiled))
-            return self._broke(picture, error)
-        finally:
-            self._permits.release()
-        return self._judged(picture, answer)
+class _Source:
+    """A picture for `Calls.upload`: a new body for each try."""
 
-    def _broke(self, picture: Picture, error: Exception) -> _Setback:
-        happened = classify.of_exception(error)
-        why = scrub(f"{type(error).__name__}: {error}", self._api_key)
-        told = NotSent(
-            f"The upload of {picture} failed ({why}). Nothing was bought: look at the base URL and the network, then "
-            "submit it again."
-        )
-        return _Setback(Step.FAIL if happened is None else classify.after_upload(happened), told)
+    def __init__(self, picture: Picture, threads: Threads) -> None:
+        self._picture = picture
+        self._threads = threads
+        self._last: _Body | None = None
 
-    def _judged(self, picture: Picture, answer: Answer) -> str | _Setback:
-        frame = wire.upload_envelope(answer.body)
-        happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        if happened is Happened.ANSWERED:
-            try:
-                return wire.uploaded_url(frame)
-            except wire.Malformed as malformed:
-                if frame is None or frame.code == 0:
-                    what = f"The upload of {picture} was answered with something else, nothing was bought: {malformed}"
-                    told = wire.protocol_error(what, malformed.path, answer.body, self._api_key, charged="no")
-                    return _Setback(classify.after_upload(Happened.BAD_BODY), told)
-                happened = Happened.REFUSED
-        step = classify.after_upload(happened)
-        pause_s = retry.retry_after(answer.headers.get("Retry-After"), self._clock.time())
-        if pause_s is None and step is Step.WAIT:
-            pause_s = retry.RATE_LIMIT_S
-        refused = upload_error(str(picture), answer.status, frame, api_key=self._api_key, retry_after=pause_s)
-        return _Setback(step, refused, pause_s or 0.0)
+    def __str__(self) -> str:
+        return str(self._picture)
+
+    def body(self) -> _Body:
+        self._last = _Body(self._picture, self._threads)
+        return self._last
+
+    @property
+    def spoiled(self) -> Exception | None:
+        return None if self._last is None else self._last.spoiled
 
 
 class _Body:

@@ -28,14 +28,19 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
+from xiling_async.models.request import Request
 
 
 # What lives for one exchange only is not frozen, here and elsewhere: attrs takes four times as long to make it.
 @define(kw_only=True)
 class Resent:
-    """One more POST is about to leave; the ones before never reached the service or were refused by it."""
+    """One more POST is about to leave; the ones before never reached the service or were refused by it.
+
+    `request`: what is sent now, if it was corrected; None: the same.
+    """
 
     at: float
+    request: Request[Any] | None = None
 
 
 @define(kw_only=True)
@@ -183,8 +188,13 @@ def _of_another_attempt(record: JobRecord, event: Heard | Accepted | Refused | L
 
 
 def _resent(record: JobRecord, event: Resent) -> Change:
-    attempt = record.attempt + 1
-    return _applied(record, state=State.SENDING, attempt=attempt, changed_at=event.at, refusal=None, due_at=None)
+    request, asked = record.request, record.asked
+    if event.request is not None:
+        request, asked = event.request, event.request.task_count
+    return _applied(
+        record, state=State.SENDING, attempt=record.attempt + 1, changed_at=event.at, refusal=None, due_at=None,
+        request=request, asked=asked,
+    )  # fmt: skip
 
 
 def _refused(record: JobRecord, event: Refused) -> Change:

@@ -115,6 +115,14 @@ def bare_job_id(task_id: str) -> str:
     return hashlib.sha256(f"task {task_id}".encode()).hexdigest()[:32]
 
 
+def bare_job(task_id: str, kind: str, now: float) -> JobRecord:
+    """The job that stands for a task of which nothing but its id is known."""
+    return JobRecord(
+        id=bare_job_id(task_id), attempt=0, kind=kind, key=None, request=None, asked=1, created_at=now, changed_at=now,
+        state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,), due_at=now,
+    )  # fmt: skip
+
+
 _RECORD: Final = tuple(fields_dict(JobRecord))
 _RECORD_VALUES: Final = attrgetter(*_RECORD)
 

@@ -1,4 +1,4 @@
-"""What can be bought: an endpoint family of the service (`Kind`), and one paid create of it (`Request`)."""
+"""An endpoint family of the service (`Kind`), and one paid create of it (`Request`)."""
 
 from __future__ import annotations
 

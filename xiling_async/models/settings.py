@@ -1,4 +1,4 @@
-"""What the user says, by argument or by environment, checked before anything is sent."""
+"""The user's settings, from arguments or the environment, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def check_reachable(receiver_url: URL | None, service: URL) -> None:
     """A receiver on this machine alone is only of use with a service on this machine (the simulator)."""
     if (receiver_url is None or is_loopback(receiver_url.host)) and not is_loopback(service.host):
         raise ConfigurationError(
-            f"Nobody could reach this receiver: it is on this machine alone, the service is {service.host}. Give it "
+            f"Nobody could reach this receiver: it is on this machine only, the service is {service.host}. Give it "
             "the public URL under which the service can call it."
         )
 
@@ -282,7 +282,8 @@ class Timeouts:
     """Seconds. `connect`: until a connection stands (DNS and TLS with it). `answer`: until an answer is read.
 
     `wait`: how long awaiting a job waits. `uncertain`: how long a submit of unknown fate may be adopted by
-    its callback before awaiting it raises `SubmitUncertain`. `stall`: a download without a byte.
+    its callback before awaiting it raises `SubmitUncertain`. `stall`: a download that brings fewer than
+    1,024 bytes a second for so long is tried again; leaving the client waits so long for files of `save_to`.
     """
 
     connect: float = field(default=10, validator=_positive)

@@ -38,7 +38,7 @@ for _plain in (str, int, float, bool):  # as they were written: cattrs would mak
 
 class RowReader:
     """Reads many rows. One that cannot be read (a damaged file, a newer version's) is skipped, so that it hides no
-    other, and logged once; whoever asks for that very job gets a `StoreError`. `skipped`: the ids of such jobs.
+    other, and logged once; asking for that very job raises `StoreError`. `skipped`: the ids of such jobs.
 
     `read`: the record of one row, whose first column is the job's id.
     """
@@ -107,6 +107,11 @@ def _path_of(value: JSON) -> JSON:
     if isinstance(value, dict) and value.keys() == {"path"} and isinstance(value["path"], str):
         return Path(value["path"])
     return value
+
+
+def corrected_row(record: JobRecord) -> str | None:
+    """The request of a changed record where it may be another one than before, since it is sent again; else None."""
+    return request_row(record.request) if record.state is State.SENDING else None
 
 
 def request_of(kind_name: str, row: str | None) -> Request[Any] | None:

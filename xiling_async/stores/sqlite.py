@@ -20,7 +20,7 @@ from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
 from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
-from xiling_async.stores.rows import COLUMNS, RowReader, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.rows import COLUMNS, RowReader, corrected_row, record_of, refusal_row, row_of, tasks_row
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
 from xiling_async.stores.sqlite_writer import Work, Writer
 
@@ -36,7 +36,7 @@ _IS_TASK: Final = "SELECT 1 FROM tasks WHERE task_id = ?"
 _INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _UPDATE: Final = (
     "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
-    "failed_asks = ?, version = ? WHERE id = ?"
+    "failed_asks = ?, version = ?, request = COALESCE(?, request) WHERE id = ?"
 )
 _OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
 _PAGE: Final = 500
@@ -269,7 +269,8 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
         _UPDATE,
         (
             record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
-            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, record.id,
+            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, corrected_row(record),
+            record.id,
         ),
     )  # fmt: skip
 

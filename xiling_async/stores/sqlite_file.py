@@ -7,17 +7,21 @@ import os
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from xiling_async._internal.file_lock import Locked, check_owner, lock_file, this_process
 from xiling_async.errors import StoreError
-from xiling_async.stores.sqlite_schema import Unfit, migrate_copy, prepare
+from xiling_async.stores.base import UnusableDatabase
+from xiling_async.stores.sqlite_schema import migrate_copy, prepare
 
 IN_USE_HERE: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
 _SIDE_FILES: Final = ("-wal", "-journal", "-shm")  # SQLite believes what stands in them
+_TEXT: Final = partial(str, encoding="utf-8", errors="surrogateescape")  # one damaged text must not hide other rows
 _WAL_HEADER_BYTES: Final = 32
 _TRIES: Final = 50
 
@@ -54,6 +58,7 @@ class DatabaseFile:
             raise PermissionError(f"{path} is read-only")
         connection = self._connect(path, timeout=0.5, isolation_level=None)
         stack.callback(connection.close)
+        connection.text_factory = _TEXT
         prepare(connection)
         self._opened = [(file, status) for file in (path, _side(path, "-wal")) if (status := _status(file)) is not None]
         return connection
@@ -80,9 +85,10 @@ class DatabaseFile:
             if _copy(path, copy):
                 break
         else:
-            raise Unfit("it is written too busily to be copied; try again")
+            raise UnusableDatabase("it is written too busily to be copied; try again")
         connection = self._connect(copy, isolation_level=None)
         stack.callback(connection.close)
+        connection.text_factory = _TEXT
         migrate_copy(connection)
         return connection
 
@@ -100,11 +106,12 @@ class DatabaseFile:
         except BaseException:
             part.unlink()
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if sys.platform != "win32":  # there a folder cannot be opened
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     # --- errors --------------------------------------------------------------------------------------------------
 

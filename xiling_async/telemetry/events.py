@@ -19,7 +19,7 @@ from xiling_async.models.record import State
 
 @frozen(kw_only=True)
 class JobChanged:
-    """A job came into another state. `was`: None for a new one, and where it is not known."""
+    """A job changed its state. `was`: the state before; None for a new job, and where it is not known."""
 
     job_id: str
     key: str | None
@@ -46,7 +46,7 @@ class TaskEnded:
 
 @frozen(kw_only=True)
 class Submitted:
-    """One paid POST came to its end. `attempt`: above 1 it was sent again; `error`: a name of errors.py."""
+    """One paid POST ended. `attempt`: above 1 it was sent again; `error`: a name of errors.py."""
 
     job_id: str
     key: str | None
@@ -67,14 +67,14 @@ class CallbackTaken:
     attempt: int
     task_id: str
     result: str
-    outcome: Literal["succeeded", "failed"] | None  # None: it told of progress
+    outcome: Literal["succeeded", "failed"] | None  # None: a report of progress
     began_at: float
     at: float
 
 
 @frozen(kw_only=True)
 class CallbackRefused:
-    """A callback was not taken. `job_id`: of its token, where that was one of ours."""
+    """A callback was refused. `job_id`: of its token, where that is valid."""
 
     reason: str
     status: int
@@ -84,7 +84,7 @@ class CallbackRefused:
 
 @frozen(kw_only=True)
 class Polled:
-    """One status GET came to its end. `job_id`: None when a download asked for a new link."""
+    """One status GET ended. `job_id`: None when a download asked for a new link."""
 
     job_id: str | None
     task_id: str
@@ -96,7 +96,7 @@ class Polled:
 
 @frozen(kw_only=True)
 class Uploaded:
-    """An upload came to its end, after so many tries. `error`: None, it is there."""
+    """An upload ended after `tries` tries. `error`: None if it succeeded."""
 
     size_bytes: int
     tries: int
@@ -107,7 +107,7 @@ class Uploaded:
 
 @frozen(kw_only=True)
 class Downloaded:
-    """A download of one task's files came to its end, after so many tries. `error`: None, they are there."""
+    """A download of one task's files ended after `tries` tries. `error`: None if it succeeded."""
 
     task_id: str
     what: str

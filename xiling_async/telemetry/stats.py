@@ -74,7 +74,7 @@ class Stats:
 
     @property
     def uncertain(self) -> int:
-        """How often nobody knew whether a POST had bought something."""
+        """How often it was not known whether a POST had bought something."""
         return self.jobs.get(State.UNCERTAIN, 0)
 
 
@@ -136,7 +136,7 @@ class Monitor:
                 self._retries["submit"] += isinstance(event, Submitted) and event.attempt > 1
 
     def found(self, unfinished: int) -> None:
-        """So many jobs of the store had no end when the client was opened."""
+        """The number of unfinished jobs in the store when the client was opened."""
         self._unfinished += unfinished
 
     def changed(self, record: JobRecord, was: State | None, outcome: Outcome | None = None) -> None:

@@ -69,7 +69,7 @@ class ManualClock:
 class SkippingClock(ManualClock):
     """A clock that waits for nothing: when all is quiet, it goes on to the next timer. For tests.
 
-    Quiet is when nobody has used the clock for `quiet_s` real seconds, and then for `QUIET_TURNS` turns of the loop:
+    It is quiet when the clock was not used for `quiet_s` real seconds, and then for `QUIET_TURNS` turns of the loop:
     an exchange between two ends in the same loop is over by then. Before it lets a `timeout` expire it waits
     `DEADLINE_ROUNDS` times as long, for what is timed may be under way in a thread or in the system. With
     `skips = False` it stands still until `advance`.

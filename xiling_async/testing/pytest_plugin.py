@@ -30,7 +30,7 @@ Pytest knows them as soon as the package is installed. What a test looks like:
         assert xiling_simulator.ledger.paid_submits == 1
 
 
-    async def test_a_lost_callback_costs_minutes_that_nobody_waits(xiling_client, xiling_simulator, xiling_clock):
+    async def test_a_lost_callback_costs_no_real_minutes(xiling_client, xiling_simulator, xiling_clock):
         began_at = xiling_clock.time()
         xiling_simulator.script(faults.lost_callback())
         await order(xiling_client, 42)
@@ -100,7 +100,7 @@ def _xiling_client(request: pytest.FixtureRequest) -> Client:
 
 
 def _opened() -> dict[str, Callable[..., AsyncIterator[Any]]]:
-    """New functions each time: whoever decorates one writes on it in which loop it is to run."""
+    """New functions each time: a fixture decorator writes on the function in which loop it runs."""
 
     async def simulator(xiling_simulator_options: dict[str, Any]) -> AsyncIterator[Simulator]:
         async with Simulator(**xiling_simulator_options) as simulator:

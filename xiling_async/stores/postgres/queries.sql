@@ -62,7 +62,7 @@ WITH own AS (
     DELETE FROM {tasks} WHERE hash = ANY($14::bytea[])
 ), written AS (
     UPDATE {jobs} SET asked = $2, changed_at = $3, state = $4, attempt = $5, tasks = $6, refusal = $7, due_at = $8,
-        failed_asks = $9, version = $10, owner = $11, mark = $12
+        failed_asks = $9, version = $10, owner = $11, mark = $12, request = COALESCE($17, request)
     WHERE id = $1
 )
 SELECT COUNT(*), CASE WHEN $15::text IS NOT NULL THEN pg_notify($16, $15) END FROM own
@@ -79,7 +79,7 @@ FROM due WHERE jobs.id = due.id
 RETURNING {columns}, due.due_at AS was_due
 
 -- mark_dead_owners --
--- What a dead owner (or $4) was sending becomes uncertain; nobody sends it again.
+-- What a dead owner (or $4) was sending becomes uncertain; it is never sent again.
 WITH dead AS (
     SELECT id FROM {jobs} AS jobs
     WHERE state = 'sending' AND (owner = $4 OR NOT EXISTS (
