@@ -254,6 +254,52 @@ class Proxy:
                 await end.wait_closed()
 
 
+class Road:
+    """A way to the service that can be closed: then connections are refused, as of a host that is down."""
+
+    def __init__(self, sim: Simulator) -> None:
+        self._target = port_of(sim.base_url)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pipes: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, reuse_address=True)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in tuple(self._writers):
+            writer.close()
+        await turns_until(lambda: not self._writers)
+        await settle()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, back = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, back}
+        pipes = [asyncio.create_task(_pipe(reader, back)), asyncio.create_task(_pipe(onward, writer))]
+        await asyncio.wait(pipes)
+        for one in (writer, back):
+            one.close()
+            with contextlib.suppress(OSError):
+                await one.wait_closed()
+        self._writers -= {writer, back}
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
 async def raw_exchange(port: int, *sent: bytes) -> bytes:
     """What a server answers to these bytes, until it hangs up. It need not read them all."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

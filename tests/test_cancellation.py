@@ -30,9 +30,12 @@ from xiling_async import (
     Store,
     Video,
     WebhookReceiver,
+    XilingError,
+    simulator,
 )
 from xiling_async.simulator import Simulator
 
+PICTURE: Final = Path(simulator.__file__).with_name("media") / "samples" / "landscape.webp"
 HANG_S: Final = 20.0  # of real time: far beyond what anything here takes
 STORES: Final = ["memory", "sqlite"]
 Work = Callable[[], Coroutine[Any, Any, object]]
@@ -346,15 +349,24 @@ def test_a_cancelled_close_leaves_nothing_open(name: str, twice: bool, tmp_path:
                 before = asyncio.all_tasks()
                 client = await client_of(sim, store=store, receiver=receiver).open()
                 job = await client.submit(model_v(f"{turn}"), key=f"order-{turn}")
-                submit = asyncio.create_task(client.submit(model_v(f"late {turn}"), key=f"late-{turn}"))
                 waiter = asyncio.create_task(_ended(job))
+                calls: dict[str, Coroutine[Any, Any, object]] = {
+                    "submit": client.submit(model_v(f"late {turn}"), key=f"late-{turn}"),
+                    "submit without a key": client.submit(model_v(f"later {turn}")),
+                    "run": client.run(model_v(f"run {turn}"), key=f"run-{turn}"),
+                    "upload": client.upload(PICTURE.read_bytes() + b" " * turn),
+                    "map": _mapped(client, turn),
+                    "refresh": job.refresh(),
+                }
+                callers = [asyncio.create_task(call, name=name) for name, call in calls.items()]
                 await asyncio.sleep(0)
                 was_cancelled = await cancelled_at(turns, turn, client.aclose, twice=twice)
-                await asyncio.wait([submit, waiter], timeout=HANG_S)
+                done, pending = await asyncio.wait([*callers, waiter], timeout=HANG_S)
+                assert not pending
                 assert waiter.result() is ClientClosed
-                assert submit.done()
-                if not submit.cancelled():
-                    submit.exception()
+                assert [task.get_name() for task in done if task.cancelled()] == [], "nobody cancelled these callers"
+                errors = [task.exception() for task in callers]
+                assert [error for error in errors if error is not None and not isinstance(error, XilingError)] == []
                 await client.aclose()
                 await _gone(asyncio.all_tasks() - before)
                 assert not _is_listening(receiver)
@@ -372,6 +384,12 @@ def test_a_cancelled_close_leaves_nothing_open(name: str, twice: bool, tmp_path:
             assert len(set(urls)) == len(urls)
 
     played(test)
+
+
+async def _mapped(client: Client, turn: int) -> None:
+    async with aclosing(client.map([(f"{turn}-{item}", model_v(f"{turn} {item}")) for item in range(3)])) as results:
+        async for _ in results:
+            pass
 
 
 async def _ended(job: Job[Video]) -> type[BaseException] | None:

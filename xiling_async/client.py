@@ -14,16 +14,15 @@ from yarl import URL
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
-from xiling_async.api.wire import TASK_ID_CHARACTERS
-from xiling_async.errors import ConfigurationError, InvalidRequest, WaitTimeout
+from xiling_async.errors import ConfigurationError, InvalidRequest
 from xiling_async.jobs.engine import Engine, Opening, Settings
 from xiling_async.jobs.exchange import Order
-from xiling_async.jobs.job import Job, checked_timeout
+from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
-from xiling_async.models import resolution, settings
-from xiling_async.models.record import State, bare_job
+from xiling_async.models import settings
+from xiling_async.models.record import State
 from xiling_async.models.request import Request, Result, check_name, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -185,41 +184,23 @@ class Client:
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path: ...  # fmt: skip
 
     @overload
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["both"],
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> tuple[Path, Path]: ...
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["both"],
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> tuple[Path, Path]: ...  # fmt: skip
 
     async def download(
-        self,
-        result: Result,
-        to: str | os.PathLike[str],
-        *,
-        what: Literal["video", "thumbnail", "both"] = "video",
-        allow_private: bool = False,
-        overwrite: bool = False,
-        progress: Callable[[int, int | None], object] | None = None,
-        max_bytes: int = MAX_BYTES,
-    ) -> Path | tuple[Path, ...]:
+        self, result: Result, to: str | os.PathLike[str], *, what: Literal["video", "thumbnail", "both"] = "video",
+        allow_private: bool = False, overwrite: bool = False,
+        progress: Callable[[int, int | None], object] | None = None, max_bytes: int = MAX_BYTES,
+    ) -> Path | tuple[Path, ...]:  # fmt: skip
         """Fetch the file of a result (`Video`): whole and checked, or not there at all.
 
         `to`: a file; or a folder (one that exists, or any path that ends in a separator), where the file is called
@@ -259,22 +240,11 @@ class Client:
             async with clock.timeout(limit_s):
                 job: Job[R] = await self._submit(order)
         except TimeoutError:
-            raise self._submit_timed_out(order, limit_s) from None
+            if order.entry is None:
+                raise not_sent_in_time(order.key, limit_s) from None
+            raise Job[R](order.entry, self._engine.desk).timed_out(limit_s) from None
         (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
-
-    def _submit_timed_out(self, order: Order, limit_s: float) -> WaitTimeout:
-        if order.entry is not None:
-            return Job[Any](order.entry, self._engine.desk).timed_out(limit_s)
-        if order.key is not None:  # another caller of this key may be sending it
-            what = f"unless another submit of it is under way, nothing was bought: client.find({order.key!r}) tells"
-            return WaitTimeout(
-                f"Waited {limit_s:g} s, and this call did not send the request; {what}.", charged="maybe"
-            )
-        message = (
-            f"Waited {limit_s:g} s, and the request was not sent yet. It is not sent any more: nothing was bought."
-        )
-        return WaitTimeout(message, charged="no")
 
     def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
@@ -313,11 +283,7 @@ class Client:
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
         self._opening.check()
-        check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
-        if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
-            raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-        record = bare_job(task_id, kind.kind.name, self._settings.clock.time())
-        return Job(self._engine.registry.slot(record), self._engine.desk)
+        return job_of_task(task_id, kind, self._engine.desk)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it.
@@ -340,23 +306,10 @@ class Client:
         `task_ids`: the ids of its tasks; the job is then awaited as any other. `not_bought=True`: it bought nothing;
         submitting its key again buys it. Give one of the two. The same again changes nothing.
 
-        Raises `InvalidRequest` for a job that is unknown to the store, whose fate is known, or that cannot have bought
-        these tasks; `StoreError`, `ClientClosed`.
+        Raises `InvalidRequest` for a job that is unknown or whose fate is known, and for tasks of another job.
         """
         self._opening.check()
-        ids = None if task_ids is None else resolution.checked_ids(task_ids)
-        if (ids is None) is not bool(not_bought):
-            raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
-        registry, now = self._engine.registry, self._settings.clock.time()
-        entry = await registry.find(key_or_job_id)
-        if entry is None:
-            raise InvalidRequest(f"The store knows no job with the key or id {key_or_job_id!r}. Nothing was changed.")
-        entry = await registry.fresh(entry)
-        event = resolution.resolved(entry.record, ids, now)
-        if event is not None:
-            change = await registry.apply(entry.record.id, event)
-            resolution.check_applied(change, event)
-        return Job(entry, self._engine.desk)
+        return await resolve(await self.find(key_or_job_id), task_ids, not_bought=not_bought)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""

@@ -12,7 +12,6 @@ from xiling_async.api.retry import (
     BASE_S,
     CAP_S,
     LONGEST_PAUSE_S,
-    RetryBudget,
     first_ask_s,
     full_jitter,
     next_ask_s,
@@ -92,34 +91,6 @@ def test_no_header_can_break_it(header: str, now: float) -> None:
     """Any text gives nothing, or seconds within the clamp."""
     seconds = retry_after(header, now)
     assert seconds is None or 0 <= seconds <= LONGEST_PAUSE_S
-
-
-def test_the_budget_is_ten_repeats() -> None:
-    """Ten repeats and no more, until successes refill it."""
-    budget = RetryBudget()
-    assert [budget.take() for _ in range(12)] == [True] * 10 + [False] * 2
-
-
-def test_ten_successes_earn_one_repeat() -> None:
-    """A tenth a success: ten are one whole repeat, nine are none."""
-    budget = RetryBudget()
-    while budget.take():
-        pass
-    for _ in range(5):
-        for _ in range(9):
-            budget.succeeded()
-            assert not budget.take()
-        budget.succeeded()
-        assert budget.take()
-        assert not budget.take()
-
-
-def test_successes_do_not_pile_up() -> None:
-    """A thousand good answers allow ten repeats in the storm that follows, not a hundred."""
-    budget = RetryBudget()
-    for _ in range(1_000):
-        budget.succeeded()
-    assert sum(budget.take() for _ in range(100)) == 10
 
 
 @pytest.mark.parametrize(

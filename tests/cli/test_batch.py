@@ -42,7 +42,7 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.cli.batch import display, gallery
 from xiling_async.cli.batch import input as rows
 from xiling_async.cli.batch.results import Results
-from xiling_async.cli.batch.state import Entry, Tally
+from xiling_async.cli.batch.state import BatchState, RowState
 from xiling_async.cli.watch import Watch
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
@@ -175,12 +175,12 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     assert [row.line for row in found.rows] == [1, 6]
     told = [(flaw.line, flaw.text) for flaw in found.flaws]
     begins = [
-        (2, "is no JSON: "), (3, "is no JSON object"), (4, "'colour' is no field; accepted: key, model, prompt"),
-        (4, "'callback_url' is no field"), (4, "duration: must be a number, not text ('4')"),
+        (2, "is not JSON: "), (3, "is not a JSON object"), (4, "'colour' is not a field; accepted: key, model, prompt"),
+        (4, "'callback_url' is not a field"), (4, "duration: must be a number, not text ('4')"),
         (5, "model is missing; accepted: V, KL or S"), (5, "aspect_ratio is missing"),
         (5, "aspect_resolution is missing"), (5, "duration is missing"),
-        (7, "key='same': is the key of line 6 too"), (8, "key='': is no key"), (9, "'prompt' is there twice"),
-        (10, "NaN is no JSON"), (11, "is no JSON"), (12, "is no JSON"),
+        (7, "key='same': is the key of line 6 too"), (8, "key='': is not a key"), (9, "'prompt' is there twice"),
+        (10, "NaN is not JSON"), (11, "is not the JSON"), (12, "is not the JSON"),
     ]  # fmt: skip
     assert len(told) == len(begins)
     for (line, text), (expected, begin) in zip(told, begins, strict=True):
@@ -198,7 +198,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         ("jobs.csv", "prompt".encode("utf-16"), "it is UTF-16"),
         ("jobs.csv", b"prompt,color\nx,red\n", "the header has 'color'; accepted: key, model"),
         ("jobs.csv", b"prompt,prompt\nx,y\n", "a column is there twice"),
-        ("jobs.csv", b'prompt,model\n"x,V\n', "line 2 is no CSV"),
+        ("jobs.csv", b'prompt,model\n"x,V\n', "line 2 is not CSV"),
     ],
 )
 def test_what_is_no_file_of_jobs(name: str, content: bytes, why: str) -> None:
@@ -218,7 +218,7 @@ def test_cells_that_stand_in_no_column() -> None:
     found = rows.read(Path("jobs.csv"))
     assert [row.request.prompt for row in found.rows] == ["a"]
     assert [flaw.line for flaw in found.flaws] == [4, 5, 6]
-    assert "'x' stands in no column" in found.flaws[0].text
+    assert "'x' is in no column" in found.flaws[0].text
     assert found.flaws[1].text.startswith("duration is missing")
     assert found.flaws[2].text.startswith("duration: must be a number, not text ('4.0')")
 
@@ -231,7 +231,7 @@ def test_any_file_is_understood_or_refused(content: bytes, kind: str) -> None:
     try:
         found = rows.read(path)
     except InvalidRequest as refused:
-        assert "is no file of jobs" in str(refused)
+        assert "is not a file of jobs" in str(refused)
     else:
         assert found.rows or found.flaws
 
@@ -412,7 +412,7 @@ async def test_one_failure_harms_no_neighbour(sim: Simulator) -> None:
     assert failed.startswith("line 2: bought: 1 of 1 task failed at the service (") and "no face" in failed
     assert refused.startswith("line 3: not bought: The service refused") and "Business error" in refused
     assert lost.startswith("line 4: may have been bought: ") and "never sent again" in lost
-    assert "What was not bought, the same command tries again." in told
+    assert "Rows that were not bought are tried again by the same command." in told
     assert [(line["line"], line["ok"]) for line in results()] in ([(1, True), (2, False)], [(2, False), (1, True)])
     page = Path("out/index.html").read_text()
     assert [page.count(f'<li class="clip" data-status="{status}"') for status in gallery.Status] == [
@@ -437,7 +437,7 @@ async def test_a_file_that_cannot_be_had_now(sim: Simulator) -> None:
     done = await xiling(sim, *words)
     assert (done.code, results()) == (1, [])
     assert "line 1: bought: Not every file could be saved: " in done.out
-    assert "the same command goes on with" in done.out
+    assert "The same command goes on with" in done.out
     assert 'data-status="not saved"' in Path("out/index.html").read_text()
     assert not re.search("Signature|http://", done.out + done.err + Path("out/index.html").read_text())
     done = await xiling(sim, *words)
@@ -505,7 +505,7 @@ async def test_ctrl_c_and_the_same_command() -> None:
             process.send_signal(signal.SIGINT)
             stopped = await ended(process)
         assert (stopped.code, stopped.out) == (130, "")
-        assert re.match(r"xiling: Stopped: of 6 rows,? .*1 waiting, ", stopped.error)
+        assert re.match(r"xiling: Stopped. 6 rows: .*1 waiting, ", stopped.error)
         assert stopped.offered() == ["batch", "jobs.jsonl", *OUT, "--in-flight", "4", *PORT]
         page = Path("out/index.html").read_text()
         assert 'data-phase="stopped"' in page and "Go on with: xiling batch jobs.jsonl --out out" in page
@@ -526,6 +526,11 @@ async def test_one_batch_a_folder() -> None:
             await sim.ledger.until(lambda: len(sim.ledger.posts) == 2)
             second = await xiling(sim, *words)
             assert (second.code, paid(sim)) == (1, (2, 2))
+            only_looking = await xiling(sim, *words, "--dry-run")
+            assert (only_looking.code, only_looking.out.splitlines()[1]) == (
+                0,
+                "2 jobs bought before: not bought again",
+            )
             assert "jobs.db" in second.error and 'data-phase="running"' in Path("out/index.html").read_text()
             for task_id in sim.ledger.task_ids:
                 await sim.finish(task_id)
@@ -587,7 +592,7 @@ async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:
 def test_what_is_counted_costs_nothing_to_ask() -> None:
     """With 50,000 rows the numbers, and the lines of rows that end, are no walk through all of them."""
     request = ImageToVideo(**WAVES)
-    state = Tally(began_at=0.0)
+    state = BatchState(began_at=0.0)
     for number in range(50_000):
         state.add(rows.Row(line=number, key=str(number), request=request))
     before = state.clips()
@@ -628,25 +633,25 @@ async def test_a_batch_on_a_terminal(sim: Simulator) -> None:
     assert text.rindex(f"{ESCAPE}[?25h") > text.rindex(f"{ESCAPE}[?25l")
 
 
-def entry_of(row: rows.Row, state: State, **known: Any) -> Entry:
+def entry_of(row: rows.Row, state: State, **known: Any) -> RowState:
     """A row whose job stands there."""
     ids = ("i2v-1",) if state not in (State.NOT_SENT, State.REJECTED, State.UNCERTAIN, State.SENDING) else ()
     record = JobRecord(
         id="0" * 32, kind="image_to_video", key=row.key, request=row.request, asked=1, created_at=0, changed_at=0,
         state=state, task_ids=ids, outcomes=(None,) * len(ids),
     )  # fmt: skip
-    return Entry(row, record, **known)
+    return RowState(row, record, **known)
 
 
 async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step has its number; at the end a table has each row that failed, and what to do about each kind."""
     monkeypatch.setenv("TERM", "xterm-256color")
     found = (await asyncio.to_thread(rows.read, jsonl(*scenes(9)))).rows
-    tally = Tally(began_at=SystemClock().time() - 60)
+    state = BatchState(began_at=SystemClock().time() - 60)
     over = {"is_over": True}
     failed = TaskFailed("", outcomes=[Failed("i2v-1", "no \x1b[2J face")])
     for entry in (
-        Entry(found[0]),
+        RowState(found[0]),
         entry_of(found[1], State.SENDING),
         entry_of(found[2], State.ACCEPTED),
         entry_of(found[3], State.DONE),
@@ -656,15 +661,15 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         entry_of(found[7], State.ACCEPTED, error=WaitTimeout(""), **over),
         entry_of(found[8], State.EXPIRED, error=ResultExpired(""), **over),
     ):
-        tally.put(entry)
+        state.put(entry)
     with terminal(100, 40) as (slave, written), open(slave, "w", closefd=False) as stream:
         out = Console(file=stream, highlight=False)
-        async with display.shown(out, tally, Watch()) as tell:
+        async with display.BatchDisplay(out, state, Watch()) as shown:
             await settle()
-            for entry in tally.bad:
-                tell(entry)
-            tally.ended(tally.entries[found[3].key], SystemClock().time())
-        await asyncio.to_thread(display.summary, out, tally, Path("out"), skipped=2)
+            for entry in state.bad:
+                shown.over(entry)
+            state.ended(state.entries[found[3].key], SystemClock().time())
+        await asyncio.to_thread(display.summary, out, state, Path("out"), skipped=2)
     plain = re.sub(rf"{ESCAPE}\[[0-9;?]*[a-zA-Z]", "", written[0])
     for told in (
         "1 waiting   1 sending   1 at the service   1 saving   5 failed",
@@ -674,13 +679,13 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "7  may have been bought  It was sent and its answer was lost;",
         "8  bought               It is not finished within --timeout (task i2v-1)",
         "9  bought               The service has not told what became of it",
-        "What was not bought, the same command tries again.",
-        "What the service could not make is not bought again: give the row a new `key`",
+        "Rows that were not bought are tried again by the same command.",
+        "What the service could not make is not bought again: to try once more",
         "What may have been bought is never sent again: with --port the same command waits",
-        "What is bought and not here yet, the same command goes on with.",
+        "The same command goes on with what is bought and not here yet.",
     ):
         assert " ".join(told.split()) in " ".join(plain.split()), told
-    assert tally.left_s(SystemClock().time()) == pytest.approx(60 * 3, rel=0.1)
+    assert state.left_s(SystemClock().time()) == pytest.approx(60 * 3, rel=0.1)
 
 
 @frozen

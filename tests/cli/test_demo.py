@@ -505,7 +505,7 @@ async def test_the_audit_sees_what_is_wrong(tmp_path: Path) -> None:
     first.problem, second.problem = "broke", "broke too"
     assert complaints_of(rows, ledger) == ["1 video not saved", "job #1: broke", "and 1 problem more"]
     assert first.state == "problem"
-    assert complaints_of([first], ledger) == ["1 job paid for that nobody ordered", "job #1: broke"]
+    assert complaints_of([first], ledger) == ["1 job paid for without an order", "job #1: broke"]
     first.problem = second.problem = ""
     second.saved.extend(outcome.task_id for outcome in second.outcomes)
 

@@ -418,7 +418,7 @@ def test_a_reader_sees_a_whole_page(out: Path) -> None:
 
 def test_somebody_elses_page(out: Path) -> None:
     """A page that is not ours is known as such; ours, and none, may be written over."""
-    assert not gallery.is_somebody_elses(out)
-    assert not gallery.is_somebody_elses(put(out).parent)
+    assert not gallery.is_foreign(out)
+    assert not gallery.is_foreign(put(out).parent)
     (out / "index.html").write_text("<!doctype html><title>My site</title>")
-    assert gallery.is_somebody_elses(out)
+    assert gallery.is_foreign(out)

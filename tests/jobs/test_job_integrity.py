@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from pg import Wire, fresh_schema, pg_store
-from support import NotingStore, callback_body, client_of, model_v, pumped, settle, started, turns_until
+from support import NotingStore, callback_body, client_of, model_v, pumped, settle, started
 
 from xiling_async import (
     ClientClosed,
@@ -125,7 +125,9 @@ async def test_a_url_of_a_forgotten_job_is_believed_by_status_only(
         assert await store.purge(-1e12) == 1
         for _ in range(2):
             assert await call_back(by_hand.ledger.posts[0].callback_url, "invented") == 200
-        await turns_until(lambda: bool(by_hand.ledger.gets))
+        async with asyncio.timeout(LIVELY_S):
+            while not by_hand.ledger.gets:
+                await asyncio.sleep(0.005)
         again = await client.find(job_id)
         assert again is not None
         assert (again.state, again.task_ids) == (State.ACCEPTED, ("invented",))
@@ -388,13 +390,12 @@ async def test_a_process_writes_its_own_jobs_again(by_hand: Simulator) -> None:
         assert await by_hand.finish(jobs[1].task_ids[0]) == 200
         async with asyncio.timeout(LIVELY_S):
             assert [(await one)[0].task_id for one in waiting] == [job.task_ids[0] for job in jobs]
-        assert by_hand.ledger.gets == []
 
 
 async def test_a_job_that_another_replica_adopted_is_brought_to_what_is_known(by_hand: Simulator) -> None:
     """The database lost the job, and another replica adopts it: its waiter here is woken by what that one hears."""
     schema = fresh_schema()
-    store, other = pg_store(schema=schema, heartbeat_s=0.05), pg_store(schema=schema, heartbeat_s=0.05)
+    store, other = pg_store(schema=schema), pg_store(schema=schema)
     first = WebhookReceiver(port=0, secret=SECRET)
     async with client_of(by_hand, store=store, receiver=first) as client:
         job = await client.submit(model_v(count=2), key="order-42")
@@ -429,7 +430,9 @@ async def test_a_bare_task_id_takes_no_task_away(by_hand: Simulator, store: Stor
         (task_id,) = by_hand.ledger.task_ids
         bare = client.job(task_id)
         waiting = await started(bare.result())
-        await turns_until(lambda: len(by_hand.ledger.gets) == 1)
+        async with asyncio.timeout(LIVELY_S):
+            while not by_hand.ledger.gets:
+                await asyncio.sleep(0.005)
         assert await by_hand.finish(task_id) == 200
         assert [video.task_id for video in await job] == [task_id]
         assert [video.task_id for video in await pumped(clock, asyncio.wait_for(waiting, LIVELY_S))] == [task_id]

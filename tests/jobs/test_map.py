@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
-from support import client_of, closed_port, gone, model_v, port_of, settle, started, turns_until
+from support import Road, client_of, closed_port, gone, model_v, settle, started, turns_until
 
 from xiling_async import (
     Client,
@@ -22,6 +21,7 @@ from xiling_async import (
     MemoryStore,
     NotSent,
     Polling,
+    ProtocolError,
     Rejected,
     SubmitUncertain,
     TaskFailed,
@@ -272,6 +272,80 @@ async def test_leaving_the_loop_submits_nothing_more() -> None:
     assert sim.ledger.paid_submits == posts
 
 
+async def test_a_consumer_that_stops_asking_buys_nothing_new() -> None:
+    """`break` with the generator still referenced: what was started and waits for its turn is not sent, until the
+    consumer asks again."""
+    source = Source()
+    async with Simulator(manual=True) as sim, client_of(sim, limits=Limits(submits=2)) as client:
+        sim.hold_answers()
+        results = client.map(source, in_flight=6)
+        first = await started(_anext(results))
+        await sim.wait_for_posts(2)
+        sim.release_answers()
+        await sim.wait_for_posts(4)
+        sim.hold_answers()
+        await settle()
+        await sim.finish(sim.ledger.posts[0].task_ids[0])
+        assert (await first).ok
+        await settle(100)
+        posts = len(sim.ledger.posts)
+        sim.release_answers()
+        await settle(500)
+        assert len(sim.ledger.posts) <= posts
+        second = await started(_anext(results))
+        await sim.wait_for_posts(6)
+        await sim.finish(sim.ledger.posts[1].task_ids[0])
+        assert (await second).ok
+        await results.aclose()
+
+
+async def test_a_rate_holds_back_what_a_consumer_no_longer_asks_for() -> None:
+    """One submit a second, ten in flight: the loop is left after the first result, and no further POST is seen."""
+    clock = ManualClock()
+    limits = Limits(submits_per_second=1)
+    async with Simulator() as sim, client_of(sim, limits=limits, clock=clock) as client:
+        results = client.map(Source(), in_flight=10)
+        async for done in results:
+            assert done.ok
+            break
+        posts = len(sim.ledger.posts)
+        for _ in range(20):
+            clock.advance(1)
+            await settle(100)
+        assert len(sim.ledger.posts) == posts
+        await results.aclose()
+
+
+async def test_an_asynchronous_source_is_closed() -> None:
+    """However the loop is left, the generator that gives the items ends its own `finally`."""
+    closed: list[bool] = []
+
+    async def source() -> AsyncIterator[ImageToVideo]:
+        try:
+            while True:
+                yield model_v()
+        finally:
+            closed.append(True)
+
+    async with Simulator() as sim, client_of(sim) as client:
+        async with aclosing(client.map(source(), in_flight=2)) as results:
+            async for done in results:
+                assert done.ok
+                break
+        assert closed == [True]
+
+
+async def test_a_paid_answer_with_too_many_ids_has_its_job_in_the_result() -> None:
+    """Three ids for one output: `Finished.job` and `ProtocolError.job` are the job, which can be awaited."""
+    async with Simulator() as sim, client_of(sim) as client:
+        sim.script(faults.ids(3))
+        (done,) = [item async for item in client.map([model_v()])]
+        assert isinstance(done.error, ProtocolError)
+        assert done.job is done.error.job is not None
+        assert done.job.task_ids == sim.ledger.task_ids
+        assert len(await done.job) == 3
+
+
 async def _first_after(client: Client, sim: Simulator, source: Source) -> AsyncIterator[Finished[Video]]:
     """A map of 6 in flight with 2 POSTs at once, as it gives its first result; the POSTs behind it are held."""
     async with aclosing(client.map(source, in_flight=6)) as results:
@@ -413,52 +487,6 @@ async def test_one_429_pauses_every_submit() -> None:
         assert all(done.ok for done in running.result())
         assert sim.ledger.paid_submits == 10
         assert [post.status for post in sim.ledger.posts].count(429) == 1
-
-
-class Road:
-    """A way to the service that can be closed: then connections are refused, as of a host that is down."""
-
-    def __init__(self, sim: Simulator) -> None:
-        self._target = port_of(sim.base_url)
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._pipes: set[asyncio.Task[None]] = set()
-        self.port = 0
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, reuse_address=True)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in tuple(self._writers):
-            writer.close()
-        await turns_until(lambda: not self._writers)
-        await settle()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward, back = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers |= {writer, back}
-        pipes = [asyncio.create_task(_pipe(reader, back)), asyncio.create_task(_pipe(onward, writer))]
-        await asyncio.wait(pipes)
-        for one in (writer, back):
-            one.close()
-            with contextlib.suppress(OSError):
-                await one.wait_closed()
-        self._writers -= {writer, back}
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 JOB_S = 10  # how long the service takes for a job, in the test of an outage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -34,7 +35,9 @@ from xiling_async import (
     RateLimited,
     Rejected,
     ServiceError,
+    SQLiteStore,
     State,
+    Store,
     StoreError,
     SubmitUncertain,
     Unauthorized,
@@ -253,6 +256,25 @@ async def test_a_key_in_doubt_is_never_sent_again() -> None:
         jobs = await asyncio.gather(*(client.submit(model_v(), key="order-42") for _ in range(100)))
         assert ({other.id for other in jobs}, job.state) == ({job.id}, State.UNCERTAIN)
         assert len(sim.ledger.posts) == 1
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_a_refused_request_frees_its_key_for_a_corrected_one(store: str, tmp_path: Path) -> None:
+    """The service says no: the key takes the corrected request, which is bought once, also as the store has it."""
+    kept: Store = MemoryStore() if store == "memory" else SQLiteStore(tmp_path / "jobs.db")
+    async with Simulator(manual=True) as sim, client_of(sim, store=kept) as client:
+        sim.script(faults.business_error(100005, "Prompt too long"))
+        with pytest.raises(Rejected, match="Change the request"):
+            await client.submit(model_v("too long"), key="order-42")
+        job = await client.submit(model_v("short", count=2), key="order-42")
+        assert len(job.task_ids) == 2
+        assert [(post.body or {})["prompt"] for post in sim.ledger.posts] == ["too long", "short"]
+        record = await kept.get(job.id)
+        assert record is not None
+        assert (record.request, record.asked, record.attempt) == (model_v("short", count=2), 2, 2)
+        with pytest.raises(InvalidRequest, match="key"):
+            await client.submit(model_v("another"), key="order-42")
+        assert sim.ledger.paid_submits == 1
 
 
 @pytest.mark.parametrize("key", ["", 7, b"order-42", ()])

@@ -47,7 +47,8 @@ def lock_file(path: Path) -> Callable[[], None]:
             _lock(descriptor, note)
             if _is_still(path, descriptor):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, this_process().encode(), 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, this_process().encode())
                 token = object()
                 _held[token] = descriptor
                 return lambda: _release(path, token)
@@ -73,7 +74,7 @@ def _checked(path: Path, descriptor: int) -> str:
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         raise PermissionError(f"{path} is not a file of its own but a link, a device or a second name of another file")
     check_owner(path, status)
-    note = os.pread(descriptor, _NOTE_BYTES, 0).decode(errors="replace")
+    note = os.read(descriptor, _NOTE_BYTES).decode(errors="replace")
     if note and not _NOTE.fullmatch(note):
         raise PermissionError(f"{path} is a file of another program; it is left as it is")
     return note

@@ -55,26 +55,3 @@ def next_ask_s(every_s: float, age_s: float, usual_s: float, failed_asks: int, r
     sparser as it grows older, and twice as long after each ask that was not answered."""
     stretch = (1 + max(0.0, age_s) / usual_s) if age_s > usual_s else 1.0
     return every_s * stretch * 2.0 ** min(failed_asks, 4) * (0.9 + 0.2 * random())
-
-
-class RetryBudget:
-    """At most so many repeats: 10 tokens, one a repeat, a tenth back for a success, so that a storm is not multiplied.
-
-    The numbers are those of gRPC's retry throttling (proposal A6), scaled down.
-    """
-
-    def __init__(self, tokens: float = 10.0, refund: float = 0.1) -> None:
-        self._most = tokens
-        self._tokens = tokens
-        self._refund = refund
-
-    def succeeded(self) -> None:
-        if self._tokens < self._most:
-            self._tokens = min(self._most, round(self._tokens + self._refund, 6))  # ten tenths are one
-
-    def take(self) -> bool:
-        """Whether one more repeat is allowed; it is counted."""
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True

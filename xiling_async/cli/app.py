@@ -35,13 +35,14 @@ P = ParamSpec("P")
 # A new command is one more line here: its name is that of a function in the module; its line of `xiling --help` is the
 # first one of that function's docstring. A module is imported when its command is used.
 COMMANDS: Final = {
-    "demo": ("demo.command", "Watch jobs come home while all kinds of things go wrong."),
+    "demo": ("demo.command", "Watch jobs being delivered while all kinds of things go wrong."),
     "simulate": ("commands.simulate", "Run the service in miniature for your own development."),
     "submit": ("commands.submit", "Buy one job, wait for it, print the URL of each video; or download it."),
     "batch": ("batch.command", "Buy every row of a file, and keep the results in a folder."),
     "wait": ("commands.wait", "Wait for jobs that were bought before."),
     "download": ("commands.download", "Download the results of tasks that have ended."),
     "jobs": ("commands.jobs", "List the jobs that a store remembers, the newest last."),
+    "resolve": ("commands.resolve", "Say by hand what an uncertain job has bought."),
     "receive": ("commands.receive", "Take callbacks for clients elsewhere, and nothing else."),
 }
 # No rich markup: help and usage errors are the same plain text everywhere, also piped and in 80 columns.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output
+from xiling_async.cli.live import LiveDisplay
 from xiling_async.cli.watch import Watch
 from xiling_async.models.record import JobRecord, State, Succeeded
 
@@ -27,46 +25,26 @@ _TOLD: Final = {
 }
 
 
-@asynccontextmanager
-async def shown(
-    out: Console, watch: Watch, below: Callable[[], RenderableType | None] | None = None
-) -> AsyncIterator[None]:
-    """Show the jobs of this watch while they run, on `out`: never on standard output, which is for the results.
+class JobsDisplay(LiveDisplay):
+    """The jobs of this watch, on `out`: never on standard output, which is for the results.
 
     `below`: what else is to be seen on a terminal now.
     """
-    async with AsyncExitStack() as stack:
-        live = None
-        if output.is_live(out):
-            live = stack.enter_context(Live(console=out, auto_refresh=False, transient=True))
-        teller = _Teller(out, watch, below)
-        stack.callback(teller.tell)
-        showing = asyncio.create_task(teller.show(live))
-        try:
-            yield
-        finally:
-            showing.cancel()
-            await asyncio.gather(showing, return_exceptions=True)
 
-
-class _Teller:
     def __init__(self, out: Console, watch: Watch, below: Callable[[], RenderableType | None] | None = None) -> None:
-        self._out = out
+        super().__init__(out)
         self._below = below
         self._watch = watch
-        self._clock = SystemClock()
-        self._began = self._clock.time()
         self._before: dict[str, JobRecord] = {}
         self._spinner = Spinner("dots")
 
-    async def show(self, live: Live | None) -> None:
-        while True:
-            self.tell()
-            if live is not None:
-                live.update(self._all(), refresh=True)
-            with suppress(TimeoutError):
-                async with self._clock.timeout(math.inf if live is None else output.REPAINT_S):
-                    await self._watch.changed()
+    async def look(self) -> None:
+        await self._watch.refresh()
+
+    async def pause(self) -> None:
+        with suppress(TimeoutError):
+            async with self._clock.timeout(math.inf if self._live is None else output.REPAINT_S):
+                await self._watch.changed()
 
     def tell(self) -> None:
         """A line for each change that is news to people."""
@@ -77,15 +55,15 @@ class _Teller:
             self._before[record.id] = record
 
     def _elapsed(self) -> str:
-        return output.clock_of(self._clock.time() - self._began)
+        return output.clock_of(self._clock.time() - self._began_at)
 
-    def _all(self) -> RenderableType:
+    def picture(self) -> RenderableType:
         below = None if self._below is None else self._below()
         if below is None:
-            return self._status()
-        return Group(self._status(), below) if self._watch.jobs else below
+            return self._line()
+        return Group(self._line(), below) if self._watch.jobs else below
 
-    def _status(self) -> Spinner:
+    def _line(self) -> Spinner:
         jobs = self._watch.jobs.values()
         states = Counter(record.state.value for record in jobs)
         told = ", ".join(state if len(jobs) == 1 else f"{number} {state}" for state, number in states.items())
@@ -109,10 +87,10 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
     """What is new since `before`."""
     if before is not None and (before.state, before.task_ids, ended(before)) == (now.state, now.task_ids, ended(now)):
         is_mute = now.failed_asks and not before.failed_asks
-        return ["the service did not tell; it is asked again"] if is_mute else []
+        return ["the service did not answer with a status; asking again"] if is_mute else []
     lines = []
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
-        first = f"accepted: job {now.id}" if now.request is not None else "waiting for a task by its id"
+        first = f"accepted: job {now.id}" if now.attempt else "waiting for a task by its id"
         lines = [first, *(f"  task {task_id}" for task_id in now.task_ids)]
     told = _state_line(now, elapsed)
     return [*lines, told] if told else lines
@@ -129,6 +107,8 @@ def _state_line(now: JobRecord, elapsed: str) -> str:
             return f"{ended(now)} of {output.count(now.asked, 'task')} done after {elapsed}"
         case State.DONE | State.FAILED:
             good = sum(isinstance(outcome, Succeeded) for outcome in now.outcomes)
+            if not all(now.outcomes):
+                return f"{now.state.value}, after {elapsed}"
             return f"{now.state.value}: {good} of {output.count(now.asked, 'task')} succeeded, after {elapsed}"
         case state:
             return _TOLD.get(state, "")

@@ -1,4 +1,4 @@
-"""How a job ended, for who reads it: result URLs or JSON on standard output, the error and its exit code."""
+"""How a job ended, for the reader: result URLs or JSON on standard output, the error and its exit code."""
 
 from __future__ import annotations
 

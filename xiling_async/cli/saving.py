@@ -28,7 +28,7 @@ NAME_CELLS: Final = 20
 ECHO_CELLS: Final = 3  # room for the ^C that a terminal writes: on a line of its own it would leave a bar behind
 
 
-class Shelf:
+class Saver:
     """The folder that the results of one command are saved to; `files` has those that are there, by task.
 
     `what`: a word of `Client.download`; None: the file that matters. Without `overwrite` a file of a task's own name

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 from rich.console import Console
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
 from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
-from xiling_async.cli.saving import Shelf, unsaved
-from xiling_async.cli.watch import Watch, watched
+from xiling_async.cli.saving import Saver, unsaved
+from xiling_async.cli.watch import Watch
 from xiling_async.client import Client
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
 from xiling_async.jobs.job import Job
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord, State, Succeeded
 from xiling_async.models.settings import Polling, Timeouts
-from xiling_async.stores import Store
+from xiling_async.stores import MemoryStore, SQLiteStore, Store
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 T = TypeVar("T")
@@ -66,13 +66,13 @@ WAITING: Final = (
     f"waiting for the answer to a paid request, up to {Timeouts().connect + Timeouts().answer:g} s; "
     "Ctrl-C again ends at once"
 )
-VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it anew."
+VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it again."
 NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
 @frozen(kw_only=True)
 class Session:
-    """The options that these commands have. `folder`: results are saved there; `what`, `overwrite`: as of `Shelf`."""
+    """The options that these commands have. `folder`: results are saved there; `what`, `overwrite`: as of `Saver`."""
 
     store: Path | None  # the file of `jobs`; None: they are kept in memory
     base_url: str | None
@@ -83,29 +83,29 @@ class Session:
     folder: Path | None = None
     what: str | None = None
     overwrite: bool = False
-    watch: Watch = field(factory=Watch)
     jobs: Store = field(init=False, repr=False)
+    watch: Watch = field(default=Factory(lambda self: Watch(self.jobs), takes_self=True), init=False)
     out: Console = field(factory=lambda: output.console(stderr=True))
-    shelf: Shelf | None = field(init=False, repr=False)
+    saver: Saver | None = field(init=False, repr=False)
 
     @property
     def takes_callbacks(self) -> bool:
         return self.port is not None
 
     @jobs.default
-    def _watched_store(self) -> Store:
-        return watched(self.store, self.watch)
+    def _store_of_file(self) -> Store:
+        return MemoryStore() if self.store is None else SQLiteStore(self.store)
 
-    @shelf.default
-    def _shelf_of_folder(self) -> Shelf | None:
+    @saver.default
+    def _saver_of_folder(self) -> Saver | None:
         if self.folder is None:
             return None
-        return Shelf(self.folder, self.out, what=self.what, overwrite=self.overwrite)
+        return Saver(self.folder, self.out, what=self.what, overwrite=self.overwrite)
 
     @property
     def files(self) -> Mapping[str, Sequence[Path]] | None:
         """What was saved, by task; None where nothing shall be."""
-        return None if self.shelf is None else self.shelf.files
+        return None if self.saver is None else self.saver.files
 
     def check(self) -> None:
         """Raises a usage error for options that need another."""
@@ -125,11 +125,11 @@ class Session:
             polling=Polling(every=self.poll_every),
             on_event=self.watch.on_event,
         )
-        if self.shelf is not None:
-            await self.shelf.make()
-        below = None if self.shelf is None else self.shelf.bars
+        if self.saver is not None:
+            await self.saver.make()
+        below = None if self.saver is None else self.saver.bars
         with output.logged_errors(self.out):
-            async with progress.shown(self.out, self.watch, below), client:
+            async with progress.JobsDisplay(self.out, self.watch, below), client:
                 yield client
 
     def _receiver(self) -> WebhookReceiver | None:
@@ -151,7 +151,7 @@ class Session:
             return [Ending(self.watch.last if len(self.watch.jobs) == 1 else None, self.stopped())]
 
     async def interruptible(self, work: Coroutine[Any, Any, T]) -> T:
-        """The first Ctrl-C (or SIGTERM) cancels the work: the client closes, and takes the answer of a POST home. The
+        """The first Ctrl-C (or SIGTERM) cancels the work: the client closes, and waits for the answer of a POST. The
         second one does not wait for that answer. The third one is Python's own."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(work, name="xiling command")
@@ -194,6 +194,7 @@ class Session:
             error = self._timed_out(over)
         except XilingError as caught:
             error = caught
+        await self.watch.refresh()
         return Ending(self.watch.jobs.get(job.id), error)
 
     async def _ask(self, job: Job[Any]) -> None:
@@ -226,12 +227,12 @@ class Session:
         record = ending.record
         if record is None or not (record.state.is_final or self.what):
             return ending
-        if self.shelf is None:
+        if self.saver is None:
             return evolve(ending, unsaved=without_link(record))
         results = [outcome.result for outcome in record.outcomes if isinstance(outcome, Succeeded)]
         # The simulator's files are on this machine too; those of the real service never are.
         allow_private = settings.is_loopback(settings.base_url(self.base_url).host)
-        errors = await self.shelf.save(client, results, allow_private=allow_private)
+        errors = await self.saver.save(client, results, allow_private=allow_private)
         if not errors:
             return ending
         return evolve(ending, unsaved=unsaved(errors, len(results), partial(self.command, "download")))
@@ -301,14 +302,14 @@ def deliver(
 
 
 def in_doubt(record: JobRecord, job: Job[Any]) -> XilingError:
-    """Why nobody can wait for this job: it is uncertain, and its callback would find nobody."""
+    """Why waiting for this job is useless: it is uncertain, and no receiver takes its callback."""
     error = error_of(record, job=job)
     assert error is not None, "it is uncertain"
     return error
 
 
 def _left(record: JobRecord) -> str:
-    """A job that nobody waits for any longer."""
+    """A job that is no longer awaited."""
     names = f"job {record.id}" + (f" (tasks {', '.join(record.task_ids)})" if record.task_ids else "")
     match record.state:
         case State.SENDING:

@@ -1,24 +1,28 @@
-"""What is written of our jobs, as it is written: for who shows it, and for who must name it after Ctrl-C."""
+"""The newest that is known of the jobs of a command, by the client's events: for display, and to name after Ctrl-C."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from contextlib import suppress
 
-from xiling_async.models.lifecycle import Change, Event
-from xiling_async.models.record import JobRecord
-from xiling_async.stores import MemoryStore, SQLiteStore, Store
-from xiling_async.telemetry import events as telemetry
-from xiling_async.telemetry.events import Polled
+from attrs import evolve
+
+from xiling_async.errors import StoreError
+from xiling_async.models.record import JobRecord, State
+from xiling_async.stores import Store
+from xiling_async.telemetry.events import Event, JobChanged, Polled, TaskEnded
 
 
 class Watch:
-    """The newest record of each job that is followed, in the order in which they came."""
+    """The jobs that are followed, in the order in which they came: each job that is submitted from now on, and those
+    that are named. `store`: where the client keeps them; None: only events are known."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self.jobs: dict[str, JobRecord] = {}
+        self._store = store
         self._confirmed: set[str] = set()
-        self._news: list[JobRecord] = []
+        self._stale: dict[str, None] = {}
+        self._news: dict[str, JobRecord] = {}
         self._awake = asyncio.Event()
 
     @property
@@ -32,71 +36,64 @@ class Watch:
             self._keep(record)
 
     def saw(self, record: JobRecord) -> None:
-        """A record was written; of a job that nobody follows it is no news."""
+        """A record was read; one that is not followed, or no newer than what is known, changes nothing."""
         if record.id in self.jobs and record.version > self.jobs[record.id].version:
             self._keep(record)
+
+    def on_event(self, event: Event) -> None:
+        """An event of the client."""
+        match event:
+            case JobChanged():
+                self._moved(event)
+            case Polled(job_id=str(job_id), result="running" | "succeeded" | "failed"):
+                self._confirmed.add(job_id)
+                self._mark(job_id)
+            case Polled(job_id=str(job_id)) | TaskEnded(job_id=job_id):
+                self._mark(job_id)
 
     def is_confirmed(self, record: JobRecord) -> bool:
         """Whether the service has told of this job: anybody can name a task id."""
         return record.request is not None or any(record.outcomes) or record.id in self._confirmed
 
-    def on_event(self, event: telemetry.Event) -> None:
-        """An event of the client."""
-        if isinstance(event, Polled) and event.job_id and event.result in ("running", "succeeded", "failed"):
-            self._confirmed.add(event.job_id)
-
-    def _keep(self, record: JobRecord) -> None:
-        self.jobs[record.id] = record
-        self._news.append(record)
-        self._awake.set()
+    async def refresh(self) -> None:
+        """Read again what has changed. A store that cannot be read changes nothing: the events are known."""
+        stale, self._stale = self._stale, {}
+        for job_id in stale:
+            with suppress(StoreError):
+                record = None if self._store is None else await self._store.get(job_id)
+                if record is not None:
+                    self.saw(record)
 
     def news(self) -> list[JobRecord]:
-        """What was written since this was asked last."""
-        news, self._news = self._news, []
+        """What has changed since this was asked last."""
+        news, self._news = self._news, {}
         self._awake.clear()
-        return news
+        return list(news.values())
 
     async def changed(self) -> None:
         """Wait for news."""
         await self._awake.wait()
 
+    def _moved(self, event: JobChanged) -> None:
+        known = self.jobs.get(event.job_id)
+        if known is None:
+            if event.was is not None or event.state is not State.SENDING:
+                return  # of an earlier run, or lost and adopted: this command does not wait for it
+            self._confirmed.add(event.job_id)
+            known = JobRecord(
+                id=event.job_id, kind=event.kind, key=event.key, request=None, asked=0, created_at=event.created_at,
+                changed_at=event.at, version=-1,
+            )  # fmt: skip
+        outcomes = known.outcomes if known.task_ids == event.task_ids else (None,) * len(event.task_ids)
+        # The version stays: whatever is read of it from now on is newer.
+        self._keep(evolve(known, state=event.state, task_ids=event.task_ids, outcomes=outcomes, changed_at=event.at))
+        self._mark(event.job_id)
 
-class _Memory(MemoryStore):
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
+    def _mark(self, job_id: str) -> None:
+        if job_id in self.jobs:
+            self._stale[job_id] = None
+            self._awake.set()
 
-    async def add(self, record: JobRecord) -> JobRecord:
-        return _added(await super().add(record), self._watch)
-
-    async def change(self, job_id: str, event: Event) -> Change:
-        return _changed(await super().change(job_id, event), self._watch)
-
-
-class _SQLite(SQLiteStore):
-    def __init__(self, path: Path, watch: Watch) -> None:
-        super().__init__(path)
-        self._watch = watch
-
-    async def add(self, record: JobRecord) -> JobRecord:
-        return _added(await super().add(record), self._watch)
-
-    async def change(self, job_id: str, event: Event) -> Change:
-        return _changed(await super().change(job_id, event), self._watch)
-
-
-def _added(record: JobRecord, watch: Watch) -> JobRecord:
-    if record.request is not None:  # one without a request was lost and is taken in again: nobody here waits for it
-        watch.follow(record)
-    return record
-
-
-def _changed(change: Change, watch: Watch) -> Change:
-    if change.record is not None:
-        watch.saw(change.record)
-    return change
-
-
-def watched(path: Path | None, watch: Watch) -> Store:
-    """A store in this file, or in memory, that tells the watch."""
-    return _Memory(watch) if path is None else _SQLite(path, watch)
+    def _keep(self, record: JobRecord) -> None:
+        self.jobs[record.id] = self._news[record.id] = record
+        self._awake.set()

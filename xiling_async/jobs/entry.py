@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final
 
@@ -55,6 +57,11 @@ class JobEntry:
             if not waiter.done() and predicate(record):
                 waiter.set_result(None)
 
+    def restart(self, record: JobRecord) -> None:
+        """This is the job, as it was read from the store: changes since then may have been missed."""
+        self.record = record
+        self.is_current = False
+
     async def changed(self, predicate: Predicate) -> JobRecord:
         """The record once it satisfies the predicate, or as it is when the entry is closed.
 
@@ -75,6 +82,30 @@ class JobEntry:
         for _, waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class JobsInHand:
+    """The jobs that submits of this client are buying now, also while they pause between two POSTs."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._counts
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(self._counts)
+
+    @contextlib.contextmanager
+    def hold(self, job_id: str) -> Iterator[None]:
+        self._counts[job_id] += 1
+        try:
+            yield
+        finally:
+            self._counts[job_id] -= 1
+            if not self._counts[job_id]:
+                del self._counts[job_id]
 
 
 @define(eq=False)
@@ -211,6 +242,11 @@ class UnwrittenJobs:
         """As `Store.next_due`, with the jobs that the store does not know as they are."""
         times = [await self._store.next_due(), *(job.entry.record.due_at for job in self)]
         return min((due_at for due_at in times if due_at is not None), default=None)
+
+
+def due_now(record: JobRecord, now: float) -> JobRecord:
+    """The record to write for a job that the store has lost: due at once, since its callbacks may be lost too."""
+    return record.but(due_at=now) if record.state is State.ACCEPTED else record
 
 
 def events_behind(record: JobRecord) -> list[Event]:

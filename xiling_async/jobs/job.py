@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -14,12 +14,14 @@ from attrs import frozen
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.api.failures import error_of
+from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
-from xiling_async.models.record import Failed, JobRecord, State, Succeeded
-from xiling_async.models.request import Request
+from xiling_async.models import resolution
+from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job_id
+from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Timeouts, as_number
 
 R = TypeVar("R")
@@ -42,6 +44,15 @@ def checked_timeout(timeout: object) -> float:
     if number is None:
         raise InvalidRequest(f"timeout must be a number of seconds, or None, not {shown(timeout)}. Nothing was sent.")
     return number
+
+
+def not_sent_in_time(key: str | None, limit_s: float) -> WaitTimeout:
+    """`Client.run` waited for its turn to send until its time was over."""
+    if key is None:
+        message = "the request was not sent yet. It is not sent any more: nothing was bought."
+        return WaitTimeout(f"Waited {limit_s:g} s, and {message}", charged="no")
+    message = f"unless another submit of it is under way, nothing was bought: client.find({key!r}) tells."
+    return WaitTimeout(f"Waited {limit_s:g} s, and this call did not send the request; {message}", charged="maybe")
 
 
 def _is_final(record: JobRecord) -> bool:
@@ -199,3 +210,33 @@ class Job(Generic[R]):
             job_id=record.id,
             task_ids=record.task_ids,
         )
+
+
+def job_of_task(task_id: str, kind: type[Request[R]], desk: Desk) -> Job[R]:
+    """The handle on a task of which nothing but its id is known; no I/O. Raises `InvalidRequest`."""
+    check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
+    if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
+        raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
+    now = desk.clock.time()
+    record = JobRecord(
+        id=bare_job_id(task_id), attempt=0, kind=kind.kind.name, key=None, request=None, asked=1, created_at=now,
+        changed_at=now, state=State.ACCEPTED, task_ids=(task_id,), outcomes=(None,), due_at=now,
+    )  # fmt: skip
+    return Job(desk.registry.slot(record), desk)
+
+
+async def resolve(job: Job[Any] | None, task_ids: Iterable[str] | None, *, not_bought: bool) -> Job[Any]:
+    """Tell a job what it bought, as `Client.resolve` says. Raises `InvalidRequest`, `StoreError`."""
+    if job is None:
+        raise InvalidRequest("The store knows no job with this key or id. Nothing was changed.")
+    ids = None if task_ids is None else resolution.checked_ids(task_ids)
+    if (ids is None) is not bool(not_bought):
+        raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
+    for task_id in ids or ():
+        check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
+    registry, now = job._desk.registry, job._desk.clock.time()
+    job._slot = entry = await registry.fresh(job._slot)
+    event = resolution.resolved(entry.record, ids, now)
+    if event is not None:
+        resolution.check_applied(await registry.apply(entry.record.id, event), event)
+    return job

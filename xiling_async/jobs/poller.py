@@ -58,6 +58,7 @@ class Poller:
         self._unheard = 0
         self._heard_at = float("-inf")
         self._is_unauthorized = False
+        self._asked_in_vain: dict[str, None] = {}  # jobs, in the outage
         self._began_at = 0.0
         self._found_old_at: dict[str, float] = {}  # jobs that were made before `_began_at`
 
@@ -111,13 +112,16 @@ class Poller:
         while True:
             try:
                 await self._calls.gets.reachable()  # while the service is away, one job at a time is a probe
-                limit = self._batch if self._calls.gets.probe_at is None else 1
+                is_away = self._calls.gets.probe_at is not None
+                if not is_away:
+                    await self._ask_again()
+                limit = 1 if is_away else self._batch
                 due = await self._registry.claim(self._clock.time(), limit=limit, lease_s=LEASE_S)
                 for record in due:
                     await self._asks.acquire()
                     ask = self._tasks.start(self._look_at(record), name=f"xiling ask {record.id}")
                     ask.add_done_callback(lambda _: self._asks.release())
-                    if limit == 1:
+                    if is_away:
                         await asyncio.wait({ask})
                 if not due:
                     self._awake.clear()
@@ -129,6 +133,13 @@ class Poller:
             except Exception:
                 log.exception("the store cannot be read, trying again in %g s", STORE_PAUSE_S)
                 await self._clock.sleep(STORE_PAUSE_S)
+
+    async def _ask_again(self) -> None:
+        """The outage is over: those that were asked about in vain need not wait for their next turn."""
+        asked_in_vain, self._asked_in_vain = self._asked_in_vain, {}
+        now = self._clock.time()
+        for job_id in asked_in_vain:
+            await self._registry.apply(job_id, Asked(at=now, due_at=now))
 
     def _look_by(self, due_at: float | None) -> float | None:
         look_at = self._clock.time() + LOOK_S if self._store.is_shared else None
@@ -234,6 +245,10 @@ class Poller:
         self._registry.note_error(job_id, result.error)
         if isinstance(result.error, Unauthorized) and not self._is_unauthorized:
             log.warning("job %s: status GETs are refused, only callbacks can end jobs now: %s", job_id, result.error)
+        if self._calls.gets.probe_at is not None and result.error is not None:
+            self._asked_in_vain[job_id] = None
+        else:
+            self._asked_in_vain.pop(job_id, None)
         if result.is_asked:
             self._is_unauthorized = isinstance(result.error, Unauthorized)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -18,7 +18,7 @@ from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import entry as entries
-from xiling_async.jobs.entry import Answer, JobEntry, Predicate, UnwrittenJob, UnwrittenJobs
+from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, Predicate, UnwrittenJob, UnwrittenJobs
 from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
@@ -48,12 +48,12 @@ class Registry:
         self._clock = SystemClock() if clock is None else clock
         self._entries: WeakValueDictionary[str, JobEntry] = WeakValueDictionary()
         self._unwritten = UnwrittenJobs(store)
-        self._in_hand: Counter[str] = Counter()
+        self._in_hand = JobsInHand()
         self._on_change = on_change
         self._commits = Tasks()
         self._repairs = Tasks()
         self._writer = Tasks()
-        self._closed = False
+        self._closed = self._released = False
         self.keyed_ids: KeyedIds | None = None
 
     # --- entries -------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class Registry:
         held = await self._store.add(record)
         if held is not record:
             if known.record is record:  # ours was not written: it must not pass for the one that the store holds
-                known.record, known.is_current = held, False
+                known.restart(held)
             return self.slot(held)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)
@@ -112,7 +112,7 @@ class Registry:
 
     async def wait(self, entry: JobEntry, predicate: Predicate) -> JobRecord:
         """The job's record once it satisfies the predicate. Raises `ClientClosed` when the client is closed before."""
-        record = entry.record if self._closed else await entry.changed(predicate)
+        record = entry.record if self._released else await entry.changed(predicate)
         if not predicate(record):
             raise entries.closed_error(record)
         return record
@@ -126,7 +126,7 @@ class Registry:
         record = entry.record
         if record.state is not State.SENDING:
             return
-        if not self._store.is_shared and not self._in_hand[record.id]:
+        if not self._store.is_shared and record.id not in self._in_hand:
             now = self._clock.time()
             lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
             await self.apply(record.id, lost)
@@ -145,16 +145,9 @@ class Registry:
         if record is not None:
             self.told(record)
 
-    @contextlib.contextmanager
-    def in_hands(self, job_id: str) -> Iterator[None]:
+    def in_hands(self, job_id: str) -> AbstractContextManager[None]:
         """While a submit has the job in hand: it is neither purged, nor taken for one that its sender has left."""
-        self._in_hand[job_id] += 1
-        try:
-            yield
-        finally:
-            self._in_hand[job_id] -= 1
-            if not self._in_hand[job_id]:
-                del self._in_hand[job_id]
+        return self._in_hand.hold(job_id)
 
     def new_id(self, key: str | None) -> str:
         """The id of a new job. That of a keyed one is its key's, so that a job which comes back by its token alone is
@@ -210,9 +203,15 @@ class Registry:
         entry = self._entries.get(job_id)
         if entry is None or not entry.is_current:
             return change
-        log.warning("job %s was not in the store any more: written again", job_id)
-        await self._store.add(entry.record)
+        await self._add_again(entry)
         return await self._store.change(job_id, event)
+
+    async def _add_again(self, entry: JobEntry) -> None:
+        log.warning("job %s was not in the store any more: written again", entry.record.id)
+        record = entries.due_now(entry.record, self._clock.time())
+        await self._store.add(record)
+        entry.update(record)
+        self._on_change(record)
 
     async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
         """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
@@ -299,7 +298,7 @@ class Registry:
         return list(self._entries)
 
     def in_hand(self) -> frozenset[str]:
-        return frozenset(self._in_hand) | self._unwritten.ids
+        return self._in_hand.ids | self._unwritten.ids
 
     def told(self, record: JobRecord) -> None:
         held, entry = self._unwritten.get(record.id), self._entries.get(record.id)
@@ -309,7 +308,7 @@ class Registry:
             self._take(entry, record)
 
     def _take(self, entry: JobEntry, record: JobRecord) -> None:
-        """Take what the store says of a job; if it knows less than is known here, bring it to that."""
+        """Take what the store says; if it knows less than is known here, bring it to that."""
         if entry.is_current and entries.has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
         else:
@@ -329,8 +328,7 @@ class Registry:
         with contextlib.suppress(StoreError):  # the next look at all that is watched comes soon
             record = await self._store.get(known.id)
             if record is None:
-                log.warning("job %s was not in the store any more: written again", known.id)
-                await self._store.add(known)
+                await self._add_again(entry)
             elif entries.has_lost(known, record) and known.id not in self._unwritten:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
@@ -339,7 +337,8 @@ class Registry:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def release_waiters(self) -> None:
-        """Wake all waiters with `ClientClosed`; what is known by now is still written."""
+        """Wake all waiters with `ClientClosed`, also those to come; what is known by now is still written."""
+        self._released = True
         for entry in tuple(self._entries.values()):
             entry.close()
 

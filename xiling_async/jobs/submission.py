@@ -94,9 +94,13 @@ class Submission:
                 parcel.done(_closed())
         for _ in range(len(self._senders)):
             self._queue.put_nowait(None)
-        await self._senders.drain()
-        self._registry.release_waiters()
-        await self._keyed_work.drain()
+        try:
+            await self._senders.drain()
+            self._registry.release_waiters()
+            await self._keyed_work.drain()
+        except asyncio.CancelledError:
+            await self._keyed_work.cancel()
+            raise
 
     @property
     def in_flight(self) -> int:
@@ -114,6 +118,8 @@ class Submission:
 
     async def _purchase_once(self, order: Order, key: str) -> Purchase | None:
         """One purchase for all callers of this key."""
+        if self._closed:
+            raise _closed()
         running, shared = self._keyed.get(key, (order, None))
         if running.request != order.request:
             raise _other_request(key)
@@ -122,7 +128,13 @@ class Submission:
             shared = Shared(work)
             entry = self._keyed[key] = (order, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
-        return await shared.join()
+        try:
+            return await shared.join()
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            raise _closed(charged="maybe") from None  # a close that was cut short ended the work, not the caller
 
     def _forget(self, key: str, entry: object) -> None:
         if self._keyed.get(key) is entry:
@@ -208,6 +220,7 @@ class Submission:
             except asyncio.CancelledError:  # closing was cut short: the row tells the next client
                 parcel.done(_closed(charged="maybe"))
                 raise
+            del parcel  # while a sender waits for the next one, it keeps no job alive
 
     async def _next(self) -> _Parcel | None:
         self._idle += 1

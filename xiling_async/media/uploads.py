@@ -66,8 +66,10 @@ class Uploads:
     async def close(self) -> None:
         """End every upload: nothing depends on it but jobs that were not bought yet."""
         self._closed = True
-        await self._tasks.cancel()
-        await self._threads.close()
+        try:
+            await self._tasks.cancel()
+        finally:
+            await self._threads.close()
 
     async def sendable(self, request: Rq) -> Rq:
         """The request with the URLs of its local files. Raises `InvalidRequest` before anything was sent, and what

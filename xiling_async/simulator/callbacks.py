@@ -1,4 +1,4 @@
-"""The callback sender: tells the receiver what became of a task, as often and as badly as the faults want."""
+"""Jobs that are worked on, and their callbacks: as many, as often and as badly as the faults want."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import aiohttp
 from yarl import URL
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.jobs import Job, Task, callback_body
+from xiling_async.simulator.creates import Creates, Job, Task, callback_body
 from xiling_async.simulator.ledger import CallbackRecord, Ledger
 
 AT_ONCE = 64  # callbacks under way at the same time
@@ -81,3 +81,44 @@ class CallbackSender:
                 return response.status
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
+
+
+class Generations:
+    """The jobs that are being worked on."""
+
+    def __init__(self, creates: Creates, sender: CallbackSender, ledger: Ledger) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self._creates = creates
+        self._sender = sender
+        self._ledger = ledger
+
+    def begin(self, job: Job, answered: asyncio.Event, latency: float) -> asyncio.Task[None]:
+        """Work on this job, for so many seconds, once its create was answered."""
+        generation = asyncio.create_task(self._generate(job, answered, latency))
+        self.running.add(generation)
+        generation.add_done_callback(self._ended)
+        return generation
+
+    async def stop(self) -> None:
+        for generation in self.running:
+            generation.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+    def _ended(self, generation: asyncio.Task[None]) -> None:
+        self.running.discard(generation)
+        self._ledger.happened()
+
+    async def _generate(self, job: Job, answered: asyncio.Event, latency: float) -> None:
+        """Work, progress where asked for, the end of all tasks, callbacks."""
+        await answered.wait()
+        own = faults.find(job.given, faults.Latency)
+        seconds = latency if own is None else own.seconds
+        if seconds > 0:
+            self._creates.run(job)
+            await asyncio.sleep(seconds)
+        if faults.find(job.given, faults.ProgressCallback):
+            self._creates.run(job)
+            for task in job.tasks:
+                await self._sender.tell(task, task.status)
+        self._creates.end(job)
+        await self._sender.tell_ends(job)

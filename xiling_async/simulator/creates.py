@@ -1,4 +1,4 @@
-"""The desk where creates are decided: what is refused, what is sold, under which ids; no I/O."""
+"""Creates: what is refused, what is sold, under which ids, and what is said of it later; no I/O."""
 
 import json
 import random
@@ -11,10 +11,82 @@ from xiling_async.simulator import faults
 from xiling_async.simulator.answers import Answer, acceptance, envelope, parameter_error, refusal, task_not_found
 from xiling_async.simulator.directives import read_directives
 from xiling_async.simulator.faults import Fault
-from xiling_async.simulator.jobs import Job, Task, status_data
-from xiling_async.simulator.kinds import Kind
 from xiling_async.simulator.ledger import Ledger
-from xiling_async.simulator.parameters import IMAGE_UNREACHABLE, Problem, images
+from xiling_async.simulator.media import files
+from xiling_async.simulator.parameters import IMAGE_UNREACHABLE, Kind, Problem, images
+
+
+@attrs.frozen(eq=False)
+class Job:
+    """One charged create and the faults it was given."""
+
+    kind: Kind
+    body: Mapping[str, object]
+    callback_url: str | None
+    given: tuple[Fault, ...]
+    tasks: list["Task"] = attrs.field(factory=list, repr=False)
+
+
+@attrs.define(eq=False)
+class Task:
+    """One output of a job."""
+
+    id: str
+    index: int
+    job: Job
+    status: str = "PENDING"
+    error_message: str = ""
+    gets: int = 0
+    callbacks: int = 0
+    url_number: int = 0  # how often its URLs were replaced
+    url_refused: bool = False  # its URLs are gone, and somebody found out
+
+    def renew_urls(self) -> None:
+        """New URLs, if the old ones were tried in vain."""
+        self.url_number += self.url_refused
+        self.url_refused = False
+
+    def intended_end(self) -> tuple[str, str]:
+        """The status it ends with when nobody interferes, and its error message."""
+        fault = faults.find(self.job.given, faults.Failed)
+        if fault is not None and (fault.which is None or self.index in fault.which):
+            return "FAILED", fault.message
+        return "SUCCEEDED", ""
+
+
+def result_data(task: Task, origin: str, state: str) -> dict[str, object]:
+    """What status and callback have in common, for a task in this state."""
+    done = state == "SUCCEEDED"
+    return {
+        "task_id": task.id,
+        "status": state,
+        **{
+            field: files.signed_url(origin, f"{task.id}.{suffix}", task.url_number) if done else ""
+            for field, suffix in task.job.kind.results.items()
+        },
+        "error_message": task.error_message if state == task.status else "",
+    }
+
+
+def status_data(task: Task, origin: str) -> dict[str, object]:
+    """`data` of the status endpoint. What is not known before the end is null."""
+    told = task.job.kind.facts(task.job.body)
+    done = task.status == "SUCCEEDED"
+    return result_data(task, origin, task.status) | (told if done else dict.fromkeys(told))
+
+
+def callback_body(task: Task, origin: str, state: str) -> bytes:
+    """The bytes of a callback that reports this state."""
+    raw = faults.find(task.job.given, faults.RawCallback)
+    if raw is not None:
+        return raw.body
+    data = result_data(task, origin, state)
+    fields = faults.find(task.job.given, faults.CallbackFields)
+    if fields is not None:
+        data |= fields.changes
+    envelope = {"code": 0, "msg": "ok", "task_type": task.job.kind.task_type, "data": data}
+    return json.dumps(envelope).encode()
+
 
 # Tasks one create can make when the parameter checks are off.
 LENIENT_COUNT_LIMIT = 100
@@ -30,7 +102,7 @@ class Decision:
     job: Job | None = None
 
 
-class Desk:
+class Creates:
     """Scripts, ids and tasks: everything the service remembers of what it sold."""
 
     def __init__(self, ledger: Ledger, seed: int, is_dangling: Callable[[str], bool]) -> None:

@@ -11,19 +11,16 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.answers import Answer, parameter_error, unauthorised
-from xiling_async.simulator.callbacks import CallbackSender
-from xiling_async.simulator.connection import cut, headers_of, not_found, write
-from xiling_async.simulator.creates import Decision, Desk
-from xiling_async.simulator.delivery import Note, deliver
+from xiling_async.simulator.answers import Answer, cut, headers_of, not_found, parameter_error, unauthorised, write
+from xiling_async.simulator.callbacks import CallbackSender, Generations
+from xiling_async.simulator.creates import Creates, Decision, Job
 from xiling_async.simulator.fault import Fault, checked, names
-from xiling_async.simulator.generations import Generations
-from xiling_async.simulator.jobs import Job
-from xiling_async.simulator.kinds import KINDS, Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
+from xiling_async.simulator.media.delivery import Note, deliver
 from xiling_async.simulator.media.faults import MediaFault
 from xiling_async.simulator.media.storage import Storage
-from xiling_async.simulator.uploads import Uploads
+from xiling_async.simulator.media.uploads import Uploads
+from xiling_async.simulator.parameters import KINDS, Kind
 
 # How long a client that stalls in the middle of its request can delay the end.
 SHUTDOWN_TIMEOUT_S = 0.05
@@ -62,9 +59,9 @@ class Simulator:
         self.lenient = False
         self.ledger = Ledger()
         self._callback_timeout = callback_timeout
-        self._desk = Desk(self.ledger, seed, self._is_dangling)
+        self._creates = Creates(self.ledger, seed, self._is_dangling)
         self._uploads = Uploads(self.ledger, seed)
-        self._storage = Storage(self._desk.tasks)
+        self._storage = Storage(self._creates.tasks)
         self._arrived = 0
         self._media_asked = 0
         self._released = asyncio.Event()
@@ -87,7 +84,7 @@ class Simulator:
             raise
         self.port = int(runner.addresses[0][1])
         self._sender = CallbackSender(self.origin, self.ledger, self._callback_timeout)
-        self._generations = Generations(self._desk, self._sender, self.ledger)
+        self._generations = Generations(self._creates, self._sender, self.ledger)
         # Last in, first out: whoever waits is let go, the server ends, and with it what it still began.
         self._opened.push_async_callback(self._sender.close)
         self._opened.push_async_callback(self._generations.stop)
@@ -120,11 +117,11 @@ class Simulator:
 
     def script(self, *given: Fault) -> None:
         """The faults of the next create without a script; none makes it a plain one."""
-        self._desk.script(checked(given, "creates", _is_of_creates))
+        self._creates.script(checked(given, "creates", _is_of_creates))
 
     def default(self, *given: Fault) -> None:
         """The faults of every create that has no script of its own."""
-        self._desk.default = checked(given, "creates", _is_of_creates)
+        self._creates.default = checked(given, "creates", _is_of_creates)
 
     def media_default(self, *given: Fault) -> None:
         """The faults of the result files of every create that was given no media fault of its own."""
@@ -141,24 +138,24 @@ class Simulator:
     async def finish(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> int | None:
         """End a task and call back; the receiver's answer, None when it gave none or nothing was sent."""
         self.set_result(task_id, status=status, message=message)
-        return await self._sender.tell_end(self._desk.tasks[task_id])
+        return await self._sender.tell_end(self._creates.tasks[task_id])
 
     async def progress(self, task_id: str) -> int | None:
         """Move a task to its running status and call that back; the receiver's answer as in `finish`."""
-        task = self._desk.tasks[task_id]
-        self._desk.move(task, task.job.kind.running)
+        task = self._creates.tasks[task_id]
+        self._creates.move(task, task.job.kind.running)
         return await self._sender.tell(task, task.status)
 
     async def callback(self, task_id: str) -> int | None:
         """Send the callback for the current status of a task once more, also one that faults lose."""
-        task = self._desk.tasks[task_id]
+        task = self._creates.tasks[task_id]
         return await self._sender.send(task, task.status)
 
     def set_result(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> None:
         """Move a task to this status and call nobody: for those who poll."""
-        task = self._desk.tasks[task_id]
+        task = self._creates.tasks[task_id]
         fallback = task.intended_end()[1] or "Generation failed" if status == "FAILED" else ""
-        self._desk.move(task, status, fallback if message is None else message)
+        self._creates.move(task, status, fallback if message is None else message)
 
     def hold_answers(self) -> None:
         """Accepted creates wait before they are answered, until `release_answers`."""
@@ -207,7 +204,7 @@ class Simulator:
         self._arrived += 1
         record = PostRecord(number=self._arrived, headers=headers_of(request), read=False)
         known = self._is_authorised(request)
-        scripted = self._desk.next_script() if known else ()
+        scripted = self._creates.next_script() if known else ()
         record = attrs.evolve(record, faults=names(scripted))
         if faults.find(scripted, faults.DropBeforeRead):
             self.ledger.post(record)
@@ -220,7 +217,9 @@ class Simulator:
         except BaseException:  # the client went away in the middle of it
             self.ledger.post(record)
             raise
-        decision = self._desk.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
+        decision = (
+            self._creates.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
+        )
         self._write_down(record, decision)
         if decision.job is None:
             return await write(request, decision.answer, self._stopped)
@@ -261,7 +260,7 @@ class Simulator:
     async def _status(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         task_id = request.match_info["task_id"]
         known = self._is_authorised(request)
-        answer = self._desk.status_answer(kind, task_id, self.origin) if known else unauthorised()
+        answer = self._creates.status_answer(kind, task_id, self.origin) if known else unauthorised()
         self.ledger.get(GetRecord(task_id, answer.status or 0))
         return await write(request, answer, self._stopped)
 

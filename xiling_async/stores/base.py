@@ -28,6 +28,10 @@ from xiling_async.models.lifecycle import Change, Event
 from xiling_async.models.record import JobRecord
 
 
+class UnusableDatabase(Exception):
+    """This file or database cannot hold a store; the message says why."""
+
+
 class Watcher(Protocol):
     """Who waits for jobs that other processes may change."""
 

@@ -38,7 +38,7 @@ for _plain in (str, int, float, bool):  # as they were written: cattrs would mak
 
 class RowReader:
     """Reads many rows. One that cannot be read (a damaged file, a newer version's) is skipped, so that it hides no
-    other, and logged once; whoever asks for that very job gets a `StoreError`. `skipped`: the ids of such jobs.
+    other, and logged once; asking for that very job raises `StoreError`. `skipped`: the ids of such jobs.
 
     `read`: the record of one row, whose first column is the job's id.
     """

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +16,8 @@ from typing import Final
 
 from xiling_async._internal.file_lock import Locked, check_owner, lock_file, this_process
 from xiling_async.errors import StoreError
-from xiling_async.stores.sqlite_schema import Unfit, migrate_copy, prepare
+from xiling_async.stores.base import UnusableDatabase
+from xiling_async.stores.sqlite_schema import migrate_copy, prepare
 
 IN_USE_HERE: Final = "is in use by another client of this process: share the client instead. Nothing was sent."
 _SIDE_FILES: Final = ("-wal", "-journal", "-shm")  # SQLite believes what stands in them
@@ -83,7 +85,7 @@ class DatabaseFile:
             if _copy(path, copy):
                 break
         else:
-            raise Unfit("it is written too busily to be copied; try again")
+            raise UnusableDatabase("it is written too busily to be copied; try again")
         connection = self._connect(copy, isolation_level=None)
         stack.callback(connection.close)
         connection.text_factory = _TEXT
@@ -104,11 +106,12 @@ class DatabaseFile:
         except BaseException:
             part.unlink()
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if sys.platform != "win32":  # there a folder cannot be opened
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     # --- errors --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
+from xiling_async.stores.base import UnusableDatabase
+
 # One script a version; `user_version` says how many have run. Scripts are only ever added at the end.
 MIGRATIONS: Final = (
     """
@@ -35,12 +37,8 @@ _PRAGMAS: Final = (
 )  # fmt: skip
 
 
-class Unfit(Exception):
-    """This file, or this SQLite, cannot hold a store; the message says why."""
-
-
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make the file ours and today's. Raises `Unfit` or `sqlite3.Error`; a file that is not ours is not touched."""
+    """Make the file ours and today's. Raises `UnusableDatabase` or `sqlite3.Error`; a foreign file is not touched."""
     _set(connection, *_FIRST)
     _check(connection, len(MIGRATIONS))
     for pragma in _PRAGMAS:
@@ -55,7 +53,7 @@ def migrate_copy(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     _check(connection, len(MIGRATIONS))
     if not version:
-        raise Unfit("it is empty")
+        raise UnusableDatabase("it is empty")
     migrate(connection, MIGRATIONS)
     _set(connection, "query_only", 1)
 
@@ -64,7 +62,7 @@ def _set(connection: sqlite3.Connection, name: str, wanted: str | int) -> None:
     connection.execute(f"PRAGMA {name} = {wanted}")
     got = connection.execute(f"PRAGMA {name}").fetchone()
     if got != (wanted,):
-        raise Unfit(f"SQLite does not do {name}={wanted} here (it says {got})")
+        raise UnusableDatabase(f"SQLite does not do {name}={wanted} here (it says {got})")
 
 
 def _check(connection: sqlite3.Connection, known: int) -> None:
@@ -72,9 +70,9 @@ def _check(connection: sqlite3.Connection, known: int) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if application != APPLICATION and (application or version or tables):
-        raise Unfit("it is the database of another application; give the store a file of its own")
+        raise UnusableDatabase("it is the database of another application; give the store a file of its own")
     if version > known:
-        raise Unfit(
+        raise UnusableDatabase(
             f"it was written by a newer xiling_async (its schema is {version}, this one knows {known}); upgrade the "
             "package. The file was not touched"
         )

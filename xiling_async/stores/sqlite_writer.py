@@ -1,8 +1,8 @@
 """One thread that owns one SQLite connection, and commits what arrives together in one transaction.
 
-A durable commit costs an fsync, so everything that waits while one runs shares the next. One piece of work that fails
-takes nobody with it: then the group is done once more, each piece in a transaction of its own (a savepoint would not
-do: a full disk ends the whole transaction). Nobody hears of a result before the commit.
+A durable commit costs an fsync, so everything that waits while one runs shares the next. A piece of work that fails
+does not fail the others: the group is then done again, each piece in a transaction of its own (a savepoint would not
+do: a full disk ends the whole transaction). No caller gets a result before the commit.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Writer:
         return failed
 
     def _tell(self, tell: Callable[..., None], *what: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everybody who waited
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and all callers with it
             self._loop.call_soon_threadsafe(tell, *what)
 
 

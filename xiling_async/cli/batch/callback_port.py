@@ -31,7 +31,7 @@ def keep(folder: Path, port: int) -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens there now."""
+    """Whether this port is free now."""
     with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))

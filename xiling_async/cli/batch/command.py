@@ -15,9 +15,9 @@ from xiling_async.cli import output, runtime, session
 from xiling_async.cli.batch import callback_port, display, gallery, run
 from xiling_async.cli.batch import input as rows
 from xiling_async.cli.batch.gallery import Page, Phase, Status
-from xiling_async.cli.batch.input import Flaw, Found, Row
-from xiling_async.cli.batch.run import Flow, Shelves
-from xiling_async.cli.batch.state import Tally
+from xiling_async.cli.batch.input import Found, Row, RowProblem
+from xiling_async.cli.batch.run import BatchRun, BatchSaver
+from xiling_async.cli.batch.state import BatchState
 from xiling_async.cli.output import count
 from xiling_async.cli.report import Stopped
 from xiling_async.cli.session import Session
@@ -77,16 +77,16 @@ def batch(
         public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
     )  # fmt: skip
     of.check()
-    found, known = runtime.run(looked_up(rows.read(file), out / STORE))
+    found, known = runtime.run(looked_up(rows.read(file), out / STORE, read_only=dry_run))
     wanted = of.valid(found)
     for row in wanted:
-        of.tally.add(row, known.get(row.key))
+        of.state.add(row, known.get(row.key))
     if dry_run:
-        display.foretell(output.console(), of.tally, skipped=found.flawed)
+        display.foretell(output.console(), of.state, skipped=found.flawed)
         return
     of.buy_all()
-    display.summary(output.console(), of.tally, out, skipped=found.flawed)
-    statuses = {entry.status() for entry in of.tally.bad}
+    display.summary(output.console(), of.state, out, skipped=found.flawed)
+    statuses = {entry.status() for entry in of.state.bad}
     if statuses:
         raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
 
@@ -94,14 +94,14 @@ def batch(
 # --- what is to be bought ------------------------------------------------------------------------------------------
 
 
-async def looked_up(found: Found, path: Path) -> tuple[Found, dict[str, JobRecord]]:
+async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found, dict[str, JobRecord]]:
     """The same rows held against what the store in this file remembers, and the jobs that it has of them.
 
     Raises `StoreError`.
     """
     if not await asyncio.to_thread(path.exists):
         return found, {}
-    store = SQLiteStore(path)
+    store = SQLiteStore(path, read_only=read_only)  # held by another batch, it is refused before the page is touched
     await store.open()
     try:
         wanted = {row.key: row for row in found.rows}
@@ -111,7 +111,9 @@ async def looked_up(found: Found, path: Path) -> tuple[Found, dict[str, JobRecor
     held = {key: record for key, record in known.items() if key is not None}
     rows_now = tuple(_as_bought(row, held.get(row.key)) for row in found.rows)
     taken = [
-        Flaw(row.line, f"key={row.key!r}: already names a job with another request in {path}; accepted: a new key")
+        RowProblem(
+            row.line, f"key={row.key!r}: already names a job with another request in {path}; accepted: a new key"
+        )
         for row in rows_now
         if row.key in held and held[row.key].request != row.request
     ]
@@ -136,7 +138,7 @@ class Batch(Session):
     place: Path
     in_flight: int
     skip_invalid: bool
-    tally: Tally = field(factory=lambda: Tally(began_at=SystemClock().time()))
+    state: BatchState = field(factory=lambda: BatchState(began_at=SystemClock().time()))
 
     def valid(self, found: Found) -> tuple[Row, ...]:
         """The rows to buy. Raises `InvalidRequest` with every flaw, unless rows may be left out."""
@@ -149,9 +151,9 @@ class Batch(Session):
 
     def buy_all(self) -> None:
         """Buy what is not bought yet, and save all of it. Raises `Stopped`, and what ends the whole batch."""
-        if gallery.is_somebody_elses(self.place):
+        if gallery.is_foreign(self.place):
             raise ConfigurationError(
-                f"{self.place / gallery.NAME} is a page of somebody else's. Nothing was sent: choose another --out."
+                f"{self.place / gallery.NAME} is not a page of this command. Nothing was sent: choose another --out."
             )
         phase = Phase.STOPPED
         try:
@@ -173,14 +175,18 @@ class Batch(Session):
             store=self.jobs,
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
+            on_event=self.watch.on_event,
         )
-        shelves = Shelves(self.place, client, allow_private=allow_private)
-        await shelves.make()
+        for entry in self.state.entries.values():
+            if entry.record is not None:
+                self.watch.follow(entry.record)
+        saver = BatchSaver(self.place, client, allow_private=allow_private)
+        await saver.make()
         with output.logged_errors(self.out):
-            async with display.shown(self.out, self.tally, self.watch) as tell, client:
+            async with display.BatchDisplay(self.out, self.state, self.watch) as shown, client:
                 if receiver is not None and receiver.port and self.port == 0:
                     await asyncio.to_thread(callback_port.keep, self.place, receiver.port)
-                await Flow(client, self.jobs, self.tally, shelves, self.page, tell).run(self.in_flight)
+                await BatchRun(client, self.jobs, self.state, saver, self.page, shown).run(self.in_flight)
 
     def _receiver_again(self) -> WebhookReceiver | None:
         """The receiver; for `--port 0` where the one of an earlier run was, so that it hears what that one awaited."""
@@ -194,8 +200,8 @@ class Batch(Session):
 
     def page(self, phase: Phase) -> tuple[Path, Page]:
         """Where the page is, and what is on it now."""
-        note = "" if phase is Phase.RUNNING or not self.tally.unfinished else f"Go on with: {self.again}"
-        clips = self.tally.clips()
+        note = "" if phase is Phase.RUNNING or not self.state.unfinished else f"Go on with: {self.again}"
+        clips = self.state.clips()
         return self.place, Page(
             title=self.file.name, clips=clips, phase=phase, written_at=SystemClock().time(), note=note
         )
@@ -217,11 +223,11 @@ class Batch(Session):
 
     def stopped(self) -> Stopped:
         """What Ctrl-C leaves behind."""
-        steps = self.tally.steps
+        steps = self.state.steps
         told = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
-        charged: Charged = "yes" if any(entry.is_bought for entry in self.tally.entries.values()) else "no"
+        charged: Charged = "yes" if any(entry.is_bought for entry in self.state.entries.values()) else "no"
         return Stopped(
-            f"Stopped: of {count(len(self.tally.entries), 'row')} {told}. Nothing is lost: the same command goes on, "
-            f"and buys nothing twice: {self.again}",
+            f"Stopped. {count(len(self.state.entries), 'row')}: {told}. Nothing is lost: run the same command to go "
+            f"on; it buys nothing twice: {self.again}",
             charged=charged,
         )

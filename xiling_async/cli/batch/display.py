@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output
 from xiling_async.cli.batch import gallery, results
-from xiling_async.cli.batch.state import Entry, Tally, words_of_problem
+from xiling_async.cli.batch.state import BatchState, RowState, words_of_problem
+from xiling_async.cli.live import LiveDisplay
 from xiling_async.cli.watch import Watch
 
 REPAINT_S: Final = 0.25
 DOUBTS_SHOWN: Final = 20
-TELL_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
+COUNT_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
 STEPS: Final = {
     "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan",
     "uncertain": "yellow", "done": "green", "failed": "red",
@@ -32,40 +29,38 @@ STEPS: Final = {
 MONEY_STYLES: Final = {"no": "green", "maybe": "yellow", "yes": "magenta"}
 
 
-@asynccontextmanager
-async def shown(out: Console, tally: Tally, watch: Watch) -> AsyncIterator[Callable[[Entry], None]]:
-    """Show the rows while they run, and tell the tally what is written of their jobs. What is given is to be called
-    with each row that is over."""
-    live = Live(console=out, auto_refresh=False, transient=True) if output.is_live(out) else None
-    painter = asyncio.create_task(_paint(out, live, tally, watch), name="xiling board")
-    try:
-        if live is None:
-            yield lambda entry: output.say(out, row_line(entry, tally))
-        else:
-            with live:
-                yield lambda entry: _complain(out, entry)
-    finally:
-        painter.cancel()
-        await asyncio.gather(painter, return_exceptions=True)
-        tally.saw(watch.news())
+class BatchDisplay(LiveDisplay):
+    """The rows while they run; it also tells the state what is written of their jobs."""
+
+    def __init__(self, out: Console, state: BatchState, watch: Watch) -> None:
+        super().__init__(out)
+        self._state = state
+        self._watch = watch
+        self._counted_at = self._began_at
+
+    def picture(self) -> RenderableType:
+        return board(self._state, self._clock.time(), self._out.width)
+
+    def tell(self) -> None:
+        self._state.saw(self._watch.news())
+        _say_doubts(self._out, self._state.doubts())
+        now = self._clock.time()
+        if self._live is None and now - self._counted_at >= COUNT_S:
+            self._counted_at = now
+            output.say(self._out, f"{_steps(self._state)}; {_pace(self._state, now)}")
+
+    async def pause(self) -> None:
+        await self._clock.sleep(REPAINT_S)
+
+    def over(self, entry: RowState) -> None:
+        """This row is over."""
+        if self._live is None:
+            output.say(self._out, row_line(entry, self._state))
+        elif not entry.is_good:
+            _complain(self._out, entry)
 
 
-async def _paint(out: Console, live: Live | None, tally: Tally, watch: Watch) -> None:
-    clock = SystemClock()
-    told_at = clock.time()
-    while True:
-        tally.saw(watch.news())
-        _say_doubts(out, tally.doubts())
-        now = clock.time()
-        if live is not None:
-            live.update(board(tally, now, out.width), refresh=True)
-        elif now - told_at >= TELL_S:
-            told_at = now
-            output.say(out, f"{_steps(tally)}; {_pace(tally, now)}")
-        await clock.sleep(REPAINT_S)
-
-
-def _say_doubts(out: Console, doubts: Sequence[Entry]) -> None:
+def _say_doubts(out: Console, doubts: Sequence[RowState]) -> None:
     """Rows that may have been bought and may have to be waited for to the end are named at once."""
     for entry in doubts[:DOUBTS_SHOWN]:
         output.say(
@@ -78,52 +73,52 @@ def _say_doubts(out: Console, doubts: Sequence[Entry]) -> None:
         output.say(out, f"... and {output.count(len(doubts) - DOUBTS_SHOWN, 'such row')} more", "yellow")
 
 
-def board(tally: Tally, now: float, width: int) -> RenderableType:
+def board(state: BatchState, now: float, width: int) -> RenderableType:
     """A bar, the steps, the pace."""
     width = min(width, output.WIDEST)
-    told = f"{tally.over}/{len(tally.entries)} rows  {output.count(tally.videos, 'video')}"
+    told = f"{state.over}/{len(state.entries)} rows  {output.count(state.videos, 'video')}"
     bar = Table.grid(padding=(0, 2, 0, 0))
-    total = len(tally.entries)
-    bar.add_row(ProgressBar(total=total, completed=tally.over, width=max(10, width - len(told) - 5)), told)
+    total = len(state.entries)
+    bar.add_row(ProgressBar(total=total, completed=state.over, width=max(10, width - len(told) - 5)), told)
     steps = Text(no_wrap=True, overflow="ellipsis")
-    for step, number in _numbers(tally):
+    for step, number in _numbers(state):
         steps.append(f"{number} {step}   ", style=STEPS[step])
-    return Group(bar, steps, Text(_pace(tally, now), style="dim", no_wrap=True, overflow="ellipsis"))
+    return Group(bar, steps, Text(_pace(state, now), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
-def _numbers(tally: Tally) -> list[tuple[str, int]]:
-    found = tally.steps
+def _numbers(state: BatchState) -> list[tuple[str, int]]:
+    found = state.steps
     return [(step, found[step]) for step in STEPS if found[step]]
 
 
-def _steps(tally: Tally) -> str:
-    return ", ".join(f"{number} {step}" for step, number in _numbers(tally))
+def _steps(state: BatchState) -> str:
+    return ", ".join(f"{number} {step}" for step, number in _numbers(state))
 
 
-def _pace(tally: Tally, now: float) -> str:
-    told = output.clock_of(now - tally.began_at)
-    rate, left_s = tally.rate(now), tally.left_s(now)
-    if tally.over < len(tally.entries) == tally.over + tally.steps["uncertain"]:
-        return f"{told}   waiting for the callbacks of {output.count(tally.steps['uncertain'], 'uncertain row')}"
+def _pace(state: BatchState, now: float) -> str:
+    told = output.clock_of(now - state.began_at)
+    rate, left_s = state.rate(now), state.left_s(now)
+    if state.over < len(state.entries) == state.over + state.steps["uncertain"]:
+        return f"{told}   waiting for the callbacks of {output.count(state.steps['uncertain'], 'uncertain row')}"
     if rate is None or left_s is None:
         return told
     speed = f"{rate:.1f} rows a second" if rate >= 1 else f"{rate * 60:.1f} rows a minute"
     return f"{told}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
 
 
-def row_line(entry: Entry, tally: Tally) -> str:
+def row_line(entry: RowState, state: BatchState) -> str:
     """How a row ended, and how many have."""
-    digits = len(str(len(tally.entries)))
-    where = f"[{tally.over:{digits}}/{len(tally.entries)}] line {entry.row.line}"
+    digits = len(str(len(state.entries)))
+    where = f"[{state.over:{digits}}/{len(state.entries)}] line {entry.row.line}"
     if entry.is_good:
         return f"{where}: done, {output.count(len(entry.files), 'video')}"
     told, money = words_of_problem(entry)
     return f"{where}: {money}: {told}"
 
 
-def foretell(out: Console, tally: Tally, *, skipped: int) -> None:
+def foretell(out: Console, state: BatchState, *, skipped: int) -> None:
     """What a run would buy."""
-    entries = list(tally.entries.values())
+    entries = list(state.entries.values())
     new = [entry.row.request for entry in entries if not entry.was_bought]
     known = len(entries) - len(new)
     output.say(out, f"{output.count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
@@ -135,9 +130,9 @@ def foretell(out: Console, tally: Tally, *, skipped: int) -> None:
     output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
 
 
-def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
+def summary(out: Console, state: BatchState, folder: Path, *, skipped: int) -> None:
     """How it ended: numbers, every row that did not succeed with what that means, and where everything is."""
-    entries, bad = list(tally.entries.values()), tally.bad
+    entries, bad = list(state.entries.values()), state.bad
     now = sum(entry.is_bought and not entry.was_bought for entry in entries)
     before = sum(entry.was_bought for entry in entries)
     told = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
@@ -149,7 +144,7 @@ def summary(out: Console, tally: Tally, folder: Path, *, skipped: int) -> None:
         output.say(out, "")
         for line in _advice(bad):
             output.say(out, line)
-    names = (f"{output.count(tally.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
+    names = (f"{output.count(state.videos, 'video')} in {folder}", f"page: {folder / gallery.NAME}")
     for line in (*names, f"results: {folder / results.NAME}"):
         output.say_to_copy(out, line)
 
@@ -158,7 +153,7 @@ def _left_out(skipped: int) -> str:
     return f", {output.count(skipped, 'row')} left out as not valid" if skipped else ""
 
 
-def _table(out: Console, bad: Sequence[Entry]) -> None:
+def _table(out: Console, bad: Sequence[RowState]) -> None:
     if not output.is_live(out):
         for entry in bad:
             told, money = words_of_problem(entry)
@@ -176,24 +171,23 @@ def _table(out: Console, bad: Sequence[Entry]) -> None:
     out.print(table)
 
 
-def _advice(bad: Sequence[Entry]) -> Iterator[str]:
-    """What to do next about each kind of misfortune."""
+def _advice(bad: Sequence[RowState]) -> Iterator[str]:
+    """What to do next about each kind of failure."""
     found = {entry.status() for entry in bad if not entry.unsaved}
     if gallery.Status.REFUSED in found:
-        yield "What was not bought, the same command tries again."
+        yield "Rows that were not bought are tried again by the same command."
     if gallery.Status.FAILED in found:
-        yield "What the service could not make is not bought again: give the row a new `key` to try it once more."
+        yield "What the service could not make is not bought again: to try once more, give the row a new `key`."
     if gallery.Status.UNCERTAIN in found:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "
             "look at the vendor's own list of creations."
         )
     if gallery.Status.RUNNING in found or any(entry.unsaved for entry in bad):
-        yield "What is bought and not here yet, the same command goes on with."
+        yield "The same command goes on with what is bought and not here yet."
 
 
-def _complain(out: Console, entry: Entry) -> None:
-    if not entry.is_good:
-        told, money = words_of_problem(entry)
-        line = Text(f"line {entry.row.line}: {money}: {told}", style="red", no_wrap=True, overflow="ellipsis")
-        out.print(line)  # all of it is in the table at the end
+def _complain(out: Console, entry: RowState) -> None:
+    told, money = words_of_problem(entry)
+    line = Text(f"line {entry.row.line}: {money}: {told}", style="red", no_wrap=True, overflow="ellipsis")
+    out.print(line)  # all of it is in the table at the end

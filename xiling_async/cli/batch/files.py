@@ -1,4 +1,4 @@
-"""Files that a batch writes into its folder: never through a link, and never over a file of somebody else."""
+"""Files that a batch writes into its folder: never through a link, and never over a file of another user."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The page to look at: every clip of a batch in one HTML file beside the media, which needs nothing from elsewhere.
 
-Everything in it is text of somebody else's: Jinja escapes it, and the page's own policy lets nothing run but the script
+Everything in it is text of strangers: Jinja escapes it, and the page's own policy lets nothing run but the script
 that is part of it. Signed URLs are not in it: they are secrets, and they end.
 """
 
@@ -111,8 +111,8 @@ def write(page: Page, folder: Path) -> None:
     part.replace(folder / NAME)
 
 
-def is_somebody_elses(folder: Path) -> bool:
-    """Whether a page stands there that is not ours to write over; blocks."""
+def is_foreign(folder: Path) -> bool:
+    """Whether there is a page that another program made; blocks."""
     try:
         if not is_own(folder / NAME):
             return True

@@ -44,7 +44,7 @@ class Row:
 
 
 @frozen
-class Flaw:
+class RowProblem:
     """Something that is wrong with a row."""
 
     line: int
@@ -59,14 +59,14 @@ class Found:
     """What a file of jobs holds: the rows that can be bought, and everything that is wrong with the others."""
 
     rows: tuple[Row, ...]
-    flaws: tuple[Flaw, ...] = ()
+    flaws: tuple[RowProblem, ...] = ()
 
     @property
     def flawed(self) -> int:
         """How many rows are not valid."""
         return len({flaw.line for flaw in self.flaws})
 
-    def without(self, flaws: Iterable[Flaw]) -> Found:
+    def without(self, flaws: Iterable[RowProblem]) -> Found:
         """The same with more flaws; their rows are no longer to be bought."""
         more = tuple(flaws)
         bad = {flaw.line for flaw in more}
@@ -75,7 +75,7 @@ class Found:
 
 
 class _Wrong(Exception):
-    """This is no row; the text says why."""
+    """This is not a valid row; the text says why."""
 
 
 def read(path: Path) -> Found:
@@ -87,7 +87,7 @@ def read(path: Path) -> Found:
     if read_of is None:
         raise _of_file(path, "its name ends neither in .jsonl nor in .csv")
     rows: list[Row] = []
-    flaws: list[Flaw] = []
+    flaws: list[RowProblem] = []
     keys: dict[str, int] = {}
     repeated: Counter[str] = Counter()
     for line, given in read_of(path, _text(path)):
@@ -98,7 +98,7 @@ def read(path: Path) -> Found:
             if row.key in keys:
                 raise _Wrong(f"{KEY}={row.key!r}: is the key of line {keys[row.key]} too; accepted: a key of its own")
         except _Wrong as wrong:
-            flaws += [Flaw(line, text) for text in str(wrong).split("\n")]
+            flaws += [RowProblem(line, text) for text in str(wrong).split("\n")]
             continue
         keys[row.key] = line
         rows.append(row)
@@ -109,7 +109,7 @@ def read(path: Path) -> Found:
 
 
 def _of_file(path: Path, why: str) -> InvalidRequest:
-    return InvalidRequest(f"{path} is no file of jobs: {why}. Nothing was sent.")
+    return InvalidRequest(f"{path} is not a file of jobs: {why}. Nothing was sent.")
 
 
 def _text(path: Path) -> str:
@@ -132,13 +132,13 @@ def _lines(_: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | _Wrong
             continue
         try:
             value = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
-            yield number, value if isinstance(value, dict) else _Wrong("is no JSON object")
+            yield number, value if isinstance(value, dict) else _Wrong("is not a JSON object")
         except _Wrong as wrong:
             yield number, wrong
         except json.JSONDecodeError as wrong:
-            yield number, _Wrong(f"is no JSON: {wrong.msg}, at character {wrong.pos + 1}")
+            yield number, _Wrong(f"is not JSON: {wrong.msg}, at character {wrong.pos + 1}")
         except (ValueError, RecursionError):  # a number of thousands of digits, a nest of thousands of lists
-            yield number, _Wrong("is no JSON of a job")
+            yield number, _Wrong("is not the JSON of a job")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise _Wrong(f"{name} is no JSON")
+    raise _Wrong(f"{name} is not JSON")
 
 
 # --- CSV -----------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _cells(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | _Wr
             else:
                 yield began, _record(names, cells)
     except csv.Error as wrong:  # what follows cannot be told apart any more
-        raise _of_file(path, f"line {line} is no CSV ({wrong})") from None
+        raise _of_file(path, f"line {line} is not CSV ({wrong})") from None
 
 
 def _header(path: Path, names: list[str]) -> list[str]:
@@ -190,7 +190,7 @@ def _record(names: list[str], cells: list[str]) -> Mapping[str, Any] | _Wrong:
     cells = [*cells, *[""] * (len(names) - len(cells))]
     strays = [cell for place, cell in enumerate(cells) if cell.strip() and (place >= len(names) or not names[place])]
     if strays:
-        return _Wrong(f"{strays[0]!r} stands in no column: there are more cells than the header names")
+        return _Wrong(f"{strays[0]!r} is in no column: there are more cells than the header names")
     return {name: _value(name, cell) for name, cell in zip(names, cells, strict=False) if name and cell.strip()}
 
 
@@ -233,7 +233,7 @@ def _row(line: int, given: Mapping[str, Any], folder: Path, repeated: Counter[st
 def _strangers(values: Mapping[str, Any]) -> Iterator[str]:
     for name in values:
         if name not in _FIELDS:
-            yield f"{name!r} is no field; accepted: {', '.join((KEY, *_FIELDS))}"
+            yield f"{name!r} is not a field; accepted: {', '.join((KEY, *_FIELDS))}"
 
 
 def _bad_key(key: object) -> Iterator[str]:
@@ -241,11 +241,11 @@ def _bad_key(key: object) -> Iterator[str]:
         return
     if not isinstance(key, str) or not key.strip() or not key.isprintable() or len(key) > _KEY_CHARACTERS:
         accepted = f"plain text of at most {_KEY_CHARACTERS} characters, or none"
-        yield str(Problem(field=KEY, value=key, rule="is no key", accepted=accepted))
+        yield str(Problem(field=KEY, value=key, rule="is not a key", accepted=accepted))
 
 
 def _with_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What is no URL is a local file, named as seen from the file of jobs."""
+    """What is not a URL is a local file, relative to the file of jobs."""
 
     def picture(value: Any) -> Any:
         if not isinstance(value, str) or not value.strip() or "://" in value:
@@ -282,14 +282,14 @@ def _derived(values: Mapping[str, Any], repeated: Counter[str]) -> str:
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _of_pictures(rows: Iterable[Row]) -> list[Flaw]:
+def _of_pictures(rows: Iterable[Row]) -> list[RowProblem]:
     """What is wrong with local pictures; each file is looked at once."""
     wanted = [(row.line, name, path) for row in rows for name, path in row.request.local_files().items()]
     paths = list(dict.fromkeys(path for _, _, path in wanted))
     with ThreadPoolExecutor(_LOOKING, thread_name_prefix="xiling look") as threads:
         unfit = dict(zip(paths, threads.map(_unfit, paths), strict=True))
     return [
-        Flaw(line, str(Problem(field=name, value=str(path), rule=why, accepted=ACCEPTED)))
+        RowProblem(line, str(Problem(field=name, value=str(path), rule=why, accepted=ACCEPTED)))
         for line, name, path in wanted
         if (why := unfit[path]) is not None
     ]

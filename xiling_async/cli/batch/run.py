@@ -14,11 +14,12 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.cli.batch import gallery
+from xiling_async.cli.batch.display import BatchDisplay
 from xiling_async.cli.batch.files import reason
 from xiling_async.cli.batch.gallery import Page, Phase
 from xiling_async.cli.batch.results import Results
-from xiling_async.cli.batch.state import Entry, Tally
-from xiling_async.cli.saving import Shelf
+from xiling_async.cli.batch.state import BatchState, RowState
+from xiling_async.cli.saving import Saver
 from xiling_async.client import Client
 from xiling_async.errors import Unauthorized
 from xiling_async.jobs.map import Finished
@@ -31,7 +32,7 @@ BEAT_S: Final = 30.0  # and while nothing does: the page tells that the batch is
 PAGE_SHARE: Final = 20  # writing pages may take one part of so many of the time
 
 
-class Shelves:
+class BatchSaver:
     """Where the files go: the video that matters, and the thumbnail, without which a clip is good all the same."""
 
     def __init__(self, folder: Path, client: Client, *, allow_private: bool) -> None:
@@ -39,45 +40,45 @@ class Shelves:
         self.folder = folder
         self._client = client
         self._allow_private = allow_private
-        self._videos = Shelf(folder, nowhere)
-        self._thumbnails = Shelf(folder, nowhere, what="thumbnail")
+        self._videos = Saver(folder, nowhere)
+        self._thumbnails = Saver(folder, nowhere, what="thumbnail")
 
     async def make(self) -> None:
         """Make the folder. Raises `ConfigurationError`."""
         await self._videos.make()
 
-    async def save(self, entry: Entry, results: Sequence[Any]) -> None:
+    async def save(self, entry: RowState, results: Sequence[Any]) -> None:
         """Save these, and note in the entry what is there and why something is not."""
         errors = await self._videos.save(self._client, results, allow_private=self._allow_private)
         pictured = [result for result in results if getattr(result, "thumbnail_url", None)]
         await self._thumbnails.save(self._client, pictured, allow_private=self._allow_private)
         entry.unsaved = tuple(errors)
         for result in results:
-            for shelf, names in ((self._videos, entry.files), (self._thumbnails, entry.thumbnails)):
-                if result.task_id in shelf.files:
-                    names[result.task_id] = shelf.files[result.task_id][0].name
+            for saver, names in ((self._videos, entry.files), (self._thumbnails, entry.thumbnails)):
+                if result.task_id in saver.files:
+                    names[result.task_id] = saver.files[result.task_id][0].name
 
 
-class Flow:
-    """`page`: where the page is, and what is on it now. `tell` is called with each row that is over."""
+class BatchRun:
+    """`page`: where the page is, and what is on it now."""
 
     def __init__(
         self,
         client: Client,
         jobs: Store,
-        tally: Tally,
-        shelves: Shelves,
+        state: BatchState,
+        saver: BatchSaver,
         page: Callable[[Phase], tuple[Path, Page]],
-        tell: Callable[[Entry], None],
+        display: BatchDisplay,
     ) -> None:
         self._client = client
         self._jobs = jobs
-        self._tally = tally
-        self._shelves = shelves
+        self._state = state
+        self._saver = saver
         self._page = page
-        self._tell = tell
+        self._display = display
         self._clock = SystemClock()
-        self._results = Results(shelves.folder)
+        self._results = Results(saver.folder)
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(SETTLING)
         self._settling = Tasks()
@@ -90,7 +91,7 @@ class Flow:
         await asyncio.to_thread(self._results.open)
         self._runner = asyncio.current_task()
         self._painting.start(self._paint(), name="xiling page")
-        pairs = ((entry.row.key, entry.row.request) for entry in self._tally.in_turn())
+        pairs = ((entry.row.key, entry.row.request) for entry in self._state.in_turn())
         try:
             async with aclosing(self._client.map(pairs, in_flight=in_flight)) as endings:
                 async for ending in endings:
@@ -113,16 +114,16 @@ class Flow:
         try:
             if isinstance(ending.error, Unauthorized):  # so it will be with every other row
                 raise ending.error
-            entry = self._tally.entries[ending.key or ""]
+            entry = self._state.entries[ending.key or ""]
             record = await self._jobs.by_key(entry.row.key)
-            self._tally.saw([] if record is None else [record])
+            self._state.saw([] if record is None else [record])
             entry.error = ending.error
             outcomes = record.outcomes if record is not None else ()
-            await self._shelves.save(entry, [one.result for one in outcomes if isinstance(one, Succeeded)])
+            await self._saver.save(entry, [one.result for one in outcomes if isinstance(one, Succeeded)])
             async with self._writing:
                 await asyncio.to_thread(self._results.add, entry.lines())
-            self._tally.ended(entry, self._clock.time())
-            self._tell(entry)
+            self._state.ended(entry, self._clock.time())
+            self._display.over(entry)
         except Exception as error:  # the key, the store or the results file: no row can go on without them
             self._break(error)
         finally:
@@ -136,12 +137,12 @@ class Flow:
                 self._runner.cancel()
 
     async def _paint(self) -> None:
-        """The page, written anew when something has changed, and now and then when nothing has."""
+        """The page, written again when something has changed, and now and then when nothing has."""
         revision, written_at = -1, -math.inf
         while True:
             began_at = self._clock.time()
-            if self._tally.revision != revision or began_at - written_at >= BEAT_S:
-                revision = self._tally.revision
+            if self._state.revision != revision or began_at - written_at >= BEAT_S:
+                revision = self._state.revision
                 folder, page = self._page(Phase.RUNNING)
                 with suppress(OSError):  # it is told when the last one cannot be written either
                     await asyncio.to_thread(gallery.write, page, folder)

@@ -23,7 +23,7 @@ _IN_DOUBT: Final = frozenset({State.UNCERTAIN, State.UNKNOWN, State.EXPIRED})
 
 
 @define(eq=False)
-class Entry:
+class RowState:
     """One row as it goes. `files`, `thumbnails`: names of files, by task."""
 
     row: Row
@@ -142,7 +142,7 @@ class Entry:
 
     @property
     def why(self) -> str:
-        """What kept it from succeeding, for who reads a screen."""
+        """What kept it from succeeding, in words."""
         record, names = self.record, ""
         if record is not None:
             names = f" (task{'s' if len(record.task_ids) > 1 else ''} {', '.join(record.task_ids)})"
@@ -154,7 +154,7 @@ class Entry:
             case WaitTimeout() if record is not None and record.task_ids:
                 return f"It is not finished within --timeout{names}: only the wait is over."
             case WaitTimeout():
-                return "It was sent and its answer was lost; no callback has told of it within --timeout."
+                return "It was sent and its answer was lost; no callback came within --timeout."
             case ResultExpired() if record is not None:
                 return f"The service has not told what became of it for longer than it can take{names}."
             case None:
@@ -165,7 +165,7 @@ class Entry:
                 return str(error)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What results.jsonl has of it: a line for each task that is over and whose file, if it can be had, is here."""
+        """What results.jsonl has of it: a line for each task that is over and whose file is here, unless it is gone."""
         record = self.record
         if record is None:
             return []
@@ -186,7 +186,7 @@ def _duration_of(outcome: Outcome | None) -> float | None:
     return getattr(outcome.result, "duration", None) if isinstance(outcome, Succeeded) else None
 
 
-def _line(entry: Entry, record: JobRecord, outcome: Outcome) -> dict[str, Any]:
+def _line(entry: RowState, record: JobRecord, outcome: Outcome) -> dict[str, Any]:
     """All names are always there. No URL: it is signed, and ends; the file stays."""
     is_good = isinstance(outcome, Succeeded)
     result = outcome.result if isinstance(outcome, Succeeded) else None
@@ -208,25 +208,25 @@ def _line(entry: Entry, record: JobRecord, outcome: Outcome) -> dict[str, Any]:
 
 
 @define(eq=False)
-class Tally:
+class BatchState:
     """All rows of a batch, in the order of the file."""
 
     began_at: float  # Unix seconds
-    entries: dict[str, Entry] = Factory(dict)  # by key
+    entries: dict[str, RowState] = Factory(dict)  # by key
     steps: Counter[str] = Factory(Counter)  # how many rows are at which step
     over: int = 0  # how many rows are over
     videos: int = 0  # how many files are there
     revision: int = 0  # grows with each change
-    _doubts: list[Entry] = Factory(list)
+    _doubts: list[RowState] = Factory(list)
     _endings: deque[float] = field(factory=lambda: deque(maxlen=_RECENT))
 
     def add(self, row: Row, record: JobRecord | None = None) -> None:
         """A row to buy. `record`: what is remembered of it from an earlier run."""
         was_bought = record is not None and record.state not in _NOT_BOUGHT
         was_final = was_bought and record is not None and record.state.is_final
-        self.put(Entry(row, record, was_bought=was_bought, was_final=was_final))
+        self.put(RowState(row, record, was_bought=was_bought, was_final=was_final))
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: RowState) -> None:
         """One more row."""
         self.entries[entry.row.key] = entry
         self._changed(entry)
@@ -239,19 +239,19 @@ class Tally:
                 entry.record = record
                 self._changed(entry)
 
-    def ended(self, entry: Entry, now: float) -> None:
+    def ended(self, entry: RowState, now: float) -> None:
         """This row is over. `now`: Unix seconds."""
         entry.is_over = True
         self._changed(entry)
         if not entry.was_final:
             self._endings.append(now)
 
-    def doubts(self) -> list[Entry]:
+    def doubts(self) -> list[RowState]:
         """The rows that have become uncertain since this was asked last, and are still awaited."""
         found, self._doubts = self._doubts, []
         return [entry for entry in found if entry.step == "uncertain"]
 
-    def _changed(self, entry: Entry) -> None:
+    def _changed(self, entry: RowState) -> None:
         """Count this row as it is now: what is asked four times a second must not walk through all rows."""
         step, is_over, files = entry.counted or ("", False, 0)
         entry.counted = (entry.step, entry.is_over, len(entry.files))
@@ -266,7 +266,7 @@ class Tally:
         entry.shown = None
         self.revision += 1
 
-    def in_turn(self) -> list[Entry]:
+    def in_turn(self) -> list[RowState]:
         """In the order in which to go on: what is bought, what is new, and last what was sent with an unknown fate.
 
         Such rows may have to be waited for in vain: they would take the places of all others.
@@ -274,7 +274,7 @@ class Tally:
         return sorted(self.entries.values(), key=lambda entry: entry.turn)
 
     @property
-    def bad(self) -> list[Entry]:
+    def bad(self) -> list[RowState]:
         """The rows that are over and did not succeed."""
         return [entry for entry in self.entries.values() if entry.is_over and not entry.is_good]
 
@@ -297,6 +297,6 @@ class Tally:
         return None if rate is None or not rest else rest / rate
 
 
-def words_of_problem(entry: Entry) -> tuple[str, str]:
+def words_of_problem(entry: RowState) -> tuple[str, str]:
     """What went wrong with a row, and what it means for the money."""
     return printable(" ".join(entry.why.split())), MONEY[entry.charged]

@@ -46,8 +46,8 @@ def jobs(
     prompt; below, the job id and the task ids, each good for `xiling wait`. Into a pipe goes one line a job, cut
     nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
 
-    Nothing is asked of the service, sent or changed. The store may be in use. Keep the password of a database out of
-    the command line: PGPASSWORD and ~/.pgpass are read.
+    Nothing is asked of the service, sent or changed. The store may be in use: the list shows it as it is now. Keep the
+    password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
 
     \b
     Examples:
@@ -76,7 +76,7 @@ def _store_of(name: str) -> Store:
         return PostgresStore(name, migrate=False)  # a listing makes no tables
     file = Path(name)
     if not file.is_file() or not file.stat().st_size:
-        raise StoreError(f"{name} is no store: {'it is empty' if file.is_file() else 'there is no such file'}.")
+        raise StoreError(f"{name} is not a store: {'it is empty' if file.is_file() else 'there is no such file'}.")
     return SQLiteStore(file, read_only=True)
 
 

@@ -134,7 +134,7 @@ def request_of(
 
 
 def _picture(name: str | None) -> str | Path | None:
-    """What is no URL is a local file: it is checked and uploaded before anything is bought."""
+    """What is not a URL is a local file: it is checked and uploaded before anything is bought."""
     return name if not name or "://" in name else Path(name)
 
 
@@ -146,7 +146,7 @@ async def bought(of: Session, request: ImageToVideo, key: str | None, *, wait: b
         if known is not None and known.request == request:
             of.watch.follow(known)
         if is_bought:
-            output.say(of.out, "this key has its job already: nothing is bought")
+            output.say(of.out, "this key already has its job: nothing is bought")
         complaint = None
         try:
             job = await client.submit(request, key=key)

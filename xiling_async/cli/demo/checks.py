@@ -86,7 +86,7 @@ def complaints(found: Sequence[Facts], ledger: Ledger) -> list[str]:
         (twice, "paid for more than once"),
         (lost, "paid for, and not delivered as the service knows it"),
         (unbought, "never bought"),
-        (strays, "paid for that nobody ordered"),
+        (strays, "paid for without an order"),
     )
     lines = [f"{count(number, 'job')} {what}" for number, what in counted if number]
     if unsaved:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from xiling_async.cli import output, runtime
 from xiling_async.cli.demo import checks, display
+from xiling_async.cli.demo.display import DemoDisplay
 from xiling_async.cli.demo.plan import NONE, Row, plan
 from xiling_async.client import Client
 from xiling_async.errors import InvalidRequest, XilingError
@@ -40,7 +41,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the plan: the same seed, the same jobs and faults.")] = 7,
     speed: Annotated[float, typer.Option(min=0.1, max=100, help="2 is twice as fast.")] = 1.0,
 ) -> None:
-    """Watch jobs come home while all kinds of things go wrong.
+    """Watch jobs being delivered while all kinds of things go wrong.
 
     Jobs are bought, called back and downloaded. Nothing leaves this machine: the service is the simulator, no account
     is needed. The figures at the end are the simulator's own; the exit code is 1 if a paid job was not delivered or
@@ -71,7 +72,7 @@ def demo(
 
 
 def _check(photo: Path) -> None:
-    """A picture that nobody would take is refused before anything begins."""
+    """An unusable picture is refused before anything begins."""
     try:
         inspected(photo)
     except Unfit as why:
@@ -88,9 +89,9 @@ async def play(rows: Sequence[Row], *, folder: Path, seed: int, console: Console
         sim = await service.enter_async_context(Simulator(seed=seed))
         async with (
             Client(sim.api_key, base_url=sim.base_url, receiver=receiver, timeouts=Timeouts(wait=wait_s)) as client,
-            display.shown(console, rows, sim.ledger) as over,
+            DemoDisplay(console, rows, sim.ledger) as shown,
         ):
-            stage = _Stage(sim=sim, client=client, folder=folder, over=over)
+            stage = _Stage(sim=sim, client=client, folder=folder, display=shown)
             try:
                 await stage.play_all(rows)
             except asyncio.CancelledError:
@@ -107,7 +108,7 @@ class _Stage:
     sim: Simulator
     client: Client
     folder: Path
-    over: Callable[[Row], None]
+    display: DemoDisplay
 
     async def play_all(self, rows: Sequence[Row]) -> None:
         """Every row, a part of them at a time."""
@@ -127,7 +128,7 @@ class _Stage:
         if row.job is not None:
             await self._collect(row, row.job)
         row.is_over = True
-        self.over(row)
+        self.display.over(row)
 
     async def buy(self, row: Row) -> None:
         row.is_sent = True

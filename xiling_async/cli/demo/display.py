@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from xiling_async._internal.clock import SystemClock
 from xiling_async.cli.demo import checks
 from xiling_async.cli.demo.checks import Facts
 from xiling_async.cli.demo.plan import Row
-from xiling_async.cli.output import REPAINT_S, STYLES, WIDEST, count, is_live, say
+from xiling_async.cli.live import LiveDisplay
+from xiling_async.cli.output import STYLES, WIDEST, count, is_live, say
 from xiling_async.simulator import Ledger
 from xiling_async.simulator.ledger import TERMINAL
 
@@ -27,27 +24,23 @@ TIMES: Final = "×"  # noqa: RUF001
 AROUND: Final = 6  # lines that are not jobs: title, rules, bar, and the cursor's own
 
 
-@asynccontextmanager
-async def shown(out: Console, rows: Sequence[Row], ledger: Ledger) -> AsyncIterator[Callable[[Row], None]]:
-    """Show the jobs while they run. What is given is to be called with each job that is over."""
-    if not is_live(out):
-        yield lambda row: say(out, _line(row, rows, ledger))
-        return
-    with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
-        painter = asyncio.create_task(_repaint(live, rows, ledger))
-        try:
-            yield lambda row: None
-        finally:
-            painter.cancel()
-            await asyncio.gather(painter, return_exceptions=True)
-            live.update(board(rows, ledger, live.console), refresh=True)
+class DemoDisplay(LiveDisplay):
+    """The jobs while they run, as the simulator's ledger has them."""
 
+    stays = True
 
-async def _repaint(live: Live, rows: Sequence[Row], ledger: Ledger) -> None:
-    clock = SystemClock()
-    while True:
-        live.update(board(rows, ledger, live.console), refresh=True)
-        await clock.sleep(REPAINT_S)
+    def __init__(self, out: Console, rows: Sequence[Row], ledger: Ledger) -> None:
+        super().__init__(out)
+        self._rows = rows
+        self._ledger = ledger
+
+    def picture(self) -> RenderableType:
+        return board(self._rows, self._ledger, self._out)
+
+    def over(self, row: Row) -> None:
+        """This job is over."""
+        if self._live is None:
+            say(self._out, _line(row, self._rows, self._ledger))
 
 
 def board(rows: Sequence[Row], ledger: Ledger, out: Console) -> RenderableType:

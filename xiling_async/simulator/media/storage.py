@@ -9,12 +9,12 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator.answers import Answer, no_such_path, storage_error
-from xiling_async.simulator.delivery import File
+from xiling_async.simulator.creates import Task
 from xiling_async.simulator.fault import Fault, find
-from xiling_async.simulator.jobs import Task
-from xiling_async.simulator.kinds import is_portrait
 from xiling_async.simulator.media import faults, files
+from xiling_async.simulator.media.delivery import File
 from xiling_async.simulator.media.files import PIECE_BYTES, Content
+from xiling_async.simulator.parameters import is_portrait
 
 _OTHER = files.of_bytes(b"another file")
 _CUT = Answer(None, ending="cut")

@@ -16,8 +16,9 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import wait_out
 from xiling_async.errors import ConfigurationError, StoreError
+from xiling_async.stores.base import UnusableDatabase
 from xiling_async.stores.postgres.address import Address, without_frames
-from xiling_async.stores.postgres.schema import Connection, Unfit
+from xiling_async.stores.postgres.schema import Connection
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]  # may be called again, so doing it twice must be the same as doing it once
@@ -47,7 +48,7 @@ _BEGIN: Final = (
 )
 
 
-class Again(Exception):
+class ConcurrentChange(Exception):
     """Another session was faster between two statements: the transaction is to be done again."""
 
 
@@ -78,7 +79,7 @@ class Driver:
     connections as it likes; what holds for a transaction is said when it begins.
 
     An operation of asyncpg is never cancelled: asyncpg would open a second connection to cancel it on the server, and
-    leave a task and a future behind. Whoever is cancelled, or waits too long, cuts the connection instead.
+    leave a task and a future behind. A caller that is cancelled, or waits too long, cuts the connection instead.
     """
 
     def __init__(self, address: Address, listen: Address, *, pool_size: int, options: Mapping[str, Any]) -> None:
@@ -103,7 +104,7 @@ class Driver:
         self._lost = (postgres.PostgresConnectionError, postgres.OperatorInterventionError, postgres.InterfaceError,
                       postgres.IdleInTransactionSessionTimeoutError, OSError, EOFError)  # fmt: skip
         self._passing = (postgres.SerializationError, postgres.DeadlockDetectedError,
-                         postgres.InvalidCachedStatementError, Again)  # fmt: skip
+                         postgres.InvalidCachedStatementError, ConcurrentChange)  # fmt: skip
         self._strange_statement = (postgres.InvalidSQLStatementNameError, postgres.DuplicatePreparedStatementError)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Driver:
                 pool, connection = await self._acquired()
                 transaction = _Transaction(pool, connection, begin, work)
                 return await self.bounded(connection, self._transact(transaction), limit_s)
-            except (StoreError, Unfit):
+            except (StoreError, UnusableDatabase):
                 raise
             except asyncio.CancelledError as error:
                 raise without_frames(error) from None
@@ -205,7 +206,7 @@ class Driver:
             connection = await pool.acquire(timeout=self.queue_s)
             if pool is self._pool:
                 return pool, connection
-            connection.terminate()
+            _cut(connection)
         raise StoreError(f"{self._address.name} is not open.")
 
     async def bounded(self, connection: Any, operation: Coroutine[Any, Any, T], limit_s: float) -> T:
@@ -216,7 +217,7 @@ class Driver:
             async with self._clock.timeout(limit_s):
                 await asyncio.wait({task})
         except BaseException as error:
-            connection.terminate()
+            _cut(connection)
             await wait_out(task)
             if not isinstance(error, TimeoutError) or task.cancelled() or task.exception() is not None:
                 raise
@@ -246,7 +247,7 @@ class Driver:
         finally:
             with contextlib.suppress(Exception):  # a connection that was cut has left the pool by itself
                 if not is_fine:  # the server rolls back what its client has left
-                    connection.terminate()
+                    _cut(connection)
                 await transaction.pool.release(connection)
 
     async def on(self, connection: Any, work: Work[T]) -> T:
@@ -295,6 +296,11 @@ class Driver:
         if isinstance(error, StoreError) and error.__cause__ is not None:
             error = error.__cause__
         return StoreError(f"{self._address.name} cannot be used as a store: {self.why(error)}. Nothing was sent.")
+
+
+def _cut(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # it is back in the pool already
+        connection.terminate()
 
 
 async def _no_reset(connection: Any) -> None:

@@ -36,7 +36,7 @@ _VERSION: Final = re.compile(r"[0-9]{1,18}")
 
 
 class Heart(Protocol):
-    """Whoever shows the other processes that this store lives."""
+    """Shows the other processes that this store lives."""
 
     heartbeat_s: float
 
@@ -156,13 +156,13 @@ class Listener:
                 self.watcher.missing(set(wanted) - {record.id for record in found} - self._queries.reader.skipped)
 
     def _is_news(self, job_id: str, version: int) -> bool:
-        """Whether somebody waits for this job and does not know that version; an echo of our own change is not news."""
+        """Whether this job is awaited here and that version is not known yet; an echo of our own change is not news."""
         known = None if self.watcher is None else self.watcher.known(job_id)
         return known is not None and known < version
 
     def _notified(self, connection: object, process: int, channel: str, payload: str) -> None:
         """`<job id> <version>`, or the greeting. Every session of the database can send a notification: what does not
-        parse, or is about a job that nobody here waits for, is dropped."""
+        parse, or is about a job that is not awaited here, is dropped."""
         name, _, version = payload.rpartition(" ")
         if payload == self.greeting:
             self._greeted.set()

@@ -11,7 +11,7 @@ from xiling_async.errors import NotSent
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.stores.base import SPREAD_S
-from xiling_async.stores.postgres.driver import Again
+from xiling_async.stores.postgres.driver import ConcurrentChange
 from xiling_async.stores.postgres.schema import Connection, Names, hashed, quoted, unquoted
 from xiling_async.stores.rows import COLUMNS, RowReader, corrected_row, record_of, refusal_row, row_of, tasks_row
 
@@ -94,7 +94,7 @@ class Queries:
             return record
         held = await self._known(connection, record)
         if held is None:
-            raise Again("the job that was in the way has been forgotten")
+            raise ConcurrentChange("the job that was in the way has been forgotten")
         written = self._sql["job_with_mark"]
         if held.id == record.id and await connection.fetchval(written, quoted(record.id), mark):
             return record  # written by an earlier try, whose COMMIT was not answered
@@ -103,7 +103,7 @@ class Queries:
     async def _own(self, connection: Connection, record: JobRecord) -> None:
         hashes = sorted(map(hashed, record.owned_ids))  # in the same order in every session, so there are no deadlocks
         if len(await connection.fetch(self._sql["insert_tasks"], hashes, quoted(record.id))) < len(hashes):
-            raise Again("another job has taken one of the task ids meanwhile")
+            raise ConcurrentChange("another job has taken one of the task ids meanwhile")
 
     async def _known(self, connection: Connection, record: JobRecord) -> JobRecord | None:
         held = await self.get(connection, record.id)
@@ -114,13 +114,13 @@ class Queries:
         return held
 
     async def change(self, connection: Connection, job_id: str, event: Event, mark: str, *, looks: bool) -> Change:
-        """`looks`: first, whether new task ids are another job's; else `Again` says that one may be."""
+        """`looks`: first, whether new task ids are another job's; else `ConcurrentChange` says that one may be."""
         row = await connection.fetchrow(self._sql["job_for_update"], quoted(job_id))
         if row is None:
             return Change(Verdict.NO_JOB, None)
         *columns, newest_mark = row
         record = _record(columns)
-        if newest_mark == mark:  # written by a try of ours whose COMMIT was answered to nobody
+        if newest_mark == mark:  # written by an earlier try, whose COMMIT was not answered
             return Change(Verdict.APPLIED, record)
         change = decide(record, event)
         if change.verdict is not Verdict.APPLIED or change.record is None:
@@ -143,7 +143,7 @@ class Queries:
             self._owner_of(record), mark, new, old, news, self.channel, corrected_row(record),
         )  # fmt: skip
         if owned < len(new):
-            raise Again("a task id is another job's")
+            raise ConcurrentChange("a task id is another job's")
 
     def _owner_of(self, record: JobRecord) -> str | None:
         return self._owner if record.state is State.SENDING else None
@@ -176,8 +176,8 @@ class Queries:
         await connection.execute(self._sql["beat"], self._owner, place, life_s)
 
     async def mark_dead_owners(self, connection: Connection, now: float, doubt_s: float, *, mine: bool) -> None:
-        """What dead owners were sending becomes uncertain (`mine`: also what this one was); nobody sends it again. What
-        they were about to ask about falls due."""
+        """What dead owners were sending becomes uncertain (`mine`: also what this one was), and is never sent again;
+        what they were about to ask about falls due."""
         owner = self._owner if mine else None
         await connection.execute(
             self._sql["mark_dead_owners"], refusal_row(LEFT_BEHIND), now, now + doubt_s, owner, self.channel
@@ -224,7 +224,7 @@ def _one(row: Sequence[Any] | None) -> JobRecord | None:
 
 
 def _is_news(before: JobRecord, record: JobRecord) -> bool:
-    """Whether somebody may wait for it; a due time that moves is nobody's news."""
+    """Whether a waiter may want to know of it; a due time that moves is not news."""
     return any(
         getattr(before, name) != getattr(record, name)
         for name in ("state", "attempt", "task_ids", "outcomes", "refusal")

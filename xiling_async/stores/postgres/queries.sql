@@ -79,7 +79,7 @@ FROM due WHERE jobs.id = due.id
 RETURNING {columns}, due.due_at AS was_due
 
 -- mark_dead_owners --
--- What a dead owner (or $4) was sending becomes uncertain; nobody sends it again.
+-- What a dead owner (or $4) was sending becomes uncertain; it is never sent again.
 WITH dead AS (
     SELECT id FROM {jobs} AS jobs
     WHERE state = 'sending' AND (owner = $4 OR NOT EXISTS (

@@ -9,6 +9,8 @@ from typing import Any, Final, Protocol
 
 from attrs import frozen
 
+from xiling_async.stores.base import UnusableDatabase
+
 # One script a version; the row `schema` of `kept` says how many have run. Scripts are only ever added at the end.
 # Names may be any text: `key` and `id` hold it as `quoted`, and what must be unique is a hash (an index takes no entry
 # above 2,700 bytes). `owner`: which open store is sending the job, or has
@@ -74,10 +76,6 @@ class Connection(Protocol):
     async def fetchval(self, query: str, *values: Any) -> Any: ...
 
 
-class Unfit(Exception):
-    """This database cannot hold a store; the message says why."""
-
-
 @frozen
 class Names:
     """Full names of the tables, since no search_path finds them."""
@@ -132,14 +130,14 @@ def hashed(name: str) -> bytes:
 
 
 async def prepare(connection: Connection, names: Names, *, may_migrate: bool, trusted: str | None = None) -> None:
-    """Make the tables today's, inside the caller's transaction. Raises `Unfit`, or what the connection raises.
+    """Make the tables today's, in the caller's transaction. Raises `UnusableDatabase`, or what the connection raises.
 
     One process at a time does it; one that finds them as they should be needs no rights but to use them. `trusted`: a
     role whose tables are accepted; see `_check_owners`.
     """
     version = await _version(connection, names, trusted)
     if version < len(MIGRATIONS) and not may_migrate:
-        raise Unfit(
+        raise UnusableDatabase(
             f"there are no tables {names['jobs']} of schema {len(MIGRATIONS)} in it (what is there is {version}); "
             "a store that may migrate makes them"
         )
@@ -152,7 +150,7 @@ async def migrate(connection: Connection, names: Names, scripts: Sequence[str], 
     await connection.execute("SELECT pg_advisory_xact_lock($1)", names.lock)
     version = await _version(connection, names, trusted)
     if version > len(scripts):
-        raise Unfit(
+        raise UnusableDatabase(
             f"it was written by a newer xiling_async (its schema is {version}, this one knows {len(scripts)}); upgrade "
             "the package. The database was not touched"
         )
@@ -173,8 +171,8 @@ async def _version(connection: Connection, names: Names, trusted: str | None) ->
 
 
 async def _check_owners(connection: Connection, names: Names, trusted: str | None) -> list[str]:
-    """The names of our tables that exist. Raises `Unfit` if one of them, or the schema, belongs to a role that could be
-    a neighbour's: whoever made a table, or may drop it, decides what is read from it, and reading a view runs code.
+    """The names of our tables that exist. Raises `UnusableDatabase` if one of them, or the schema, belongs to a role
+    that could be a neighbour's: its owner decides what is read from it, and reading a view runs code.
 
     Accepted are this role, a superuser, the owner of the database, and `trusted`. Membership in a role is not enough:
     before PostgreSQL 16 a role can make others members of itself.
@@ -184,7 +182,7 @@ async def _check_owners(connection: Connection, names: Names, trusted: str | Non
     for name, owner, is_trusted in found:
         if not is_trusted:
             what = f"the schema {names.schema!r}" if name is None else f"the table {name!r} in {names.schema!r}"
-            raise Unfit(
+            raise UnusableDatabase(
                 f"{what} belongs to {owner}, which is neither this role, nor the owner of the database, nor a "
                 "superuser, so it may be a trap. If that role may be trusted, say PostgresStore(..., "
                 f"owner={owner!r}); else take a schema of your own"

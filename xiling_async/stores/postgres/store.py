@@ -19,12 +19,12 @@ from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, Resent, Verdict
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import as_number, type_name
-from xiling_async.stores.base import Watcher, seconds
+from xiling_async.stores.base import UnusableDatabase, Watcher, seconds
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
 from xiling_async.stores.postgres.queries import Queries
-from xiling_async.stores.postgres.schema import Connection, Names, Unfit, is_prefix, is_schema, prepare
+from xiling_async.stores.postgres.schema import Connection, Names, is_prefix, is_schema, prepare
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ BEATS: Final = 6  # so many heartbeats without a sign of life, and an owner coun
 
 class PostgresStore:
     """Remembers jobs in a PostgreSQL database (11 or newer, UTF8), for any number of processes at once: a key is one
-    job for all of them, each may take the callbacks of all, and who waits is woken by whoever heard of it.
+    job for all of them, each may take the callbacks of all, and a waiter in one is woken by a callback to another.
 
     `dsn`: `postgresql://user:password@host:port/database?sslmode=verify-full`. `schema`: made if it is missing; None:
     the first of the search path. `table_prefix`: letters, digits, `_`. `pool_size`: connections; one more listens.
@@ -119,10 +119,12 @@ class PostgresStore:
     async def _opened(self) -> None:
         server = await self._driver.open()
         if server.encoding != "UTF8":
-            raise Unfit(f"its encoding is {server.encoding}; the store needs a database with the encoding UTF8")
+            raise UnusableDatabase(
+                f"its encoding is {server.encoding}; the store needs a database with the encoding UTF8"
+            )
         schema = self._schema or server.schema
         if schema is None:
-            raise Unfit("no schema of its search_path exists: name one, PostgresStore(..., schema=...)")
+            raise UnusableDatabase("no schema of its search_path exists: name one, PostgresStore(..., schema=...)")
         names = Names(schema, self._prefix)
         await self._driver.run(
             lambda connection: prepare(connection, names, may_migrate=self._may_migrate, trusted=self._trusted),
@@ -134,7 +136,7 @@ class PostgresStore:
         await listener.open()
         await self._driver.run(lambda connection: queries.greet(connection, listener.greeting))
         if not await listener.is_greeted():
-            raise Unfit(f"its notifications do not arrive; {POOLER}")
+            raise UnusableDatabase(f"its notifications do not arrive; {POOLER}")
 
     async def close(self) -> None:
         """Cancelled, it does the same in a hurry: no task, no heartbeat and no connection is left either way."""

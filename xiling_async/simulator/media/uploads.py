@@ -13,13 +13,16 @@ from xiling_async.simulator import faults
 from xiling_async.simulator.answers import (
     Answer,
     acceptance,
+    cut,
     envelope,
+    headers_of,
+    not_found,
     parameter_error,
     refusal,
     unauthorised,
     upload_envelope,
+    write,
 )
-from xiling_async.simulator.connection import cut, headers_of, not_found, write
 from xiling_async.simulator.fault import Fault, checked, names
 from xiling_async.simulator.ledger import Ledger, UploadRecord
 from xiling_async.simulator.parameters import IMAGE_FORMAT, IMAGE_TOO_LARGE

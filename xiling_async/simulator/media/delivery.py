@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 from aiohttp import web
 
-from xiling_async.simulator.connection import pause
+from xiling_async.simulator.answers import pause
 from xiling_async.simulator.ledger import Ledger, MediaRecord
 from xiling_async.simulator.media.files import PIECE_BYTES, Content
 
