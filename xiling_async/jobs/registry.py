@@ -17,7 +17,7 @@ from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import entry as entries
-from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, KeyedIds, Predicate, UnwrittenJob, UnwrittenJobs
+from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, Predicate, UnwrittenJob, UnwrittenJobs
 from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
 from xiling_async.stores.base import Store
