@@ -734,7 +734,7 @@ async def test_closing_ends_uploads_and_leaves_nothing(tmp_path: Path) -> None:
     """Whoever waits hears `ClientClosed` with nothing bought; no task, thread, socket or file is left."""
     one, two = picture(tmp_path), picture(tmp_path, "b", size=50_000)
     async with Simulator() as sim, client_of(sim) as warm:
-        await warm.submit(model_v())
+        await (await warm.submit(model_v()))  # and its callback has come, by a connection of its own
         before = set(threading.enumerate()), open_files()
         sim.default_upload(faults.hang())
         async with Client(sim.api_key, base_url=sim.base_url) as client:
