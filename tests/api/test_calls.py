@@ -11,8 +11,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from support import NotingStore, client_of, model_v, pumped
 
-from xiling_async import Client, ConfigurationError, ImageToVideo, NotSent, State
-from xiling_async.models.record import JobRecord
+from xiling_async import Client, ConfigurationError, NotSent, State
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
 
@@ -117,20 +116,6 @@ async def test_what_fails_before_a_byte_has_left_is_not_sent(what: str) -> None:
         assert sim.ledger.posts == []
         (record,) = (await store.everything()).values()
         assert record.state is State.NOT_SENT
-
-
-async def test_a_field_that_is_no_json_is_not_sent() -> None:
-    """`unchecked` with a value that JSON does not have: `NotSent`, and nothing is in doubt."""
-    store = NotingStore()
-    async with Simulator() as sim, client_of(sim, store=store) as client:
-        with pytest.raises((NotSent, ValueError, TypeError)) as caught:
-            request = ImageToVideo.unchecked(**model_v().fields(), seed={1, 2})
-            await client.submit(request)
-        assert getattr(caught.value, "charged", "no") == "no"
-        assert sim.ledger.posts == []
-        assert all(not isinstance(item, JobRecord) for item in store.asked) or {
-            record.state for record in (await store.everything()).values()
-        } == {State.NOT_SENT}
 
 
 async def test_what_fails_after_the_body_has_left_is_in_doubt() -> None:

@@ -18,10 +18,9 @@ from yarl import URL
 
 from xiling_async.api.classify import (
     EXCEPTIONS,
-    FAILURES,
-    STEPS,
-    Happened,
-    Step,
+    RETRY_ACTIONS,
+    ExchangeResult,
+    RetryAction,
     after_create,
     after_status,
     after_upload,
@@ -38,43 +37,42 @@ def of(kind: type[BaseException], *known: Any) -> BaseException:
     return kind(*known)
 
 
-ROWS: list[tuple[BaseException, Happened]] = [
-    (aiohttp.ClientConnectorError(ADDRESS, REFUSED), Happened.UNREACHABLE),
-    (aiohttp.ClientConnectorDNSError(ADDRESS, OSError(-2, "unknown")), Happened.UNREACHABLE),
-    (aiohttp.ClientConnectorSSLError(ADDRESS, ssl.SSLError(1, "handshake")), Happened.UNREACHABLE),
+ROWS: list[tuple[BaseException, ExchangeResult]] = [
+    (aiohttp.ClientConnectorError(ADDRESS, REFUSED), ExchangeResult.UNREACHABLE),
+    (aiohttp.ClientConnectorDNSError(ADDRESS, OSError(-2, "unknown")), ExchangeResult.UNREACHABLE),
+    (aiohttp.ClientConnectorSSLError(ADDRESS, ssl.SSLError(1, "handshake")), ExchangeResult.UNREACHABLE),
     (
         aiohttp.ClientConnectorCertificateError(ADDRESS, ssl.SSLCertVerificationError(1, "expired")),
-        Happened.UNREACHABLE,
+        ExchangeResult.UNREACHABLE,
     ),
-    (aiohttp.ClientProxyConnectionError(ADDRESS, REFUSED), Happened.UNREACHABLE),
-    (aiohttp.client_exceptions.UnixClientConnectorError("/run/api", ADDRESS, REFUSED), Happened.UNREACHABLE),
-    (aiohttp.ServerFingerprintMismatch(b"a", b"b", "api.example", 443), Happened.UNREACHABLE),
-    (aiohttp.ConnectionTimeoutError("no connection in time"), Happened.UNREACHABLE),
-    (aiohttp.SocketTimeoutError("no answer in time"), Happened.CUT),
-    (aiohttp.ServerTimeoutError(), Happened.CUT),
-    (aiohttp.ServerDisconnectedError(), Happened.CUT),
-    (aiohttp.ClientOSError(errno.EPIPE, "broken pipe"), Happened.CUT),
-    (aiohttp.ClientConnectionResetError("closing transport"), Happened.CUT),
-    (aiohttp.ClientConnectionError("closed"), Happened.CUT),
-    (aiohttp.ClientError(), Happened.CUT),
-    (TimeoutError(), Happened.CUT),
-    (asyncio.TimeoutError(), Happened.CUT),  # noqa: UP041 - the name that aiohttp's readers know
-    (ConnectionResetError(errno.ECONNRESET, "reset"), Happened.CUT),
-    (BrokenPipeError(errno.EPIPE, "broken pipe"), Happened.CUT),
-    (ssl.SSLError(1, "bad record"), Happened.CUT),
-    (aiohttp.ClientPayloadError("not all of it"), Happened.BAD_BODY),
-    (aiohttp.ClientResponseError(ASKED, (), status=400, message="Bad status line"), Happened.GARBLED),
-    (aiohttp.ContentTypeError(ASKED, ()), Happened.GARBLED),
-    (aiohttp.TooManyRedirects(ASKED, ()), Happened.GARBLED),
-    (aiohttp.ClientHttpProxyError(ASKED, (), status=407), Happened.GARBLED),
+    (aiohttp.ClientProxyConnectionError(ADDRESS, REFUSED), ExchangeResult.UNREACHABLE),
+    (aiohttp.client_exceptions.UnixClientConnectorError("/run/api", ADDRESS, REFUSED), ExchangeResult.UNREACHABLE),
+    (aiohttp.ServerFingerprintMismatch(b"a", b"b", "api.example", 443), ExchangeResult.UNREACHABLE),
+    (aiohttp.ConnectionTimeoutError("no connection in time"), ExchangeResult.UNREACHABLE),
+    (aiohttp.SocketTimeoutError("no answer in time"), ExchangeResult.CUT),
+    (aiohttp.ServerTimeoutError(), ExchangeResult.CUT),
+    (aiohttp.ServerDisconnectedError(), ExchangeResult.CUT),
+    (aiohttp.ClientOSError(errno.EPIPE, "broken pipe"), ExchangeResult.CUT),
+    (aiohttp.ClientConnectionResetError("closing transport"), ExchangeResult.CUT),
+    (aiohttp.ClientConnectionError("closed"), ExchangeResult.CUT),
+    (aiohttp.ClientError(), ExchangeResult.CUT),
+    (TimeoutError(), ExchangeResult.CUT),
+    (asyncio.TimeoutError(), ExchangeResult.CUT),  # noqa: UP041 - the name that aiohttp's readers know
+    (ConnectionResetError(errno.ECONNRESET, "reset"), ExchangeResult.CUT),
+    (BrokenPipeError(errno.EPIPE, "broken pipe"), ExchangeResult.CUT),
+    (ssl.SSLError(1, "bad record"), ExchangeResult.CUT),
+    (aiohttp.ClientPayloadError("not all of it"), ExchangeResult.BAD_BODY),
+    (aiohttp.ClientResponseError(ASKED, (), status=400, message="Bad status line"), ExchangeResult.GARBLED),
+    (aiohttp.ContentTypeError(ASKED, ()), ExchangeResult.GARBLED),
+    (aiohttp.TooManyRedirects(ASKED, ()), ExchangeResult.GARBLED),
+    (aiohttp.ClientHttpProxyError(ASKED, (), status=407), ExchangeResult.GARBLED),
 ]
 
 
 @pytest.mark.parametrize(("error", "happened"), ROWS, ids=lambda value: getattr(value, "name", type(value).__name__))
-def test_what_an_exception_says(error: BaseException, happened: Happened) -> None:
+def test_what_an_exception_says(error: BaseException, happened: ExchangeResult) -> None:
     """Only what is raised before a byte could have left is `UNREACHABLE`."""
     assert of_exception(error) is happened
-    assert isinstance(error, FAILURES)
 
 
 def test_no_row_hides_a_later_one() -> None:
@@ -92,7 +90,7 @@ def test_every_error_of_aiohttp_has_a_row() -> None:
     for cls in family:
         happened = of_exception(cls.__new__(cls))
         assert happened is not None
-        assert (happened is Happened.UNREACHABLE) == issubclass(cls, unsent)
+        assert (happened is ExchangeResult.UNREACHABLE) == issubclass(cls, unsent)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,6 @@ def test_every_error_of_aiohttp_has_a_row() -> None:
 def test_what_says_nothing_of_the_exchange(error: BaseException) -> None:
     """Bugs and cancellations are not the network's."""
     assert of_exception(error) is None
-    assert not isinstance(error, FAILURES)
 
 
 @given(st.integers(-1, 1_000), st.booleans())
@@ -110,37 +107,37 @@ def test_what_a_status_says(status: int, has_api_body: bool) -> None:
     """By hundreds; 429 for itself; a 4xx counts as the API's word only with the API's body."""
     happened = of_status(status, has_api_body=has_api_body)
     if status == 429:
-        assert happened is Happened.LIMITED
+        assert happened is ExchangeResult.LIMITED
     elif status in range(200, 300):
-        assert happened is Happened.ANSWERED
+        assert happened is ExchangeResult.ANSWERED
     elif status in range(300, 400):
-        assert happened is Happened.REDIRECTED
+        assert happened is ExchangeResult.REDIRECTED
     elif status in range(400, 500):
-        assert happened is (Happened.REFUSED if has_api_body else Happened.NOT_API)
+        assert happened is (ExchangeResult.REFUSED if has_api_body else ExchangeResult.NOT_API)
     else:
-        assert happened is Happened.BROKEN
+        assert happened is ExchangeResult.BROKEN
 
 
 @pytest.mark.parametrize(
     ("status", "has_api_body", "create", "free"),
     [
-        (301, True, Step.UNCERTAIN, Step.FAIL),
-        (307, False, Step.UNCERTAIN, Step.FAIL),
-        (400, True, Step.FAIL, Step.FAIL),
-        (401, True, Step.FAIL, Step.FAIL),
-        (413, True, Step.FAIL, Step.FAIL),
-        (413, False, Step.UNCERTAIN, Step.FAIL),
-        (404, False, Step.UNCERTAIN, Step.FAIL),
-        (429, True, Step.WAIT, Step.WAIT),
-        (429, False, Step.WAIT, Step.WAIT),
-        (500, True, Step.UNCERTAIN, Step.AGAIN),
-        (502, False, Step.UNCERTAIN, Step.AGAIN),
-        (503, True, Step.UNCERTAIN, Step.AGAIN),
-        (504, False, Step.UNCERTAIN, Step.AGAIN),
-        (101, False, Step.UNCERTAIN, Step.AGAIN),
+        (301, True, RetryAction.UNCERTAIN, RetryAction.FAIL),
+        (307, False, RetryAction.UNCERTAIN, RetryAction.FAIL),
+        (400, True, RetryAction.FAIL, RetryAction.FAIL),
+        (401, True, RetryAction.FAIL, RetryAction.FAIL),
+        (413, True, RetryAction.FAIL, RetryAction.FAIL),
+        (413, False, RetryAction.UNCERTAIN, RetryAction.FAIL),
+        (404, False, RetryAction.UNCERTAIN, RetryAction.FAIL),
+        (429, True, RetryAction.WAIT, RetryAction.WAIT),
+        (429, False, RetryAction.WAIT, RetryAction.WAIT),
+        (500, True, RetryAction.UNCERTAIN, RetryAction.AGAIN),
+        (502, False, RetryAction.UNCERTAIN, RetryAction.AGAIN),
+        (503, True, RetryAction.UNCERTAIN, RetryAction.AGAIN),
+        (504, False, RetryAction.UNCERTAIN, RetryAction.AGAIN),
+        (101, False, RetryAction.UNCERTAIN, RetryAction.AGAIN),
     ],
 )
-def test_the_step_after_an_answer(status: int, has_api_body: bool, create: Step, free: Step) -> None:
+def test_the_step_after_an_answer(status: int, has_api_body: bool, create: RetryAction, free: RetryAction) -> None:
     """What the table of reliability.md allows; a status GET and an upload cost nothing."""
     happened = of_status(status, has_api_body=has_api_body)
     assert (after_create(happened), after_status(happened), after_upload(happened)) == (create, free, free)
@@ -148,16 +145,30 @@ def test_the_step_after_an_answer(status: int, has_api_body: bool, create: Step,
 
 def test_a_paid_create_is_repeated_in_two_cases_only() -> None:
     """It never arrived, or the service said 429. Everything that may have been taken is uncertain."""
-    repeated = {happened for happened in STEPS if after_create(happened) in (Step.AGAIN, Step.WAIT)}
-    assert repeated == {Happened.UNREACHABLE, Happened.LIMITED}
-    assert {happened for happened in STEPS if after_create(happened) is Step.FAIL} == {
-        Happened.REFUSED,
-        Happened.NOT_BEGUN,
+    repeated = {
+        happened for happened in RETRY_ACTIONS if after_create(happened) in (RetryAction.AGAIN, RetryAction.WAIT)
+    }
+    assert repeated == {ExchangeResult.UNREACHABLE, ExchangeResult.LIMITED}
+    assert {happened for happened in RETRY_ACTIONS if after_create(happened) is RetryAction.FAIL} == {
+        ExchangeResult.REFUSED,
+        ExchangeResult.NOT_BEGUN,
     }
 
 
 def test_every_happening_has_its_steps() -> None:
     """Only a whole answer needs none: its body decides."""
-    assert set(STEPS) == set(Happened) - {Happened.ANSWERED}
+    assert set(RETRY_ACTIONS) == set(ExchangeResult) - {ExchangeResult.ANSWERED}
     for after in (after_status, after_upload):
-        assert all(after(happened) is not Step.UNCERTAIN for happened in STEPS)
+        assert all(after(happened) is not RetryAction.UNCERTAIN for happened in RETRY_ACTIONS)
+
+
+def test_what_was_never_asked_for_never_left() -> None:
+    """The body outweighs the exception's type: not asked for, nothing left; asked for, it may have arrived."""
+    refused = aiohttp.ClientConnectionError("Connector is closed.")
+    assert of_exception(refused) is ExchangeResult.CUT
+    assert of_exception(refused, has_left=False) is ExchangeResult.UNREACHABLE
+    assert of_exception(LookupError(), has_left=False) is ExchangeResult.NOT_BEGUN
+    assert of_exception(aiohttp.InvalidURL("x"), has_left=False) is ExchangeResult.NOT_BEGUN
+    assert of_exception(LookupError(), has_left=True) is ExchangeResult.CUT
+    assert of_exception(aiohttp.ConnectionTimeoutError(), has_left=True) is ExchangeResult.CUT
+    assert of_exception(aiohttp.ClientPayloadError(), has_left=True) is ExchangeResult.BAD_BODY

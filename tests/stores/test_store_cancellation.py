@@ -26,7 +26,7 @@ from xiling_async.simulator import Simulator
 from xiling_async.stores import Store
 
 # Every turn of the first ones; then, where the loop only turns while a disk or a database works, some of the many.
-TURNS = [*range(16), *(int(16 * 1.5**step) for step in range(26))]
+TURNS = [*range(16), *(int(16 * 2**step) for step in range(15))]
 LIVELY_S = 20.0
 
 

@@ -375,6 +375,16 @@ async def test_a_refused_change_changes_nothing(store: Store) -> None:
     assert await store.get(done.id) == done
 
 
+async def test_a_corrected_request_takes_the_place_of_the_refused_one(store: Store) -> None:
+    """What is sent again under the same key is kept as it was sent, with as many tasks as it asks for."""
+    corrected = attrs.evolve(REQUEST, prompt="shorter", generate_count=3)
+    sent = await applied(store, job(asked=4), refused(), Resent(at=NOW, request=corrected))
+    await reopened(store)
+    kept = await store.get(sent.id)
+    assert kept is not None
+    assert (kept.request, kept.asked, kept.attempt) == (corrected, 3, 2)
+
+
 async def test_changes_at_once_are_applied_one_after_another(store: Store) -> None:
     """Forty callbacks of four tasks together: four applied, with four versions; the rest are repeats."""
     await applied(store, job(1, asked=4), answer(*"abcd"))

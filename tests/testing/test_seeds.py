@@ -14,7 +14,7 @@ from virtual import Hang, SeededLoop
 from world import LIMIT_S, Tally, judged, tally
 
 from xiling_async.api.calls import Calls
-from xiling_async.api.classify import Step
+from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
 from xiling_async.models.record import Refusal
 
@@ -49,10 +49,10 @@ class Resender(Calls):
 
     async def create(self, create: Create) -> CreateResult:
         result = await super().create(create)
-        if result.step is not Step.UNCERTAIN:
+        if result.action is not RetryAction.UNCERTAIN:
             return result
         refusal = Refusal(error="NotSent", message="The connection was lost.")
-        return CreateResult(refusal=refusal, step=Step.AGAIN, is_sent=False)
+        return CreateResult(refusal=refusal, action=RetryAction.AGAIN, is_sent=False)
 
 
 def test_the_invariants_catch_a_client_that_sends_again() -> None:

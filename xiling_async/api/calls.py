@@ -14,7 +14,7 @@ from attrs import evolve
 
 from xiling_async._internal.clock import Clock
 from xiling_async.api import retry, wire
-from xiling_async.api.classify import Happened, Step
+from xiling_async.api.classify import ExchangeResult, RetryAction
 from xiling_async.api.results import Call, Create, CreateResult, StatusResult, UploadResult
 from xiling_async.api.throttle import Throttle
 from xiling_async.api.transport import Body, Transport
@@ -29,8 +29,16 @@ UPLOADS_AT_ONCE: Final = 4  # more share the same line
 UPLOAD_TRIES: Final = 4
 UPLOAD_PATH: Final = "figure-resource/upload/file"  # docs.keevx.com, "Upload"
 
-_CLEAR: Final = (Happened.ANSWERED, Happened.REFUSED, Happened.LIMITED)  # the service itself has answered
-_NO_SIGN: Final = (Happened.NOT_BEGUN, Happened.REDIRECTED, Happened.NOT_API)  # says nothing of whether it is there
+_CLEAR: Final = (
+    ExchangeResult.ANSWERED,
+    ExchangeResult.REFUSED,
+    ExchangeResult.LIMITED,
+)  # the service itself has answered
+_NO_SIGN: Final = (
+    ExchangeResult.NOT_BEGUN,
+    ExchangeResult.REDIRECTED,
+    ExchangeResult.NOT_API,
+)  # says nothing of whether it is there
 
 
 class UploadBody(Protocol):
@@ -90,9 +98,9 @@ class Calls:
         return result
 
     def _learn_of_create(self, result: CreateResult) -> None:
-        if result.step is Step.AGAIN:
+        if result.action is RetryAction.AGAIN:
             self.creates.failed(is_unreachable=True)
-        elif result.step is Step.UNCERTAIN:
+        elif result.action is RetryAction.UNCERTAIN:
             self.creates.failed(is_unreachable=False)
         elif result.is_sent:
             self.creates.answered()
@@ -103,9 +111,9 @@ class Calls:
 
         `is_patient`: it can wait for a service that is away. Raises `ClientClosed`.
         """
-        if result.step is Step.WAIT:
+        if result.action is RetryAction.WAIT:
             return tries <= RATE_LIMIT_WAITS  # the throttle is the pause
-        if result.step is not Step.AGAIN:
+        if result.action is not RetryAction.AGAIN:
             return False
         if is_patient and self.creates.is_away_for_less_than(PATIENCE_S):
             return True
@@ -135,7 +143,7 @@ class Calls:
         else:
             result = StatusResult.from_response(answer, kind, task_id, self._call())
         self._learn(self.gets, result.happened)
-        self._pause_all(result.pause_s if result.happened is Happened.LIMITED else 0.0)
+        self._pause_all(result.pause_s if result.happened is ExchangeResult.LIMITED else 0.0)
         return evolve(result, began_at=began_at)
 
     # --- uploads: free, so they are repeated -------------------------------------------------------------------------
@@ -146,14 +154,14 @@ class Calls:
         while True:
             result = await self._one_upload(source)
             tries += 1
-            if result.step is Step.WAIT:
+            if result.action is RetryAction.WAIT:
                 waits += 1
                 is_over = waits > RATE_LIMIT_WAITS
             else:
-                is_over = result.step is not Step.AGAIN or tries - waits == UPLOAD_TRIES
+                is_over = result.action is not RetryAction.AGAIN or tries - waits == UPLOAD_TRIES
             if is_over:
                 return evolve(result, tries=tries)
-            if result.step is Step.AGAIN:
+            if result.action is RetryAction.AGAIN:
                 await self.uploads.pause(result.next_try_in(tries - waits, self._dice))
 
     async def _one_upload(self, source: UploadSource) -> UploadResult:
@@ -172,7 +180,7 @@ class Calls:
                 result = UploadResult.from_exception(error, str(source), self._call())
             else:
                 result = UploadResult.from_response(answer, str(source), self._call())
-        self._pause_all(result.pause_s if result.step is Step.WAIT else 0.0)
+        self._pause_all(result.pause_s if result.action is RetryAction.WAIT else 0.0)
         return result
 
     # --- what each tells about the service ---------------------------------------------------------------------------
@@ -180,11 +188,11 @@ class Calls:
     def _call(self) -> Call:
         return Call(now=self._clock.time(), api_key=self._api_key)
 
-    def _learn(self, throttle: Throttle, happened: Happened) -> None:
+    def _learn(self, throttle: Throttle, happened: ExchangeResult) -> None:
         if happened in _CLEAR:
             throttle.answered()
         elif happened not in _NO_SIGN:
-            throttle.failed(is_unreachable=happened is Happened.UNREACHABLE)
+            throttle.failed(is_unreachable=happened is ExchangeResult.UNREACHABLE)
 
     def _pause_all(self, seconds: float) -> None:
         if seconds:

@@ -26,7 +26,7 @@ import aiohttp
 from attrs import frozen
 
 
-class Happened(Enum):
+class ExchangeResult(Enum):
     NOT_BEGUN = auto()
     UNREACHABLE = auto()
     CUT = auto()
@@ -40,7 +40,7 @@ class Happened(Enum):
     ANSWERED = auto()
 
 
-class Step(Enum):
+class RetryAction(Enum):
     AGAIN = auto()  # send it again after a pause
     WAIT = auto()  # close the gate for everybody, then send it again
     UNCERTAIN = auto()  # never again: only the callback can tell
@@ -48,43 +48,42 @@ class Step(Enum):
 
 
 @frozen(kw_only=True)
-class Steps:
+class RetryActions:
     """A row of the table: what may be done next, by what the request was for."""
 
-    create: Step  # paid
-    status: Step  # a read
-    upload: Step  # free: a second one costs nothing but the bytes
-    download: Step  # goes on where it was cut; redirects are followed by hand, and a dead link is asked for anew
+    create: RetryAction  # paid
+    status: RetryAction  # a read
+    upload: RetryAction  # free: a second one costs nothing but the bytes
 
 
-AGAIN, WAIT, UNCERTAIN, FAIL = Step.AGAIN, Step.WAIT, Step.UNCERTAIN, Step.FAIL
-STEPS: Final = {
-    Happened.NOT_BEGUN:   Steps(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
-    Happened.UNREACHABLE: Steps(create=AGAIN,     status=AGAIN, upload=AGAIN, download=AGAIN),
-    Happened.CUT:         Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    Happened.BAD_BODY:    Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    Happened.GARBLED:     Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
-    Happened.REDIRECTED:  Steps(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
-    Happened.REFUSED:     Steps(create=FAIL,      status=FAIL,  upload=FAIL,  download=FAIL),
-    Happened.NOT_API:     Steps(create=UNCERTAIN, status=FAIL,  upload=FAIL,  download=FAIL),
-    Happened.LIMITED:     Steps(create=WAIT,      status=WAIT,  upload=WAIT,  download=WAIT),
-    Happened.BROKEN:      Steps(create=UNCERTAIN, status=AGAIN, upload=AGAIN, download=AGAIN),
+AGAIN, WAIT, UNCERTAIN, FAIL = RetryAction.AGAIN, RetryAction.WAIT, RetryAction.UNCERTAIN, RetryAction.FAIL
+RETRY_ACTIONS: Final = {
+    ExchangeResult.NOT_BEGUN:   RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
+    ExchangeResult.UNREACHABLE: RetryActions(create=AGAIN,     status=AGAIN, upload=AGAIN),
+    ExchangeResult.CUT:         RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.BAD_BODY:    RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.GARBLED:     RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.REDIRECTED:  RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
+    ExchangeResult.REFUSED:     RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
+    ExchangeResult.NOT_API:     RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
+    ExchangeResult.LIMITED:     RetryActions(create=WAIT,      status=WAIT,  upload=WAIT),
+    ExchangeResult.BROKEN:      RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
 }  # fmt: skip
 
 # Read from the top: ClientConnectorError is a ClientOSError, both timeouts are ServerTimeoutError and TimeoutError.
-EXCEPTIONS: Final[tuple[tuple[type[BaseException], Happened], ...]] = (
-    (aiohttp.ConnectionTimeoutError, Happened.UNREACHABLE),
-    (aiohttp.ClientConnectorError, Happened.UNREACHABLE),
-    (aiohttp.ServerFingerprintMismatch, Happened.UNREACHABLE),
-    (aiohttp.ClientPayloadError, Happened.BAD_BODY),
-    (aiohttp.ClientResponseError, Happened.GARBLED),
-    (aiohttp.ClientError, Happened.CUT),  # ServerDisconnectedError, ClientOSError, SocketTimeoutError, ...
-    (TimeoutError, Happened.CUT),
-    (OSError, Happened.CUT),
+EXCEPTIONS: Final[tuple[tuple[type[BaseException], ExchangeResult], ...]] = (
+    (aiohttp.ConnectionTimeoutError, ExchangeResult.UNREACHABLE),
+    (aiohttp.ClientConnectorError, ExchangeResult.UNREACHABLE),
+    (aiohttp.ServerFingerprintMismatch, ExchangeResult.UNREACHABLE),
+    (aiohttp.ClientPayloadError, ExchangeResult.BAD_BODY),
+    (aiohttp.ClientResponseError, ExchangeResult.GARBLED),
+    (aiohttp.ClientError, ExchangeResult.CUT),  # ServerDisconnectedError, ClientOSError, SocketTimeoutError, ...
+    (TimeoutError, ExchangeResult.CUT),
+    (OSError, ExchangeResult.CUT),
 )
 
 
-def of_exception(error: BaseException, *, has_left: bool | None = None) -> Happened | None:
+def of_exception(error: BaseException, *, has_left: bool | None = None) -> ExchangeResult | None:
     """What an exception out of an exchange says; None: nothing about the exchange (a bug, a cancellation).
 
     `has_left`: whether the HTTP library asked for the body, where that is known. It cannot have sent what it never
@@ -93,39 +92,32 @@ def of_exception(error: BaseException, *, has_left: bool | None = None) -> Happe
     happened = next((happened for kind, happened in EXCEPTIONS if isinstance(error, kind)), None)
     if has_left is False:
         is_network = isinstance(error, (aiohttp.ClientConnectionError, OSError))  # a TimeoutError is an OSError
-        return Happened.UNREACHABLE if is_network else Happened.NOT_BEGUN
-    if has_left and happened in (None, Happened.UNREACHABLE):
-        return Happened.CUT
+        return ExchangeResult.UNREACHABLE if is_network else ExchangeResult.NOT_BEGUN
+    if has_left and happened in (None, ExchangeResult.UNREACHABLE):
+        return ExchangeResult.CUT
     return happened
 
 
-def of_status(status: int, *, has_api_body: bool) -> Happened:
+def of_status(status: int, *, has_api_body: bool) -> ExchangeResult:
     """What a whole answer says by its status. `has_api_body`: its body is the API's own JSON frame."""
     if status == 429:
-        return Happened.LIMITED
+        return ExchangeResult.LIMITED
     if 200 <= status < 300:
-        return Happened.ANSWERED
+        return ExchangeResult.ANSWERED
     if 300 <= status < 400:
-        return Happened.REDIRECTED
+        return ExchangeResult.REDIRECTED
     if 400 <= status < 500:
-        return Happened.REFUSED if has_api_body else Happened.NOT_API
-    return Happened.BROKEN
+        return ExchangeResult.REFUSED if has_api_body else ExchangeResult.NOT_API
+    return ExchangeResult.BROKEN
 
 
-def after_create(happened: Happened) -> Step:
-    return STEPS[happened].create
+def after_create(happened: ExchangeResult) -> RetryAction:
+    return RETRY_ACTIONS[happened].create
 
 
-def after_status(happened: Happened) -> Step:
-    return STEPS[happened].status
+def after_status(happened: ExchangeResult) -> RetryAction:
+    return RETRY_ACTIONS[happened].status
 
 
-def after_upload(happened: Happened) -> Step:
-    return STEPS[happened].upload
-
-
-def after_download(happened: Happened) -> Step:
-    return STEPS[happened].download
-
-
-FAILURES: Final = (aiohttp.ClientError, OSError)  # what an exchange can raise; a TimeoutError is an OSError
+def after_upload(happened: ExchangeResult) -> RetryAction:
+    return RETRY_ACTIONS[happened].upload

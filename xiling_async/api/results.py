@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from xiling_async._internal.redact import scrub
 from xiling_async.api import classify, retry, wire
-from xiling_async.api.classify import Happened, Step
+from xiling_async.api.classify import ExchangeResult, RetryAction
 from xiling_async.api.failures import error_from, refusal, upload_error
 from xiling_async.api.transport import Answer
 from xiling_async.errors import NotSent, ProtocolError, ServiceUnavailable, XilingError
@@ -59,13 +59,13 @@ class Create:
 class CreateResult:
     """What a paid POST came to: `task_ids`, or why there are none.
 
-    `step`: what may be done next, None after a success. `is_sent`: something may have arrived at the service.
+    `action`: what may be done next, None after a success. `is_sent`: something may have arrived at the service.
     `pause_s`: how long the service wants to be left alone. `error`: what was wrong with the answer, for the caller.
     """
 
     task_ids: tuple[str, ...] = ()
     refusal: Refusal | None = None
-    step: Step | None = None
+    action: RetryAction | None = None
     is_sent: bool = True
     pause_s: float = 0.0
     error: ProtocolError | None = None
@@ -73,42 +73,44 @@ class CreateResult:
     @classmethod
     def from_exception(cls, error: BaseException, create: Create, call: Call, *, has_left: bool) -> CreateResult:
         """`has_left`: the body was asked for, so that it may have arrived."""
-        happened = classify.of_exception(error, has_left=has_left) or Happened.CUT
-        step, why = classify.after_create(happened), call.scrubbed(error)
-        if step is Step.UNCERTAIN:
+        happened = classify.of_exception(error, has_left=has_left) or ExchangeResult.CUT
+        action, why = classify.after_create(happened), call.scrubbed(error)
+        if action is RetryAction.UNCERTAIN:
             return cls.uncertain(f"{why}.", create)
-        if happened is Happened.UNREACHABLE:
+        if happened is ExchangeResult.UNREACHABLE:
             message = f"The service could not be reached ({why}). Nothing was sent, nothing was bought: "
             message += "look at the base URL and the network, then submit it again."
         else:
             message = f"The request could not be sent ({why}). Nothing was sent, nothing was bought: "
             message += "look at the request, the base URL and the session."
-        return cls(refusal=Refusal(error="NotSent", message=message), step=step, is_sent=False)
+        return cls(refusal=Refusal(error="NotSent", message=message), action=action, is_sent=False)
 
     @classmethod
     def from_response(cls, answer: Answer, create: Create, call: Call) -> CreateResult:
         frame = wire.envelope(answer.body)
         happened = classify.of_status(answer.status, has_api_body=frame is not None)
         where = wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
-        if happened is Happened.ANSWERED:
+        if happened is ExchangeResult.ANSWERED:
             try:
                 return cls._accepted(wire.created_ids(frame), answer, create, call)
             except wire.Malformed as malformed:
-                happened = Happened.REFUSED if frame is not None and frame.code != 0 else Happened.BAD_BODY
+                happened = ExchangeResult.REFUSED if frame is not None and frame.code != 0 else ExchangeResult.BAD_BODY
                 where = malformed
-        step = classify.after_create(happened)
-        if step is Step.UNCERTAIN:
+        action = classify.after_create(happened)
+        if action is RetryAction.UNCERTAIN:
             message = f"The answer to a create proves nothing: {where}"
             doubt = call.protocol_error(message, where.path, answer, job_id=create.job_id)
             return cls.uncertain(str(doubt), create, doubt)
-        pause_s = call.pause_s(answer) if step is Step.WAIT else None
+        pause_s = call.pause_s(answer) if action is RetryAction.WAIT else None
         told = refusal(create.kind, answer.status, frame, api_key=call.api_key, retry_after=pause_s)
-        return cls(refusal=told, step=step, pause_s=pause_s or 0.0)
+        return cls(refusal=told, action=action, pause_s=pause_s or 0.0)
 
     @classmethod
     def uncertain(cls, why: str, create: Create, error: ProtocolError | None = None) -> CreateResult:
         way_back = NO_WAY_BACK if create.callback_url is None else WAY_BACK
-        return cls(refusal=Refusal(error="SubmitUncertain", message=why + way_back), step=Step.UNCERTAIN, error=error)
+        return cls(
+            refusal=Refusal(error="SubmitUncertain", message=why + way_back), action=RetryAction.UNCERTAIN, error=error
+        )
 
     @classmethod
     def _accepted(cls, found: tuple[str, ...], answer: Answer, create: Create, call: Call) -> CreateResult:
@@ -142,7 +144,7 @@ class StatusResult:
     error: XilingError | None = None
     is_asked: bool = True
     began_at: float = 0.0
-    happened: Happened = Happened.ANSWERED
+    happened: ExchangeResult = ExchangeResult.ANSWERED
     pause_s: float = 0.0
 
     @property
@@ -156,7 +158,7 @@ class StatusResult:
 
     @classmethod
     def from_exception(cls, error: Exception, task_id: str, call: Call) -> StatusResult:
-        happened = classify.of_exception(error) or Happened.NOT_BEGUN
+        happened = classify.of_exception(error) or ExchangeResult.NOT_BEGUN
         message = f"The service could not be asked about {task_id} ({call.scrubbed(error)}). Ask again later."
         return cls(error=NotSent(message), happened=happened)
 
@@ -164,19 +166,19 @@ class StatusResult:
     def from_response(cls, answer: Answer, kind: Kind[Any], task_id: str, call: Call) -> StatusResult:
         frame = wire.envelope(answer.body)
         happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        if happened is Happened.ANSWERED and frame is not None and frame.code == 0:
+        if happened is ExchangeResult.ANSWERED and frame is not None and frame.code == 0:
             try:
                 return cls(report=wire.status(kind, task_id, frame))
             except wire.Malformed as malformed:
                 message = f"The status of {task_id} makes no sense: {malformed}"
                 return cls(error=call.protocol_error(message, malformed.path, answer))
-        if happened is Happened.ANSWERED and frame is None:
+        if happened is ExchangeResult.ANSWERED and frame is None:
             message = f"The status of {task_id} is not an answer of the API"
-            return cls(error=call.protocol_error(message, "$", answer), happened=Happened.BAD_BODY)
-        if happened is not Happened.ANSWERED and classify.after_status(happened) is Step.AGAIN:
+            return cls(error=call.protocol_error(message, "$", answer), happened=ExchangeResult.BAD_BODY)
+        if happened is not ExchangeResult.ANSWERED and classify.after_status(happened) is RetryAction.AGAIN:
             message = f"The service could not tell the status of {task_id} (HTTP {answer.status}). Ask again later."
             return cls(error=ServiceUnavailable(message, status=answer.status), happened=happened)
-        pause_s = call.pause_s(answer) if happened is Happened.LIMITED else None
+        pause_s = call.pause_s(answer) if happened is ExchangeResult.LIMITED else None
         is_missing = answer.status == 404 or (frame is not None and frame.code == kind.not_found)
         refused = refusal(kind, answer.status, frame, api_key=call.api_key, retry_after=pause_s, read=True)
         return cls(is_missing=is_missing, error=error_from(refused), happened=happened, pause_s=pause_s or 0.0)
@@ -195,40 +197,40 @@ class UploadResult:
     url: str | None = None
     error: XilingError | None = None
     is_spoiled: bool = False
-    step: Step | None = None
-    happened: Happened = Happened.ANSWERED
+    action: RetryAction | None = None
+    happened: ExchangeResult = ExchangeResult.ANSWERED
     pause_s: float = 0.0
     tries: int = 1
 
     @classmethod
     def from_exception(cls, error: Exception, name: str, call: Call) -> UploadResult:
-        happened = classify.of_exception(error) or Happened.NOT_BEGUN
+        happened = classify.of_exception(error) or ExchangeResult.NOT_BEGUN
         message = (
             f"The upload of {name} failed ({call.scrubbed(error)}). Nothing was bought: look at the base URL and the "
             "network, then submit it again."
         )
-        return cls(error=NotSent(message), step=classify.after_upload(happened), happened=happened)
+        return cls(error=NotSent(message), action=classify.after_upload(happened), happened=happened)
 
     @classmethod
     def from_response(cls, answer: Answer, name: str, call: Call) -> UploadResult:
         frame = wire.upload_envelope(answer.body)
         happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        if happened is Happened.ANSWERED:
+        if happened is ExchangeResult.ANSWERED:
             try:
                 return cls(url=wire.uploaded_url(frame))
             except wire.Malformed as malformed:
                 if frame is None or frame.code == 0:
                     message = f"The upload of {name} was answered with something else, nothing was bought: {malformed}"
                     error = call.protocol_error(message, malformed.path, answer, charged="no")
-                    step = classify.after_upload(Happened.BAD_BODY)
-                    return cls(error=error, step=step, happened=Happened.BAD_BODY)
-                happened = Happened.REFUSED
-        step = classify.after_upload(happened)
+                    action = classify.after_upload(ExchangeResult.BAD_BODY)
+                    return cls(error=error, action=action, happened=ExchangeResult.BAD_BODY)
+                happened = ExchangeResult.REFUSED
+        action = classify.after_upload(happened)
         pause_s = retry.retry_after(answer.headers.get("Retry-After"), call.now)
-        if pause_s is None and step is Step.WAIT:
+        if pause_s is None and action is RetryAction.WAIT:
             pause_s = retry.RATE_LIMIT_S
         refused = upload_error(name, answer.status, frame, api_key=call.api_key, retry_after=pause_s)
-        return cls(error=refused, step=step, happened=happened, pause_s=pause_s or 0.0)
+        return cls(error=refused, action=action, happened=happened, pause_s=pause_s or 0.0)
 
     def next_try_in(self, tries: int, dice: Random) -> float:
         """Seconds, after so many tries."""

@@ -20,24 +20,28 @@ from xiling_async.webhooks.tokens import CallbackToken
 
 log = logging.getLogger("xiling_async.jobs.callbacks")
 
-WAKE_EVERY_S: Final = 10.0
+WAKE_WINDOW_S: Final = 10.0
+WAKES: Final = 2  # in a window, of one job
 
 
-class WakeInterval:
-    """When a callback may make the client ask for a job's status: at once, and then every ten seconds at most, so
-    that one callback URL does not spend the rate of all jobs."""
+class WakeLimit:
+    """When a callback makes the client ask for a job's status: twice in ten seconds at once, so that one callback URL
+    does not spend the rate of all jobs."""
 
     def __init__(self) -> None:
-        self._woken_at: dict[str, float] = {}  # by job id; the oldest first
+        self._windows: dict[str, tuple[float, int]] = {}  # by job id: since when, how many; the oldest first
 
     def due_at(self, job_id: str, now: float) -> float:
-        """When to ask after a callback that came `now`. It is never dropped."""
-        while self._woken_at and next(iter(self._woken_at.values())) <= now - WAKE_EVERY_S:
-            del self._woken_at[next(iter(self._woken_at))]
-        woken_at = self._woken_at.get(job_id)
-        if woken_at is not None:
-            return woken_at + WAKE_EVERY_S
-        self._woken_at[job_id] = now
+        """When to ask after a callback that came `now`: it may have to wait, but it is never dropped."""
+        while self._windows:
+            oldest = next(iter(self._windows))
+            if self._windows[oldest][0] > now - WAKE_WINDOW_S:
+                break
+            del self._windows[oldest]
+        began_at, count = self._windows.get(job_id, (now, 0))
+        if count == WAKES:
+            return began_at + WAKE_WINDOW_S
+        self._windows[job_id] = began_at, count + 1
         return now
 
 
@@ -55,7 +59,7 @@ class Intake:
     on_callback: Callable[[], None]
     only_wakes: bool
     monitor: Monitor = UNWATCHED
-    _wakes: WakeInterval = field(factory=WakeInterval)
+    _wakes: WakeLimit = field(factory=WakeLimit)
 
     async def apply(self, claim: CallbackToken, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""

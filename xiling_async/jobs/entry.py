@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, evolve, field
 
@@ -24,6 +24,12 @@ LONGEST_PAUSE_S: Final = 30.0
 SHOWN: Final = 20  # ids of one answer in a line of the log
 Predicate = Callable[[JobRecord], bool]
 Answer = Accepted | Lost | Refused
+
+
+class KeyedIds(Protocol):
+    """Gives the job ids that belong to a key: of the secret that signs now, then of those that are still accepted."""
+
+    def job_ids(self, key: str) -> tuple[str, ...]: ...
 
 
 class JobEntry:

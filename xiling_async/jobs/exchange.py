@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from attrs import define, field, frozen
 
 from xiling_async.api.calls import Calls
-from xiling_async.api.classify import Step
+from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
 from xiling_async.errors import StoreError
 from xiling_async.jobs.context import Context
@@ -147,7 +147,7 @@ class Exchange:
         if result.refusal is None:
             due_at = self._poller.first_due(create.kind)
             return Accepted(attempt=attempt, at=now, task_ids=result.task_ids, due_at=due_at)
-        if result.step is Step.UNCERTAIN:
+        if result.action is RetryAction.UNCERTAIN:
             return self._lost(record, result.refusal)
         return Refused(attempt=attempt, at=now, refusal=result.refusal, sent=result.is_sent)
 

@@ -244,8 +244,7 @@ class Registry:
 
     def note_error(self, job_id: str, error: XilingError | None) -> None:
         """What became of the last status GET of this job, for those who wait for it."""
-        entry = self._entries.get(job_id)
-        if entry is not None:
+        if (entry := self._entries.get(job_id)) is not None:
             entry.polling_error = error
 
     async def find(self, name: str) -> JobEntry | None:

@@ -13,8 +13,8 @@ from attrs import field, frozen
 
 from xiling_async.media.file_types import HEAD_BYTES, kind_of
 
-# "At most 20 MB" (service.md): no page says which megabyte. The larger one: what lies between the two readings is for
-# the service to decide, and its no costs nothing; ours would lock out a picture that it may well take.
+# "At most 20 MB" (docs.keevx.com): no page says which megabyte. The larger one: what lies between the two readings is
+# for the service to decide, and its no costs nothing; ours would lock out a picture that it may well take.
 LIMIT_BYTES: Final = 20 * 1024 * 1024
 PIECE_BYTES: Final = 128 * 1024  # one of them is in memory for each upload that runs
 MEDIA_TYPES: Final = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}

@@ -24,7 +24,7 @@ from xiling_async.webhooks.aiohttp_adapter import REAL_TIME, AiohttpRequest, res
 from xiling_async.webhooks.handler import BROKEN, OK, UNAVAILABLE, SenderGone, WebhookHandler
 from xiling_async.webhooks.limits import ConnectionLimiter
 from xiling_async.webhooks.server_log import AiohttpLog, Summary
-from xiling_async.webhooks.sockets import affordable, listen_at, listen_on_port, remove
+from xiling_async.webhooks.sockets import accept, affordable, listen_at, listen_on_port, remove
 
 log = logging.getLogger("xiling_async.webhooks.receiver.http")
 
@@ -123,10 +123,9 @@ class CallbackServer:
 
     async def _accept(self, listening: socket) -> None:
         """One connection in each turn of the loop, so that those that are open are served in between."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, address = await loop.sock_accept(listening)
+                sock, address = await accept(listening)
             except ConnectionError:
                 continue
             except Exception as error:  # EMFILE, or whatever it is: the next one must be accepted
@@ -134,11 +133,11 @@ class CallbackServer:
                 log.debug("a connection could not be accepted (%s)", type(error).__name__)
                 await REAL_TIME.sleep(ACCEPT_PAUSE_S)
                 continue
-            connection = _Connection(self)
-            if not self._admit(connection, address[0] if isinstance(address, tuple) else None):
-                sock.close()
+            connection = _Connection(self, sock)
+            if self._admit(connection, address[0] if isinstance(address, tuple) else None):
+                connection.opening = self._tasks.start(self._connect(connection), name="xiling connection")
             else:
-                connection.opening = self._tasks.start(self._connect(connection, sock), name="xiling connection")
+                sock.close()
             await REAL_TIME.sleep(0)
 
     def _admit(self, connection: _Connection, peer: str | None) -> bool:
@@ -156,7 +155,7 @@ class CallbackServer:
                 return False
         return True
 
-    async def _connect(self, connection: _Connection, sock: socket) -> None:
+    async def _connect(self, connection: _Connection) -> None:
         """Give an accepted socket its protocol, after the TLS handshake if there is one."""
         limits = self.limits
         deadlines: dict[str, Any] = {}
@@ -164,7 +163,7 @@ class CallbackServer:
             deadlines = {"ssl_handshake_timeout": limits.header_s, "ssl_shutdown_timeout": limits.linger_s}
         try:
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **deadlines)
+            await loop.connect_accepted_socket(lambda: connection, connection.take_socket(), ssl=self._tls, **deadlines)
         except OSError as error:  # SSLError, reset, timeout
             self._summary.add("TLS handshakes failed")
             _forget_frames(error)
@@ -242,8 +241,9 @@ class _Connection(asyncio.Protocol):
 
     _clock: Final = REAL_TIME
 
-    def __init__(self, server: CallbackServer) -> None:
+    def __init__(self, server: CallbackServer, sock: socket) -> None:
         self._server = server
+        self._sock: socket | None = sock
         self._http: web.RequestHandler | None = None
         self._unread: Timer | None = None
         self._is_aborted = False
@@ -293,6 +293,12 @@ class _Connection(asyncio.Protocol):
         else:
             self.transport.close()
 
+    def take_socket(self) -> socket:
+        """For the transport, which closes it from then on."""
+        sock, self._sock = self._sock, None
+        assert sock is not None, "it is taken once"
+        return sock
+
     def discard(self) -> None:
         """Its handshake or its creation was cancelled. uvloop then does not call `connection_lost`."""
         self._is_aborted = True
@@ -306,6 +312,8 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
         elif self.opening is not None:
             self.opening.cancel()
+        if self._sock is not None:  # cancelled before it began
+            self._sock.close()
 
 
 def _forget_frames(error: BaseException) -> None:

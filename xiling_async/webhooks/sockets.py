@@ -81,6 +81,28 @@ def listen_at(path: Path, backlog: int) -> tuple[socket.socket, int]:
         raise
 
 
+async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
+    """The next connection, and the address of its peer. Raises `OSError`.
+
+    Not `loop.sock_accept`: cancelled at the wrong moment, it loses a connection without closing it. (It is used on
+    Windows, where asyncio's loop has no `add_reader`.)
+    """
+    loop = asyncio.get_running_loop()
+    if sys.platform == "win32":
+        return await loop.sock_accept(listening)
+    while True:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            sock, address = listening.accept()
+            sock.setblocking(False)  # noqa: FBT003
+            return sock, address
+        readable = asyncio.Event()
+        loop.add_reader(listening, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(listening)
+
+
 def remove(path: Path, inode: int) -> None:
     """Remove our socket file, not one that another process has put in its place."""
     with contextlib.suppress(FileNotFoundError):
