@@ -129,6 +129,7 @@ async def test_a_url_of_a_forgotten_job_is_believed_by_status_only(
             assert await call_back(by_hand.ledger.posts[0].callback_url, "invented") == 200
         async with asyncio.timeout(LIVELY_S):
             while not by_hand.ledger.gets:
+                clock.advance(0.01)
                 await asyncio.sleep(0.005)
         again = await client.find(job_id)
         assert again is not None
@@ -434,6 +435,7 @@ async def test_a_bare_task_id_takes_no_task_away(by_hand: Simulator, store: Stor
         waiting = await started(bare.result())
         async with asyncio.timeout(LIVELY_S):
             while not by_hand.ledger.gets:
+                clock.advance(0.01)
                 await asyncio.sleep(0.005)
         assert await by_hand.finish(task_id) == 200
         assert [video.task_id for video in await job] == [task_id]
