@@ -424,6 +424,8 @@ RESOURCES: Final[list[Act]] = [
     upload_slots,
 ]
 
+JOBS: Final[dict[Act, int]] = {submit_slots: 4, throttle: 2, download_slots: 3, a_run_of_map: 4}  # honest ones; else 1
+
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
@@ -449,5 +451,4 @@ async def test_an_honest_job_does_not_notice_its_neighbour(misbehaviour: Act, re
         assert posts
         assert all(post.paid for post in posts)
         assert all(sim.ledger.paid_by_callback_token[token_of(post.callback_url)] == 1 for post in posts)
-        expected = {submit_slots: 4, throttle: 2, download_slots: 3, a_run_of_map: 4}.get(resource, 1)
-        assert len(posts) == expected
+        assert len(posts) == JOBS.get(resource, 1)
