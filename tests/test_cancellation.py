@@ -326,7 +326,7 @@ def _is_listening(receiver: WebhookReceiver) -> bool:
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("listens", ["at a port", "at a path"])
-@pytest.mark.parametrize("name", ["memory", "sqlite"])  # PostgresStore.open: stores/test_store_cancellation.py
+@pytest.mark.parametrize("name", STORES)
 def test_a_cancelled_open_leaves_nothing_open(name: str, listens: str, twice: bool, tmp_path: Path) -> None:
     """No task, no port, no lock on the store: another client opens it at once."""
 

@@ -19,7 +19,7 @@ from pg import Wire, fresh_schema, pg_store
 from support import model_v
 from test_store_contract import FACTORIES, NOW, answer, good, heard, job
 
-from xiling_async import Client, StoreError
+from xiling_async import Client, PostgresStore, StoreError
 from xiling_async.models.lifecycle import Asked
 from xiling_async.models.record import State
 from xiling_async.simulator import Simulator
@@ -247,4 +247,25 @@ async def test_a_client_whose_exit_is_cancelled_at_any_turn_leaves_nothing_that_
     else:
         raise AssertionError("it never completed")
     if kind == "postgres":
+        await no_connections()
+
+
+class CancelledByItsBeat(PostgresStore):
+    """Cancels who opens it when the listening connection stands, before that is told."""
+
+    opening: asyncio.Task[None]
+
+    async def beat(self, connection: Any) -> None:
+        await super().beat(connection)
+        self.opening.cancel()
+
+
+async def test_an_open_cancelled_when_its_listener_has_connected_leaves_no_connection() -> None:
+    """The listening connection is closed, although nobody waits for it any more."""
+    store = CancelledByItsBeat(pg.server().dsn, schema=fresh_schema())
+    with silence():
+        store.opening = asyncio.create_task(store.open())
+        await asyncio.wait({store.opening})
+        assert store.opening.cancelled()
+        assert tasks() == set()
         await no_connections()

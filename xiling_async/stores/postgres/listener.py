@@ -86,9 +86,9 @@ class Listener:
         try:
             connection = await self._connected()
         except Exception as error:
-            self._first.set_result(without_frames(error))
+            self._tell_opener(without_frames(error))
             return
-        self._first.set_result(None)
+        self._tell_opener(None)
         while True:
             try:
                 await self._serve(connection)
@@ -99,6 +99,10 @@ class Listener:
             connection = await self._connected_again()
             self._reread_watched()
             log.warning("the store is connected again; %d watched jobs are read again", len(self._stale))
+
+    def _tell_opener(self, error: Exception | None) -> None:
+        if not self._first.done():  # else the opener was cancelled, and closes this
+            self._first.set_result(error)
 
     def _reread_watched(self) -> None:
         if self.watcher is not None:
