@@ -575,6 +575,20 @@ async def test_an_uncertain_row_is_said_at_once_and_heard_after_a_restart() -> N
         assert (done.code, len(results()), paid(sim)) == (0, 2, (2, 2))
 
 
+async def test_a_stopped_batch_does_not_call_doubt_a_failure() -> None:
+    """Without a receiver a row whose answer was lost is over at once; Ctrl-C then counts it as what it is."""
+    async with Simulator(manual=True) as sim:
+        words = ("batch", str(jsonl(*scenes(2))), *OUT, "--in-flight", "1", "--timeout", "60")
+        sim.script(faults.drop_after_accept())
+        async with started(sim, *words) as process:
+            await sim.ledger.until(lambda: len(sim.ledger.posts) == 2)
+            err = await said(process, "line 1: may have been bought: ")
+            process.send_signal(signal.SIGINT)
+            stopped = await ended(process, err)
+        assert (stopped.code, paid(sim)) == (130, (2, 2))
+        assert "xiling: Stopped. 2 rows: 1 at the service, 1 may be bought." in stopped.error
+
+
 async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:
     """Then the batch takes another one, and says what that means for the rows that are still uncertain."""
     words = ("batch", str(jsonl(WAVES)), *OUT, *PORT)
