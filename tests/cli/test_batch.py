@@ -150,7 +150,7 @@ def test_local_pictures_are_seen_from_the_file() -> None:
         (1, "image_url"), (2, "image_url"), (3, "image_url"), (4, "reference_images[1]"),
     ]  # fmt: skip
     told = [str(flaw) for flaw in found.flaws]
-    for text, why in zip(told, ("is no picture", "does not exist", "is a folder", "is empty"), strict=True):
+    for text, why in zip(told, ("is not a picture", "does not exist", "is a folder", "is empty"), strict=True):
         assert why in text
 
 

@@ -53,7 +53,7 @@ class Watch:
                 self._mark(job_id)
 
     def is_confirmed(self, record: JobRecord) -> bool:
-        """Whether the service has told of this job: anybody can name a task id."""
+        """Whether the service has told of this job: anyone can name a task id."""
         return record.request is not None or any(record.outcomes) or record.id in self._confirmed
 
     async def refresh(self) -> None:

@@ -181,7 +181,7 @@ def _advice(bad: Sequence[RowState]) -> Iterator[str]:
     if gallery.Status.UNCERTAIN in found:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "
-            "look at the vendor's own list of creations."
+            "look at the vendor's own list of creations, and say what it bought with `xiling resolve`."
         )
     if gallery.Status.RUNNING in found or any(entry.unsaved for entry in bad):
         yield "The same command goes on with what is bought and not here yet."
