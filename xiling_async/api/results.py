@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
 from xiling_async._internal.redact import scrub
 from xiling_async.api import classify, retry, wire
@@ -21,7 +21,7 @@ NO_WAY_BACK: Final = " No receiver was configured, so it had no callback URL, an
 MOST_SPARE_IDS: Final = 16  # beyond what was asked for; the rest of an answer with more is not kept
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Call:
     """What a judgement needs to know. `api_key`: the service may quote it, and must not be quoted with it.
 
@@ -44,7 +44,7 @@ class Call:
 # --- creates -------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Create:
     """One paid POST of a job. `request` has URLs only; `asked`: how many tasks it may make."""
 
@@ -55,7 +55,7 @@ class Create:
     asked: int
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class CreateResult:
     """What a paid POST came to: `task_ids`, or why there are none.
 
@@ -131,7 +131,7 @@ class CreateResult:
 # --- status --------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class StatusResult:
     """What a status GET came to: a report, or an error.
 
@@ -187,7 +187,7 @@ class StatusResult:
 # --- uploads -------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class UploadResult:
     """What an upload came to: the picture's `url`, or an error. `is_spoiled`: the file was not what had been checked.
 

@@ -24,6 +24,7 @@ class Watch:
         self._stale: dict[str, None] = {}
         self._news: dict[str, JobRecord] = {}
         self._awake = asyncio.Event()
+        self._reading = asyncio.Lock()
 
     @property
     def last(self) -> JobRecord | None:
@@ -57,12 +58,13 @@ class Watch:
 
     async def refresh(self) -> None:
         """Read again what has changed. A store that cannot be read changes nothing: the events are known."""
-        stale, self._stale = self._stale, {}
-        for job_id in stale:
-            with suppress(StoreError):
-                record = None if self._store is None else await self._store.get(job_id)
-                if record is not None:
-                    self.saw(record)
+        async with self._reading:  # a second caller waits for what the first one is still reading
+            stale, self._stale = self._stale, {}
+            for job_id in stale:
+                with suppress(StoreError):
+                    record = None if self._store is None else await self._store.get(job_id)
+                    if record is not None:
+                        self.saw(record)
 
     def news(self) -> list[JobRecord]:
         """What has changed since this was asked last."""
