@@ -60,14 +60,17 @@ class _Deadline:
 
     def _set(self, delay_s: float) -> None:
         self._due_at = self._loop.time() + delay_s
-        self._timer = self._loop.call_at(self._due_at, self._expire)
+        self._timer: asyncio.Handle = self._loop.call_at(self._due_at, self._expire)
 
     def _expire(self) -> None:
         if self._loop.time() - self._due_at > LATE_S:
             self._set(GRACE_S)
-        else:
-            self._is_expired = True
-            self._task.cancel()
+        else:  # what has arrived in this turn of the loop comes first
+            self._timer = self._loop.call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        self._is_expired = True
+        self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

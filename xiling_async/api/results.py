@@ -89,15 +89,16 @@ class CreateResult:
     def from_response(cls, answer: Answer, create: Create, call: Call) -> CreateResult:
         frame = wire.envelope(answer.body)
         happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        where = wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
+        malformed: wire.Malformed | None = None
         if happened is ExchangeResult.ANSWERED:
             try:
                 return cls._accepted(wire.created_ids(frame), answer, create, call)
-            except wire.Malformed as malformed:
+            except wire.Malformed as why:
                 happened = ExchangeResult.REFUSED if frame is not None and frame.code != 0 else ExchangeResult.BAD_BODY
-                where = malformed
+                malformed = why
         action = classify.after_create(happened)
         if action is RetryAction.UNCERTAIN:
+            where = malformed or wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
             message = f"The answer to a create proves nothing: {where}"
             doubt = call.protocol_error(message, where.path, answer, job_id=create.job_id)
             return cls.uncertain(str(doubt), create, doubt)

@@ -159,10 +159,13 @@ class Submission:
                 entry = await self._settled(entry, order)
                 if entry.record.state not in _NOT_BOUGHT:
                     return Purchase(entry=entry)
-            if order.request.local_files() or not self._calls.creates.is_open:
+            if not self._calls.creates.is_open:
                 order.moved.set()
             if sendable is None:  # uploads come before the intent: one that fails leaves nothing behind
-                sendable = await self._uploads.sendable(order.request)
+                files = order.request.local_files()
+                if files:
+                    order.moved.set()
+                sendable = await self._uploads.sendable(order.request, files)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
             sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))

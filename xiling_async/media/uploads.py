@@ -10,7 +10,7 @@ import asyncio
 import functools
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -71,11 +71,11 @@ class Uploads:
         finally:
             await self._threads.close()
 
-    async def sendable(self, request: Rq) -> Rq:
-        """The request with the URLs of its local files. Raises `InvalidRequest` before anything was sent, and what
-        uploads raise; in either case nothing was bought."""
+    async def sendable(self, request: Rq, files: Mapping[str, Path]) -> Rq:
+        """The request with the URLs of its local `files`, which are by field. Raises `InvalidRequest` before anything
+        was sent, and what uploads raise; in either case nothing was bought."""
         by_path: dict[Path, str] = {}
-        for name, path in request.local_files().items():
+        for name, path in files.items():
             by_path[path] = f"{by_path[path]}, {name}" if path in by_path else name
         if not by_path:
             return request
