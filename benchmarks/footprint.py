@@ -1,7 +1,7 @@
 """What it takes to be there: the memory of a million pending jobs, and the time of the import.
 
 `python benchmarks/footprint.py [--quick]`. A pending job is its record in a `MemoryStore`, with a request of its own;
-then also its slot in the registry with the future of one waiter; then also a handle, and a task that awaits it. The
+then also its entry in the registry with the future of one waiter; then also a handle, and a task that awaits it. The
 import is timed in processes of their own, beyond `import aiohttp, cattrs`, the best of many; what belongs to an extra
 must not be imported with it. The last two tables are the profile: of what both are made.
 """
@@ -20,7 +20,7 @@ from typing import Any, Final
 from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
-from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.job import Desk, Job
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import JobRecord, State
@@ -100,10 +100,10 @@ async def with_futures(jobs: int, *, waiters: int) -> float:
     before = resident_bytes()
     held = []
     for number in range(jobs):
-        slot = await registry.open(accepted(number))
+        entry = await registry.open(accepted(number))
         if waiters:
-            slot._waiters.append((_is_over, loop.create_future()))  # as `changed` does; a task is the third row's
-            held.append(slot)
+            entry._waiters.append((_is_over, loop.create_future()))  # as `changed` does; a task is the third row's
+            held.append(entry)
     gc.collect()
     return (resident_bytes() - before) / jobs
 
@@ -147,16 +147,16 @@ async def in_parts(jobs: int) -> dict[str, float]:
     for record in records:
         await registry._store.add(record)
     part("in the store: by id, by task, by when it is due")
-    slots = [registry.slot(record) for record in records]
-    part("the slot, and its weak reference")
-    for slot in slots:
-        slot._waiters.append((_is_over, loop.create_future()))
+    entries = [registry.slot(record) for record in records]
+    part("the entry, and its weak reference")
+    for entry in entries:
+        entry._waiters.append((_is_over, loop.create_future()))
     part("a waiter: its list, entry and future")
     tracemalloc.stop()
     return found
 
 
-async def _nobody(slot: Slot) -> None:
+async def _nobody(entry: JobEntry) -> None:
     raise AssertionError("nobody is asked")
 
 

@@ -76,9 +76,9 @@ def with_jobs(part: Callable[[Registry, int], Coroutine[Any, Any, None]], *, acc
     async def run(times: int) -> None:
         registry = Registry(MemoryStore())
         for number in range(MOST):
-            slot = await registry.open(intent(number))
+            entry = await registry.open(intent(number))
             if accepted:
-                await registry.commit(slot.record.id, answered(number))
+                await registry.commit(entry.record.id, answered(number))
         await part(registry, times)
 
     return lambda times: asyncio.run(run(times))
@@ -106,20 +106,20 @@ async def settle(registry: Registry, times: int) -> None:
 
 async def wake(registry: Registry, times: int) -> None:
     desk = Desk(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
-    slots = [registry.slot(intent(number)) for number in range(MOST)]
-    for slot in slots:
-        slot.is_current = True
-        slot.update(intent(0).but(state=State.ACCEPTED))
-    waiters = [asyncio.create_task(Job[Any](slot, desk).result()) for slot in slots]
+    entries = [registry.slot(intent(number)) for number in range(MOST)]
+    for entry in entries:
+        entry.is_current = True
+        entry.update(intent(0).but(state=State.ACCEPTED))
+    waiters = [asyncio.create_task(Job[Any](entry, desk).result()) for entry in entries]
     await asyncio.sleep(0)
     done = intent(0).but(state=State.DONE, outcomes=(RESULT,), version=99)
-    for slot, waiter in list(zip(slots, waiters, strict=True))[:times]:
-        slot.update(done)
+    for entry, waiter in list(zip(entries, waiters, strict=True))[:times]:
+        entry.update(done)
         await waiter
     os._exit(0)  # to send the others home would be counted, too
 
 
-async def _nobody(slot: object) -> None:
+async def _nobody(entry: object) -> None:
     raise AssertionError("nobody is asked")
 
 

@@ -306,6 +306,38 @@ def test_a_timeout_within_another_of_the_same_length() -> None:
     assert played(work()) == ["outer at 10"]
 
 
+async def test_what_comes_in_the_same_turn_as_the_deadline_was_in_time() -> None:
+    """An answer that the loop reads in the turn in which the deadline passes is not thrown away."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str] = loop.create_future()
+    loop.call_at(loop.time(), answer.set_result, "answer")
+    async with SystemClock().timeout(1e-6):  # both timers are due when the loop looks next
+        assert await answer == "answer"
+
+
+def test_a_timeout_leaves_no_cancellation_behind() -> None:
+    """After it the task counts as not cancelled; a cancellation that came with the deadline is one."""
+
+    async def work() -> tuple[int, bool]:
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(TimeoutError):
+            async with SystemClock().timeout(1):
+                await asyncio.Event().wait()
+        after = task.cancelling()
+        with pytest.raises(asyncio.CancelledError):
+            async with SystemClock().timeout(1):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    task.cancel()
+                    await asyncio.sleep(0)
+        is_cancelled = task.uncancel() == 0
+        return after, is_cancelled
+
+    assert played(work()) == (0, True)
+
+
 # --- of this machine -----------------------------------------------------------------------------------------------
 
 

@@ -43,33 +43,42 @@ class _Deadline:
     loop. The late timer proves nothing about an answer that has arrived.
     """
 
-    __slots__ = ("_delay_s", "_due_at", "_inner", "_loop", "_timer")
+    __slots__ = ("_cancelled_before", "_delay_s", "_due_at", "_is_expired", "_loop", "_task", "_timer")
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
-        self._inner = asyncio.timeout(None)
+        self._is_expired = False
 
     async def __aenter__(self) -> None:
-        await self._inner.__aenter__()
-        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a timeout is used inside a task")
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self._loop = task.get_loop()
         self._set(self._delay_s)
 
     def _set(self, delay_s: float) -> None:
         self._due_at = self._loop.time() + delay_s
-        self._timer = self._loop.call_at(self._due_at, self._expire)
+        self._timer: asyncio.Handle = self._loop.call_at(self._due_at, self._expire)
 
     def _expire(self) -> None:
-        now = self._loop.time()
-        if now - self._due_at > LATE_S:
+        if self._loop.time() - self._due_at > LATE_S:
             self._set(GRACE_S)
-        else:
-            self._inner.reschedule(now)
+        else:  # what has arrived in this turn of the loop comes first
+            self._timer = self._loop.call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        self._is_expired = True
+        self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        await self._inner.__aexit__(kind, error, trace)
+        # As asyncio's: it is a timeout if nobody else has cancelled the task meanwhile.
+        if self._is_expired and self._task.uncancel() <= self._cancelled_before and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
 
 class SystemClock:

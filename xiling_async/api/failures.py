@@ -95,6 +95,8 @@ def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
     """The error that this record amounts to; None while it is awaited and when every task succeeded."""
     known: dict[str, Any] = {"job_id": record.id, "task_ids": record.task_ids}
     match record.state:
+        case State.DONE | State.ACCEPTED | State.SENDING:
+            return None
         case State.REJECTED | State.NOT_SENT:
             return error_from(record.refusal or Refusal(error="NotSent", message="Nothing was sent."), **known)
         case State.UNCERTAIN | State.UNKNOWN:
@@ -111,8 +113,6 @@ def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
                 outcomes=record.outcomes,
                 **known,
             )
-        case _:
-            return None
 
 
 def _names(record: JobRecord) -> str:
@@ -138,7 +138,8 @@ def _uncertain(record: JobRecord, job: object, known: dict[str, Any]) -> SubmitU
     why = (record.refusal or LEFT_BEHIND).message
     return SubmitUncertain(
         f"The request of job {record.id} was sent, and its fate is not known: {why} It may have been bought, so it is "
-        "never sent again. Look at the vendor's own list of creations before you submit it anew.",
+        "never sent again. Look at the vendor's own list of creations, then tell the job what it bought "
+        "by `client.resolve` (with a store: `xiling resolve`).",
         job=job,
         **known,
     )

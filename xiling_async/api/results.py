@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
 from xiling_async._internal.redact import scrub
 from xiling_async.api import classify, retry, wire
@@ -21,7 +21,7 @@ NO_WAY_BACK: Final = " No receiver was configured, so it had no callback URL, an
 MOST_SPARE_IDS: Final = 16  # beyond what was asked for; the rest of an answer with more is not kept
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Call:
     """What a judgement needs to know. `api_key`: the service may quote it, and must not be quoted with it.
 
@@ -44,7 +44,7 @@ class Call:
 # --- creates -------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Create:
     """One paid POST of a job. `request` has URLs only; `asked`: how many tasks it may make."""
 
@@ -55,7 +55,7 @@ class Create:
     asked: int
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class CreateResult:
     """What a paid POST came to: `task_ids`, or why there are none.
 
@@ -89,15 +89,16 @@ class CreateResult:
     def from_response(cls, answer: Answer, create: Create, call: Call) -> CreateResult:
         frame = wire.envelope(answer.body)
         happened = classify.of_status(answer.status, has_api_body=frame is not None)
-        where = wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
+        malformed: wire.Malformed | None = None
         if happened is ExchangeResult.ANSWERED:
             try:
                 return cls._accepted(wire.created_ids(frame), answer, create, call)
-            except wire.Malformed as malformed:
+            except wire.Malformed as why:
                 happened = ExchangeResult.REFUSED if frame is not None and frame.code != 0 else ExchangeResult.BAD_BODY
-                where = malformed
+                malformed = why
         action = classify.after_create(happened)
         if action is RetryAction.UNCERTAIN:
+            where = malformed or wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
             message = f"The answer to a create proves nothing: {where}"
             doubt = call.protocol_error(message, where.path, answer, job_id=create.job_id)
             return cls.uncertain(str(doubt), create, doubt)
@@ -131,7 +132,7 @@ class CreateResult:
 # --- status --------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class StatusResult:
     """What a status GET came to: a report, or an error.
 
@@ -187,7 +188,7 @@ class StatusResult:
 # --- uploads -------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class UploadResult:
     """What an upload came to: the picture's `url`, or an error. `is_spoiled`: the file was not what had been checked.
 

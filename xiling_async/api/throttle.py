@@ -30,7 +30,7 @@ class Throttle:
         self._clock = clock
         self._dice = dice
         self._step_s = 0.0 if per_second is None else 1 / per_second
-        self._line = asyncio.Lock()  # FIFO; whoever is cancelled in it leaves nothing behind
+        self._line = asyncio.Lock()  # FIFO; a caller that is cancelled in it leaves nothing behind
         self._next_at = 0.0
         self._closed_until = 0.0
         self._ended = False
@@ -48,14 +48,15 @@ class Throttle:
         """Wait for the next slot and take it. Raises `ClientClosed`."""
         came_at = self._clock.time()
         async with self._line:
-            while (wait_s := self._slot(came_at) - self._clock.time()) > CLOCK_S:
-                await self.pause(wait_s)
+            while True:
+                now = self._clock.time()
+                # A loop that is late is made up for, by at most `LATE_S`.
+                slot = max(self._next_at, self._closed_until, came_at, now - LATE_S)
+                if slot - now <= CLOCK_S:
+                    break
+                await self.pause(slot - now)
             self._check_not_ended()
-            self._next_at = self._slot(came_at) + self._step_s
-
-    def _slot(self, came_at: float) -> float:
-        """When the next one in the line may leave. A loop that is late is made up for, by at most `LATE_S`."""
-        return max(self._next_at, self._closed_until, came_at, self._clock.time() - LATE_S)
+            self._next_at = slot + self._step_s
 
     def give_back(self) -> None:
         """The slot that was just taken is not used: the next in the line gets it."""

@@ -129,10 +129,11 @@ class Transport:
         self.check()
         assert self._session is not None
         url = URL(f"{self._base}/{path}", encoded=True)
+        data = None if body is None else aiohttp.AsyncIterablePayload(body)
         async with (
             self._clock.timeout(self._timeouts.connect + self._timeouts.answer + allowance_s),
             self._session.request(
-                method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False,
+                method, url, data=data, headers=headers, timeout=self._timeout, allow_redirects=False,
                 raise_for_status=False, middlewares=(),
             ) as response,
         ):  # fmt: skip

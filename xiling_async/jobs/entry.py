@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Protocol
 
@@ -94,7 +92,7 @@ class JobsInHand:
     """The jobs that submits of this client are buying now, also while they pause between two POSTs."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._counts
@@ -103,15 +101,14 @@ class JobsInHand:
     def ids(self) -> frozenset[str]:
         return frozenset(self._counts)
 
-    @contextlib.contextmanager
-    def hold(self, job_id: str) -> Iterator[None]:
-        self._counts[job_id] += 1
-        try:
-            yield
-        finally:
-            self._counts[job_id] -= 1
-            if not self._counts[job_id]:
-                del self._counts[job_id]
+    def hold(self, job_id: str) -> None:
+        self._counts[job_id] = self._counts.get(job_id, 0) + 1
+
+    def release(self, job_id: str) -> None:
+        """As often as it was held."""
+        count = self._counts.pop(job_id) - 1
+        if count:
+            self._counts[job_id] = count
 
 
 @define(eq=False)

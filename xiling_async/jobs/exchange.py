@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Any, Final, Literal
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import RetryAction
@@ -33,14 +32,15 @@ class Order:
 
     `wanted`: set while the caller waits for its job (a consumer of `map` may stop asking); None: always. Such a caller
     also waits for a service that is away. `entry`: the job, once its intent is written. `moved`: set when the POST
-    leaves, or has to wait for something. `hands`: while the purchase runs, it holds the job until the end of it.
+    leaves, or has to wait for something. `held`: the id of its job in hand, from the first POST to the end of the
+    purchase.
     """
 
     request: Request[Any]
     key: str | None = None
     wanted: asyncio.Event | None = None
     entry: JobEntry | None = None
-    hands: contextlib.ExitStack | None = None
+    held: str | None = None
     moved: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -52,7 +52,7 @@ class Order:
         return self.wanted is None or self.wanted.is_set()
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Sent:
     """What one POST of a job came to. `result`: None if the job was not ours to send."""
 
@@ -83,15 +83,15 @@ class Exchange:
         """Send the next POST of this order. `request`: its request with URLs only; `entry`: its job, if it has one."""
         self._calls.check()  # a session that cannot send is told before the intent
         record = self._new_record(order) if entry is None else entry.record
-        with self._registry.in_hands(record.id):
+        in_hand = self._registry.jobs_in_hand
+        in_hand.hold(record.id)
+        try:
             entry, is_ours = await self._intend(order, record, entry)
             order.entry = entry
             order.moved.set()
-            if not is_ours:
-                return Sent(entry=entry, result=None)
-            if order.hands is not None:  # also in the pause before the next POST
-                order.hands.enter_context(self._registry.in_hands(record.id))
-            return Sent(entry=entry, result=await self._exchanged(entry, request))
+            return Sent(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
+        finally:
+            in_hand.release(record.id)
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
         record = entry.record

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractContextManager
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
@@ -42,8 +41,8 @@ class Registry:
         self._clock = SystemClock() if clock is None else clock
         self._entries: WeakValueDictionary[str, JobEntry] = WeakValueDictionary()
         self._unwritten = UnwrittenJobs(store)
-        self._in_hand = JobsInHand()
         self._on_change = on_change
+        self.jobs_in_hand = JobsInHand()  # neither purged, nor taken for jobs that their sender has left
         self._commits = Tasks()
         self._repairs = Tasks()
         self._writer = Tasks()
@@ -120,7 +119,7 @@ class Registry:
         record = entry.record
         if record.state is not State.SENDING:
             return
-        if not self._store.is_shared and record.id not in self._in_hand:
+        if not self._store.is_shared and record.id not in self.jobs_in_hand:
             now = self._clock.time()
             lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
             await self.apply(record.id, lost)
@@ -138,10 +137,6 @@ class Registry:
         record = await self._store.get(entry.record.id)
         if record is not None:
             self.told(record)
-
-    def in_hands(self, job_id: str) -> AbstractContextManager[None]:
-        """While a submit has the job in hand: it is neither purged, nor taken for one that its sender has left."""
-        return self._in_hand.hold(job_id)
 
     def new_id(self, key: str | None) -> str:
         """The id of a new job. That of a keyed one is its key's, so that a job which comes back by its token alone is
@@ -289,7 +284,7 @@ class Registry:
         return list(self._entries)
 
     def in_hand(self) -> frozenset[str]:
-        return self._in_hand.ids | self._unwritten.ids
+        return self.jobs_in_hand.ids | self._unwritten.ids
 
     def told(self, record: JobRecord) -> None:
         held, entry = self._unwritten.get(record.id), self._entries.get(record.id)

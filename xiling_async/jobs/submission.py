@@ -7,10 +7,9 @@ Everything else that goes wrong leaves the job `uncertain`, for its callback to 
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from typing import Any, Final, Literal
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from xiling_async._internal.tasks import Shared, Tasks
 from xiling_async.api.calls import Calls
@@ -28,7 +27,7 @@ SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another proc
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Purchase:
     """A job that was, or may have been, bought; `doubt`: what was wrong with the answer of the service."""
 
@@ -144,12 +143,12 @@ class Submission:
 
     async def _purchase(self, order: Order) -> Purchase | None:
         """None: it was put back before anything was sent."""
-        with ExitStack() as hands:
-            order.hands = hands
-            try:
-                return await self._purchased(order)
-            finally:
-                order.hands = None
+        try:
+            return await self._purchased(order)
+        finally:
+            if order.held is not None:
+                self._registry.jobs_in_hand.release(order.held)
+                order.held = None
 
     async def _purchased(self, order: Order) -> Purchase | None:
         entry = None if order.key is None else await self._registry.by_key(order.key)
@@ -160,10 +159,13 @@ class Submission:
                 entry = await self._settled(entry, order)
                 if entry.record.state not in _NOT_BOUGHT:
                     return Purchase(entry=entry)
-            if order.request.local_files() or not self._calls.creates.is_open:
+            if not self._calls.creates.is_open:
                 order.moved.set()
             if sendable is None:  # uploads come before the intent: one that fails leaves nothing behind
-                sendable = await self._uploads.sendable(order.request)
+                files = order.request.local_files()
+                if files:
+                    order.moved.set()
+                sendable = await self._uploads.sendable(order.request, files)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
             sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))
@@ -243,9 +245,13 @@ class Submission:
             return None
         self._in_flight += 1
         try:
-            return await self._exchange.send(order, parcel.request, parcel.entry)
+            sent = await self._exchange.send(order, parcel.request, parcel.entry)
         finally:
             self._in_flight -= 1
+        if sent.result is not None and order.held is None and not parcel.outcome.done():
+            order.held = sent.entry.record.id  # also in the pause before the next POST
+            self._registry.jobs_in_hand.hold(order.held)
+        return sent
 
 
 def _check_same(record: JobRecord, order: Order) -> None:

@@ -37,6 +37,12 @@ def values_of(instance: object) -> dict[str, Any]:
     return dict(zip(names, read(instance), strict=False))
 
 
+def has_plain_values(instance: object) -> bool:
+    """Whether `are_plain` holds for the fields of an attrs object."""
+    _, read = _fields_of(cast("Hashable", type(instance)))
+    return are_plain(read(instance)[:-1])
+
+
 def are_plain(values: Iterable[object]) -> bool:
     """Whether there is nothing among them but texts, numbers, truth values and None: no file, no list."""
     return _PLAIN.issuperset(map(type, values))
@@ -118,10 +124,9 @@ class Request(Generic[R_co]):
     def local_files(self) -> dict[str, Path]:
         """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
         found: dict[str, Path] = {}
-        values = values_of(self)
-        if are_plain(values.values()):
+        if has_plain_values(self):
             return found
-        for name, value in values.items():
+        for name, value in values_of(self).items():
             if isinstance(value, Path):
                 found[name] = value
             elif isinstance(value, tuple):

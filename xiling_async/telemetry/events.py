@@ -1,15 +1,15 @@
 """What happened, as frozen values for `Client(on_event=...)`.
 
 They carry ids, names, counts and times (Unix seconds), and no secret: no key, no URL, no prompt, no message of the
-service. Each is emitted after what it reports was written down. A new event is a class here, a line in
-`Event`, and a line in `Monitor._count`.
+service. Each is emitted after what it reports was written down. A new event is a class here, a member of
+`Event`, and a method of `Monitor`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import iscoroutinefunction
-from typing import Final, Literal, cast, get_args
+from typing import Literal, cast
 
 from attrs import frozen
 
@@ -118,7 +118,6 @@ class Downloaded:
 
 
 Event = JobChanged | TaskEnded | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
-EVENTS: Final[tuple[type[Event], ...]] = get_args(Event)
 Hook = Callable[[Event], object]
 
 

@@ -14,7 +14,6 @@ from attrs import define, frozen
 from xiling_async._internal.clock import Clock
 from xiling_async.models.record import JobRecord, Outcome, State
 from xiling_async.telemetry.events import (
-    EVENTS,
     CallbackRefused,
     CallbackTaken,
     Downloaded,
@@ -88,10 +87,10 @@ class Transfer:
 
 
 class Monitor:
-    """Where everything that happens is reported: `emit` counts an event and passes it to the log and the hooks.
+    """Where everything that happens is reported: each method counts it, and tells the log (DEBUG) and the hooks.
 
-    The other methods build an event of what their caller has at hand, and emit it. Whatever a hook raises is logged
-    once and stops nothing; only `KeyboardInterrupt` and `SystemExit` go on.
+    An event is made only if someone listens. Whatever a hook raises is logged once and stops nothing; only
+    `KeyboardInterrupt` and `SystemExit` go on.
     """
 
     def __init__(self, hooks: Sequence[Hook] = ()) -> None:
@@ -99,12 +98,21 @@ class Monitor:
         self._failed_hooks: set[int] = set()  # places of hooks whose exceptions were logged
         self._unfinished = 0
         self._done_s = 0.0
-        self._counts: dict[type[Event], Counter[str]] = {kind: Counter() for kind in EVENTS}
+        self._jobs: Counter[State] = Counter()
+        self._tasks: Counter[str] = Counter()
+        self._submits: Counter[str] = Counter()
+        self._callbacks: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._polls: Counter[str] = Counter()
+        self._uploads: Counter[str] = Counter()
+        self._downloads: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
 
-    def emit(self, event: Event) -> None:
-        """Count the event, and tell the log (DEBUG) and every hook."""
-        self._count(event)
+    @property
+    def _is_heard(self) -> bool:
+        return bool(self._hooks) or log.isEnabledFor(logging.DEBUG)
+
+    def _tell(self, event: Event) -> None:
         log.debug("%s", event)
         for place, hook in enumerate(self._hooks):
             try:
@@ -116,25 +124,6 @@ class Monitor:
                     self._failed_hooks.add(place)
                     log.exception("an on_event hook failed; this is logged once, and the hook is still called")
 
-    def _count(self, event: Event) -> None:
-        counts = self._counts[type(event)]
-        match event:
-            case JobChanged(state=state, was=was):
-                counts[state.value] += 1
-                self._unfinished += (was is None or was.is_final) - state.is_final
-                if state is State.DONE:
-                    self._done_s += event.at - event.created_at
-            case TaskEnded(outcome=outcome):
-                counts[outcome] += 1
-            case CallbackRefused(reason=reason):
-                counts[reason] += 1
-            case Uploaded() | Downloaded():
-                counts["failed" if event.error else "done"] += 1
-                self._retries["upload" if isinstance(event, Uploaded) else "download"] += max(0, event.tries - 1)
-            case Submitted() | CallbackTaken() | Polled():
-                counts[event.result] += 1
-                self._retries["submit"] += isinstance(event, Submitted) and event.attempt > 1
-
     def found(self, unfinished: int) -> None:
         """The number of unfinished jobs in the store when the client was opened."""
         self._unfinished += unfinished
@@ -143,14 +132,26 @@ class Monitor:
         """The record as it is now, and the outcome of a task that came with the change. A change that leaves the job in
         its state is not an event of the job."""
         if outcome is not None:
-            self.emit(TaskEnded(
-                job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id,
-                outcome="succeeded" if outcome.ok else "failed", created_at=record.created_at, at=record.changed_at,
-            ))  # fmt: skip
-        if record.state is not was:
-            self.emit(JobChanged(
+            self._ended(record, outcome)
+        if record.state is was:
+            return
+        self._jobs[record.state] += 1
+        self._unfinished += (was is None or was.is_final) - record.state.is_final
+        if record.state is State.DONE:
+            self._done_s += record.changed_at - record.created_at
+        if self._is_heard:
+            self._tell(JobChanged(
                 job_id=record.id, key=record.key, kind=record.kind, state=record.state, was=was,
                 task_ids=record.task_ids, created_at=record.created_at, at=record.changed_at,
+            ))  # fmt: skip
+
+    def _ended(self, record: JobRecord, outcome: Outcome) -> None:
+        name: Literal["succeeded", "failed"] = "succeeded" if outcome.ok else "failed"
+        self._tasks[name] += 1
+        if self._is_heard:
+            self._tell(TaskEnded(
+                job_id=record.id, key=record.key, kind=record.kind, task_id=outcome.task_id, outcome=name,
+                created_at=record.created_at, at=record.changed_at,
             ))  # fmt: skip
 
     def submitted(
@@ -162,10 +163,14 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self.emit(Submitted(
-            job_id=record.id, key=record.key, kind=record.kind, attempt=record.attempt, result=result, error=error,
-            task_ids=record.task_ids, began_at=began_at, at=at,
-        ))  # fmt: skip
+        self._submits[result] += 1
+        if record.attempt > 1:
+            self._retries["submit"] += 1
+        if self._is_heard:
+            self._tell(Submitted(
+                job_id=record.id, key=record.key, kind=record.kind, attempt=record.attempt, result=result, error=error,
+                task_ids=record.task_ids, began_at=began_at, at=at,
+            ))  # fmt: skip
 
     def took(
         self,
@@ -178,13 +183,19 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self.emit(CallbackTaken(
-            job_id=job_id, attempt=attempt, task_id=task_id, result=result, outcome=outcome, began_at=began_at, at=at,
-        ))  # fmt: skip
+        self._callbacks[result] += 1
+        if self._is_heard:
+            self._tell(CallbackTaken(
+                job_id=job_id, attempt=attempt, task_id=task_id, result=result, outcome=outcome, began_at=began_at,
+                at=at,
+            ))  # fmt: skip
 
     def refused(self, status: int, job_id: str | None, *, at: float) -> None:
         """`status`: HTTP's, of the answer."""
-        self.emit(CallbackRefused(reason=_REASONS.get(status, "other"), status=status, job_id=job_id, at=at))
+        reason = _REASONS.get(status, "other")
+        self._refused[reason] += 1
+        if self._is_heard:
+            self._tell(CallbackRefused(reason=reason, status=status, job_id=job_id, at=at))
 
     def polled(
         self,
@@ -196,24 +207,28 @@ class Monitor:
         began_at: float,
         at: float,
     ) -> None:
-        self.emit(Polled(job_id=job_id, task_id=task_id, result=result, error=error, began_at=began_at, at=at))
+        self._polls[result] += 1
+        if self._is_heard:
+            self._tell(Polled(job_id=job_id, task_id=task_id, result=result, error=error, began_at=began_at, at=at))
 
     def uploading(self, size_bytes: int, clock: Clock) -> AbstractContextManager[Transfer]:
-        """Emits `Uploaded` at the end of the `with` block, however it ends."""
-        return self._transfer(clock, lambda transfer: Uploaded(
+        """Reports `Uploaded` at the end of the `with` block, however it ends."""
+        return self._transfer(clock, "upload", self._uploads, lambda transfer: Uploaded(
             size_bytes=size_bytes, tries=transfer.tries, error=transfer.error, began_at=transfer.began_at,
             at=clock.time(),
         ))  # fmt: skip
 
     def downloading(self, task_id: str, what: str, clock: Clock) -> AbstractContextManager[Transfer]:
-        """Emits `Downloaded` at the end of the `with` block, however it ends."""
-        return self._transfer(clock, lambda transfer: Downloaded(
+        """Reports `Downloaded` at the end of the `with` block, however it ends."""
+        return self._transfer(clock, "download", self._downloads, lambda transfer: Downloaded(
             task_id=task_id, what=what, tries=transfer.tries, error=transfer.error, began_at=transfer.began_at,
             at=clock.time(),
         ))  # fmt: skip
 
     @contextmanager
-    def _transfer(self, clock: Clock, ended: Callable[[Transfer], Event]) -> Iterator[Transfer]:
+    def _transfer(
+        self, clock: Clock, name: str, counts: Counter[str], ended: Callable[[Transfer], Event]
+    ) -> Iterator[Transfer]:
         transfer = Transfer(began_at=clock.time())
         try:
             yield transfer
@@ -221,23 +236,25 @@ class Monitor:
             transfer.error = type(error).__name__
             raise
         finally:
-            self.emit(ended(transfer))
+            counts["failed" if transfer.error else "done"] += 1
+            self._retries[name] += max(0, transfer.tries - 1)
+            if self._is_heard:
+                self._tell(ended(transfer))
 
     def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None, unsaved: int = 0) -> Stats:
-        counts = self._counts
-        done = counts[JobChanged][State.DONE.value]
+        done = self._jobs[State.DONE]
         return Stats(
-            jobs=MappingProxyType({State(value): count for value, count in counts[JobChanged].items()}),
+            jobs=MappingProxyType(dict(+self._jobs)),
             unfinished=max(0, self._unfinished),
             in_flight=MappingProxyType(dict(in_flight)),
-            tasks=_frozen(counts[TaskEnded]),
-            submits=_frozen(counts[Submitted]),
-            callbacks=_frozen(counts[CallbackTaken]),
-            callbacks_refused=_frozen(counts[CallbackRefused]),
-            polls=_frozen(counts[Polled]),
+            tasks=_frozen(self._tasks),
+            submits=_frozen(self._submits),
+            callbacks=_frozen(self._callbacks),
+            callbacks_refused=_frozen(self._refused),
+            polls=_frozen(self._polls),
             retries=_frozen(self._retries),
-            uploads=_frozen(counts[Uploaded]),
-            downloads=_frozen(counts[Downloaded]),
+            uploads=_frozen(self._uploads),
+            downloads=_frozen(self._downloads),
             mean_time_to_done=self._done_s / done if done else None,
             gate_closed_until=gate_closed_until,
             unsaved=unsaved,
