@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import selectors
 import socket
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
+import pg
 import pytest
 from support import client_of, model_v
 from yarl import URL
@@ -37,7 +39,7 @@ from xiling_async.simulator import Simulator
 
 PICTURE: Final = Path(simulator.__file__).with_name("media") / "samples" / "landscape.webp"
 HANG_S: Final = 20.0  # of real time: far beyond what anything here takes
-STORES: Final = ["memory", "sqlite"]
+STORES: Final = ["memory", "sqlite", "postgres"]
 Work = Callable[[], Coroutine[Any, Any, object]]
 
 
@@ -92,16 +94,39 @@ async def cancelled_at(turns: Turns, turn: int, work: Work, *, twice: bool) -> b
     return was_cancelled
 
 
-async def every_turn(turns: Turns, work: Callable[[int], Coroutine[Any, Any, object]], *, twice: bool) -> int:
-    """Cancel it at the n-th turn for every n until it completes. How many turns that were."""
-    for turn in itertools.count(1):
+def turns_to_try(name: str) -> Iterable[int]:
+    """Every turn; with a database, where the loop turns once for each packet, ever fewer of them."""
+    return itertools.count(1) if name != "postgres" else (round(1.6**step) for step in itertools.count(1))
+
+
+async def every_turn(
+    turns: Turns, name: str, work: Callable[[int], Coroutine[Any, Any, object]], *, twice: bool
+) -> list[int]:
+    """Cancel it at the n-th turn for every n (for a sample, with a database) until it completes. Which n these were."""
+    tried: list[int] = []
+    for turn in turns_to_try(name):
+        tried.append(turn)
         if not await cancelled_at(turns, turn, lambda number=turn: work(number), twice=twice):  # type: ignore[misc]
-            return turn
-    raise AssertionError
+            break
+    return tried
+
+
+@functools.cache
+def schema_of(folder: Path) -> str:
+    return pg.fresh_schema()
 
 
 def store_of(name: str, folder: Path) -> Store:
+    if name == "postgres":
+        return pg.pg_store(schema=schema_of(folder), pool_size=2)
     return MemoryStore() if name == "memory" else SQLiteStore(folder / "jobs.db")
+
+
+@pytest.fixture(autouse=True)
+def database(request: pytest.FixtureRequest) -> None:
+    """It is started before the loop is."""
+    if "postgres" in request.node.name:
+        pg.server()
 
 
 def one_at_a_time(sim: Simulator, store: Store) -> Client:
@@ -164,16 +189,16 @@ def test_a_cancelled_submit_pays_once_or_not_at_all(name: str, keyed: bool, twic
             async def work(number: int) -> object:
                 return await client.submit(model_v(f"{number}"), key=f"order-{number}" if keyed else None)
 
-            count = await every_turn(turns, work, twice=twice)
-            assert count > 3
+            tried = await every_turn(turns, name, work, twice=twice)
+            assert len(tried) > 3
             async with asyncio.timeout(HANG_S):
                 if keyed:
-                    jobs = [await client.submit(model_v(f"{n}"), key=f"order-{n}") for n in range(1, count + 1)]
-                    assert [len(await job) for job in jobs] == [1] * count
-                    assert sim.ledger.paid_submits == count
+                    jobs = [await client.submit(model_v(f"{n}"), key=f"order-{n}") for n in tried]
+                    assert [len(await job) for job in jobs] == [1] * len(tried)
+                    assert sim.ledger.paid_submits == len(tried)
             await all_paid_are_known(sim, client)
             assert client.stats().in_flight == {"submits": 0, "uploads": 0, "downloads": 0}
-            assert sim.ledger.paid_submits <= count
+            assert sim.ledger.paid_submits <= len(tried)
 
     played(test)
 
@@ -189,11 +214,11 @@ def test_a_cancelled_run_pays_once_or_not_at_all(name: str, twice: bool, tmp_pat
             async def work(number: int) -> object:
                 return await client.run(model_v(f"{number}"), key=f"order-{number}")
 
-            count = await every_turn(turns, work, twice=twice)
+            tried = await every_turn(turns, name, work, twice=twice)
             async with asyncio.timeout(HANG_S):
-                for number in range(1, count + 1):
+                for number in tried:
                     await work(number)
-            assert sim.ledger.paid_submits == count
+            assert sim.ledger.paid_submits == len(tried)
             await all_paid_are_known(sim, client)
 
     played(test)
@@ -212,11 +237,11 @@ def test_a_cancelled_map_pays_once_or_not_at_all(name: str, twice: bool, tmp_pat
                 async with aclosing(client.map(pairs, in_flight=2)) as results:
                     return [done.ok async for done in results]
 
-            count = await every_turn(turns, work, twice=twice)
+            tried = await every_turn(turns, name, work, twice=twice)
             async with asyncio.timeout(HANG_S):
-                for number in range(1, count + 1):
+                for number in tried:
                     assert await work(number) == [True] * 3
-            assert sim.ledger.paid_submits == 3 * count
+            assert sim.ledger.paid_submits == 3 * len(tried)
             await all_paid_are_known(sim, client)
 
     played(test)
@@ -235,8 +260,8 @@ def test_a_cancelled_download_leaves_a_whole_file_or_none(name: str, twice: bool
             async def work(number: int) -> object:
                 return await client.download(video, tmp_path / f"{number}.mp4", allow_private=True)
 
-            count = await every_turn(turns, work, twice=twice)
-            for number in range(1, count + 1):
+            tried = await every_turn(turns, name, work, twice=twice)
+            for number in tried:
                 path = tmp_path / f"{number}.mp4"
                 if not path.exists():
                     async with asyncio.timeout(HANG_S):
@@ -266,7 +291,7 @@ def test_a_cancelled_wait_is_only_a_wait(name: str, twice: bool, tmp_path: Path)
                 return await client.find(job.task_ids[0])
 
             for work in (refresh, find):
-                await every_turn(turns, work, twice=twice)
+                await every_turn(turns, name, work, twice=twice)
             ticking = asyncio.create_task(_turning())
             for waits in (job.result, job.outcomes, fresh.result):
                 for turn in range(1, 12):
@@ -301,7 +326,7 @@ def _is_listening(receiver: WebhookReceiver) -> bool:
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("listens", ["at a port", "at a path"])
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("name", ["memory", "sqlite"])  # PostgresStore.open: stores/test_store_cancellation.py
 def test_a_cancelled_open_leaves_nothing_open(name: str, listens: str, twice: bool, tmp_path: Path) -> None:
     """No task, no port, no lock on the store: another client opens it at once."""
 
@@ -328,7 +353,7 @@ def test_a_cancelled_open_leaves_nothing_open(name: str, listens: str, twice: bo
                 await _gone(asyncio.all_tasks() - before)
                 return was_cancelled
 
-            for turn in itertools.count(1):
+            for turn in turns_to_try(name):
                 if not await attempt(turn):
                     break
             assert sim.ledger.posts == []
@@ -377,7 +402,7 @@ def test_a_cancelled_close_leaves_nothing_open(name: str, twice: bool, tmp_path:
                 await _gone(asyncio.all_tasks() - before)
                 return was_cancelled
 
-            for turn in itertools.count(1):
+            for turn in turns_to_try(name):
                 if not await attempt(turn):
                     break
             urls = [record.callback_url for record in sim.ledger.posts]

@@ -777,6 +777,7 @@ async def test_promise_13_what_was_not_saved_is_saved_by_the_next_client(tmp_pat
 
 
 # --- 14: nobody harms another job ----------------------------------------------------------------------------------
+# Each misbehaviour of one job x each thing that jobs share: jobs/test_shared_resources.py.
 
 
 async def test_promise_14_one_media_url_or_host_harms_no_other_file(tmp_path: Path) -> None:

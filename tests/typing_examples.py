@@ -56,7 +56,7 @@ def local_files_stand_where_urls_do(folder: Path) -> None:
 
 
 async def pictures_are_uploaded(client: Client, path: Path, stream: AsyncIterator[bytes]) -> None:
-    """A file, bytes, or pieces of bytes; a text is no picture."""
+    """A file, bytes, or pieces of bytes; a text is not a picture."""
     assert_type(await client.upload(path), URL)
     await client.upload(b"...")
     await client.upload(stream)

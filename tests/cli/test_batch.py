@@ -150,7 +150,7 @@ def test_local_pictures_are_seen_from_the_file() -> None:
         (1, "image_url"), (2, "image_url"), (3, "image_url"), (4, "reference_images[1]"),
     ]  # fmt: skip
     told = [str(flaw) for flaw in found.flaws]
-    for text, why in zip(told, ("is no picture", "does not exist", "is a folder", "is empty"), strict=True):
+    for text, why in zip(told, ("is not a picture", "does not exist", "is a folder", "is empty"), strict=True):
         assert why in text
 
 
@@ -573,6 +573,20 @@ async def test_an_uncertain_row_is_said_at_once_and_heard_after_a_restart() -> N
             assert await sim.finish(sim.ledger.task_ids[0]) == 200
             done = await ended(process, err)
         assert (done.code, len(results()), paid(sim)) == (0, 2, (2, 2))
+
+
+async def test_a_stopped_batch_does_not_call_doubt_a_failure() -> None:
+    """Without a receiver a row whose answer was lost is over at once; Ctrl-C then counts it as what it is."""
+    async with Simulator(manual=True) as sim:
+        words = ("batch", str(jsonl(*scenes(2))), *OUT, "--in-flight", "1", "--timeout", "60")
+        sim.script(faults.drop_after_accept())
+        async with started(sim, *words) as process:
+            await sim.ledger.until(lambda: len(sim.ledger.posts) == 2)
+            err = await said(process, "line 1: may have been bought: ")
+            process.send_signal(signal.SIGINT)
+            stopped = await ended(process, err)
+        assert (stopped.code, paid(sim)) == (130, (2, 2))
+        assert "xiling: Stopped. 2 rows: 1 at the service, 1 may be bought." in stopped.error
 
 
 async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:

@@ -235,13 +235,13 @@ async def test_the_demo_with_a_photo(sim: Simulator) -> None:
 
 @pytest.mark.parametrize("what", ["missing", "text", "folder"])
 async def test_the_demo_with_a_bad_photo(sim: Simulator, what: str) -> None:
-    """What is no picture: one line, exit code 2, and nothing was begun."""
+    """What is not a picture: one line, exit code 2, and nothing was begun."""
     if what == "text":
         Path(what).write_text("hello")
     elif what == "folder":
         Path(what).mkdir()
     done = await xiling(sim, "demo", what)
-    told = {"missing": "does not exist", "text": "is no picture by its content", "folder": "is a folder"}[what]
+    told = {"missing": "does not exist", "text": "is not a picture by its content", "folder": "is a folder"}[what]
     assert (done.code, done.out) == (2, "")
     assert done.error == f"xiling: {what} {told}; accepted: a JPG, PNG or WebP file of at most 20 MB"
     assert not Path("xiling-demo").exists()

@@ -306,7 +306,7 @@ async def test_a_receiver_that_nobody_could_reach(sim: Simulator) -> None:
     """--port alone is refused with a service elsewhere, before anything is sent."""
     ran = await xiling(sim, "submit", "waves", *IMAGE, "--port", "8080", "--base-url", "https://api.keevx.com/v1")
     assert ran.code == 2
-    assert "Nobody could reach this receiver" in ran.error
+    assert "cannot reach this receiver" in ran.error
 
 
 async def test_an_uncertain_job_is_adopted() -> None:

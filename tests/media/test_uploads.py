@@ -216,9 +216,9 @@ async def test_a_link_to_a_picture_is_a_picture(sim: Simulator, tmp_path: Path) 
 
 @pytest.fixture
 def bad_files(tmp_path: Path) -> Iterator[dict[str, Path]]:
-    """Everything that is no picture, by the rule that it breaks."""
+    """Everything that is not a picture, by the rule that it breaks."""
     (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "text.png").write_text("this is no picture at all, whatever its name says")
+    (tmp_path / "text.png").write_text("this is not a picture at all, whatever its name says")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
@@ -233,15 +233,15 @@ def bad_files(tmp_path: Path) -> Iterator[dict[str, Path]]:
             "is a folder": tmp_path / "folder.jpg",
             "does not exist": tmp_path / "missing.jpg",
             "does not exist ": tmp_path / "broken",
-            "is no picture by its content": tmp_path / "text.png",
+            "is not a picture by its content": tmp_path / "text.png",
             "is mp4 by its content": clip,
             "has 21000000 bytes": tmp_path / "big.jpg",
             "is a FIFO, not a file": tmp_path / "fifo.jpg",
             "is a socket, not a file": tmp_path / "s",
             "is a device, not a file": Path("/dev/null"),
             "is empty": tmp_path / "empty.jpg",
-            "is no path": Path("a\0b"),
-            "is no path ": Path("\ud800"),
+            "is not a path": Path("a\0b"),
+            "is not a path ": Path("\ud800"),
             "cannot be read (Not a directory)": tmp_path / "text.png" / "x",
             "cannot be read (Too many levels of symbolic links)": tmp_path / "loop",
             "cannot be read (File name too long)": tmp_path / ("x " * 150),
@@ -266,13 +266,14 @@ async def test_a_bad_file_is_refused_before_anything_is_sent(sim: Simulator, bad
 
 async def test_all_bad_files_are_named_at_once(sim: Simulator, bad_files: dict[str, Path], tmp_path: Path) -> None:
     """One problem for each bad file of a request, under every field that holds it; the good ones are not sent."""
-    empty, text, missing = (bad_files[rule] for rule in ("is empty", "is no picture by its content", "does not exist"))
+    rules = ("is empty", "is not a picture by its content", "does not exist")
+    empty, text, missing = (bad_files[rule] for rule in rules)
     async with client_of(sim) as client:
         with pytest.raises(InvalidRequest, match="ImageToVideo: 3 rules are broken, nothing was sent") as caught:
             await client.submit(several(picture(tmp_path), empty, "https://example.com/a.jpg", text, missing, empty))
     assert [(problem.field, problem.rule) for problem in caught.value.problems] == [
         ("reference_images[1], reference_images[5]", "is empty"),
-        ("reference_images[3]", "is no picture by its content"),
+        ("reference_images[3]", "is not a picture by its content"),
         ("reference_images[4]", "does not exist"),
     ]
     assert sim.ledger.uploads == []
@@ -847,13 +848,13 @@ async def test_what_is_no_picture_is_refused(sim: Simulator, source: Any) -> Non
 
 
 async def test_pieces_are_bytes(sim: Simulator) -> None:
-    """A stream of texts is no picture."""
+    """A stream of texts is not a picture."""
 
     async def texts() -> AsyncIterator[Any]:
         yield "text"
 
     async with client_of(sim) as client:
-        with pytest.raises(InvalidRequest, match="is no piece of a picture"):
+        with pytest.raises(InvalidRequest, match="is not a piece of a picture"):
             await client.upload(texts())
 
 

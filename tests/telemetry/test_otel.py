@@ -118,8 +118,8 @@ async def test_the_callback_of_another_process_is_in_the_trace_of_its_submit(
         assert url is not None
         body = b'{"code": 0, "msg": "ok", "data": {"task_id": "%s", "status": "FAILED"}}' % job.task_ids[0].encode()
         assert (await receiver.handle(url, body)).status == 200
-    (submit,), (callback,) = before.spans(), after.spans()
-    assert (submit.name, callback.name) == ("xiling.submit", "xiling.callback")
+    (submit,), (callback,) = before.spans(), after.spans("callback")  # the second process may ask, too
+    assert submit.name == "xiling.submit"
     assert trace_of(submit) == trace_of(callback) == job.id
     assert (submit.parent, callback.parent) == (callback.parent, submit.parent)
 

@@ -1,4 +1,4 @@
-"""Work that must come to its end, whatever happens to its caller."""
+"""Work that must come to its end, also when its caller is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine

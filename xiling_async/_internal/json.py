@@ -45,7 +45,7 @@ def read(body: bytes) -> Any:
     if body.count(b"{") + (body.count(b"[") if b"[" in body else 0) > NESTING:
         _check_depth(found)
     if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):
-        # Half a surrogate pair (an emoji cut in two) is no text, and no store could keep it; the rest is worth it.
+        # Half a surrogate pair (an emoji cut in two) is not text, and no store could keep it; the rest is worth it.
         found = _decoder.decode(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode())
     return found
 
@@ -58,7 +58,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits: str) -> float:

@@ -10,7 +10,7 @@ LONG_CHARACTERS: Final = 8  # a shorter secret (a key of the simulator) is hidde
 # A callback token is 80 characters of this alphabet. In a repr the "n" of "\\n" may stand before it.
 _TOKEN: Final = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{80,}")
 # A URL to its end. JSON may hold it as "https:\/\/" and "\u0026", a repr doubles the backslashes; a quote ends it
-# unless it goes on behind. A match takes the whole URL, and schemes are short: a megabyte of anything is no work.
+# unless it goes on behind. A match takes the whole URL, and schemes are short: a megabyte of anything is cheap.
 _URL: Final = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]{0,20}:\\{0,4}/\\{0,4}/)"  # scheme
     r"((?:<hidden>|[^\s\"'<>]|'(?=[\w&=%]))*)"
@@ -53,5 +53,5 @@ def shown(value: object) -> str:
     """A `repr` for fields that may hold signed URLs: for `attrs.field(repr=shown)`. Never raises."""
     try:
         return scrub(repr(value))
-    except Exception as why:  # a number of thousands of digits, a nest of thousands of lists, somebody's own repr
+    except Exception as why:  # a number of thousands of digits, a nest of thousands of lists, a repr of the user's
         return f"<{type(value).__name__} that cannot be shown: {type(why).__name__}>"

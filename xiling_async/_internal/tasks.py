@@ -23,7 +23,7 @@ class Tasks:
         return task
 
     async def outlive(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
-        """The result of this work, which goes on when whoever waits here is cancelled."""
+        """The result of this work, which goes on when the caller that waits here is cancelled."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         # Not `shield` around `start`: that takes more turns of the loop, and this is done for each POST.
@@ -35,7 +35,7 @@ class Tasks:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         outliving = self._running.pop(task)
         if not task.cancelled():
-            task.exception()  # whoever awaits it has it; if its caller is gone, the store has the state
+            task.exception()  # its callers have it; if they are gone, the store has the state
         elif outliving is not None:
             result, work = outliving
             result.cancel()
@@ -83,7 +83,7 @@ async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> N
 class Shared(Generic[T]):
     """One piece of work with several callers: it is cancelled when the last of them has gone, not before.
 
-    Once `abandoned`, nobody may join any more.
+    Once `abandoned`, no caller may join any more.
     """
 
     def __init__(self, task: asyncio.Task[T]) -> None:
@@ -93,7 +93,7 @@ class Shared(Generic[T]):
 
     @property
     def is_over(self) -> bool:
-        """It has ended, or is being ended: who comes now must begin anew."""
+        """It has ended, or is being ended: a new caller must begin again."""
         return self.abandoned or self._task.done()
 
     async def join(self) -> T:

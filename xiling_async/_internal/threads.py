@@ -48,7 +48,7 @@ class Threads:
                 work.cancel()
         if is_cancelled:
             if not result.cancelled():
-                result.exception()  # nobody is left to hear of it
+                result.exception()  # its caller is gone
             raise asyncio.CancelledError
         return result.result()
 

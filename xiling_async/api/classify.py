@@ -8,8 +8,8 @@ request was for. A create is paid: it is sent again only where it cannot have be
 | NOT_BEGUN   | an error of the client before a byte of the body was asked for: nothing left             |
 | UNREACHABLE | DNS, refused, TLS, no connection in time: not a byte of the request left                 |
 | CUT         | disconnected, reset, no answer in time: the request may have been taken                  |
-| BAD_BODY    | an answer below 300 whose body broke off, is no JSON of the API, or has no ids           |
-| GARBLED     | what came back is no HTTP (aiohttp raises it out of the request, looking like a 400)     |
+| BAD_BODY    | an answer below 300 whose body broke off, is not JSON of the API, or has no ids           |
+| GARBLED     | what came back is not HTTP (aiohttp raises it out of the request, looking like a 400)     |
 | REDIRECTED  | any 3xx: never followed                                                                  |
 | REFUSED     | a 4xx with the API's own error body, or a 200 with `code != 0` and no ids                |
 | NOT_API     | a 4xx with any other body: a gateway's page proves nothing about the service behind it   |

@@ -138,7 +138,8 @@ def _uncertain(record: JobRecord, job: object, known: dict[str, Any]) -> SubmitU
     why = (record.refusal or LEFT_BEHIND).message
     return SubmitUncertain(
         f"The request of job {record.id} was sent, and its fate is not known: {why} It may have been bought, so it is "
-        "never sent again. Look at the vendor's own list of creations before you submit it anew.",
+        "never sent again. Look at the vendor's own list of creations, then tell the job what it bought "
+        "by `client.resolve` (with a store: `xiling resolve`).",
         job=job,
         **known,
     )

@@ -9,7 +9,7 @@ from typing import Final
 BASE_S: Final = 0.5
 CAP_S: Final = 20.0
 RATE_LIMIT_S: Final = 30.0  # the vendor's own wait after a 429 (service.md, "Errors and waiting")
-SHORTEST_PAUSE_S: Final = 0.5  # "Retry-After: 0" is no leave to hammer
+SHORTEST_PAUSE_S: Final = 0.5  # "Retry-After: 0" does not mean: at once, without end
 LONGEST_PAUSE_S: Final = 300.0  # a larger Retry-After is clamped: a wrong header must not stop a worker for days
 
 _SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)

@@ -30,7 +30,7 @@ class Throttle:
         self._clock = clock
         self._dice = dice
         self._step_s = 0.0 if per_second is None else 1 / per_second
-        self._line = asyncio.Lock()  # FIFO; whoever is cancelled in it leaves nothing behind
+        self._line = asyncio.Lock()  # FIFO; a caller that is cancelled in it leaves nothing behind
         self._next_at = 0.0
         self._closed_until = 0.0
         self._ended = False

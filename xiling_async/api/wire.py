@@ -123,7 +123,7 @@ def _make_converter() -> Converter:
 _converter = _make_converter()
 for _kind in KINDS:
     resolve_types(_kind.result)
-# What the service said is kept as it was read: nobody else holds it.
+# What the service said is kept as it was read, without a copy: nothing else refers to it.
 _HOOKS: Final = {
     kind.name: make_dict_structure_fn(kind.result, _converter, raw=override(struct_hook=lambda raw, _: raw))
     for kind in KINDS

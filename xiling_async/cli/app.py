@@ -37,7 +37,7 @@ P = ParamSpec("P")
 COMMANDS: Final = {
     "demo": ("demo.command", "Watch jobs being delivered while all kinds of things go wrong."),
     "simulate": ("commands.simulate", "Run the service in miniature for your own development."),
-    "submit": ("commands.submit", "Buy one job, wait for it, print the URL of each video; or download it."),
+    "submit": ("commands.submit", "Buy one job; print the URLs of its videos or download them."),
     "batch": ("batch.command", "Buy every row of a file, and keep the results in a folder."),
     "wait": ("commands.wait", "Wait for jobs that were bought before."),
     "download": ("commands.download", "Download the results of tasks that have ended."),

@@ -82,7 +82,7 @@ class Saver:
             except XilingError as error:
                 error.task_ids = error.task_ids or (task_id,)
                 return error
-            except Exception as error:  # whatever a URL of a stranger brings about: it is the failure of this result
+            except Exception as error:  # a stranger's URL can raise anything: it is the failure of this result
                 log.debug("task %s: its file could not be saved", task_id, exc_info=error)
                 told = f"The result of task {task_id} was bought, but could not be saved ({type(error).__name__})."
                 return DownloadError(told, task_ids=(task_id,))

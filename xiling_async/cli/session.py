@@ -67,6 +67,7 @@ WAITING: Final = (
     "Ctrl-C again ends at once"
 )
 VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it again."
+RESOLVE: Final = "look at the vendor's own list of creations, and say what it bought with `xiling resolve`."
 NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
@@ -263,7 +264,7 @@ class Session:
         if self.store is None:
             names = [task_id for record in records for task_id in record.task_ids]
         if not names or not (self.takes_callbacks or all(record.task_ids for record in records)):
-            return f"Nothing will tell of it: {VENDORS_LIST}"
+            return f"Nothing will tell of it: {VENDORS_LIST if self.store is None else RESOLVE}"
         same = (
             "The same command goes on waiting, and buys nothing; so does" if _has_key(records) else "Go on waiting with"
         )

@@ -24,6 +24,7 @@ class Watch:
         self._stale: dict[str, None] = {}
         self._news: dict[str, JobRecord] = {}
         self._awake = asyncio.Event()
+        self._reading = asyncio.Lock()
 
     @property
     def last(self) -> JobRecord | None:
@@ -52,17 +53,18 @@ class Watch:
                 self._mark(job_id)
 
     def is_confirmed(self, record: JobRecord) -> bool:
-        """Whether the service has told of this job: anybody can name a task id."""
+        """Whether the service has told of this job: anyone can name a task id."""
         return record.request is not None or any(record.outcomes) or record.id in self._confirmed
 
     async def refresh(self) -> None:
         """Read again what has changed. A store that cannot be read changes nothing: the events are known."""
-        stale, self._stale = self._stale, {}
-        for job_id in stale:
-            with suppress(StoreError):
-                record = None if self._store is None else await self._store.get(job_id)
-                if record is not None:
-                    self.saw(record)
+        async with self._reading:  # a second caller waits for what the first one is still reading
+            stale, self._stale = self._stale, {}
+            for job_id in stale:
+                with suppress(StoreError):
+                    record = None if self._store is None else await self._store.get(job_id)
+                    if record is not None:
+                        self.saw(record)
 
     def news(self) -> list[JobRecord]:
         """What has changed since this was asked last."""

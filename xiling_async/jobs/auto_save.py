@@ -1,8 +1,8 @@
 """Saves results in a folder: each is downloaded as soon as it is known, and the store remembers its file.
 
-A few workers share one queue, so that a million finished jobs cost no million tasks. What fails is tried again, ever
-more rarely, until its link has expired; what is outstanding when the client closes is saved by the next client with the
-same store and folder.
+A few workers for each media host share one queue, so that a million finished jobs cost no million tasks, and a host
+that pauses or drips delays its own files only. What fails is tried again, ever more rarely, until its link has expired;
+what is outstanding when the client closes is saved by the next client with the same store and folder.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, DownloadError, ResultExpired, StoreError, XilingError
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
-from xiling_async.media.downloads import Downloads
+from xiling_async.media.downloads import Downloads, host_of
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models.lifecycle import Kept
 from xiling_async.models.record import JobRecord, Succeeded
@@ -30,7 +31,8 @@ from xiling_async.stores.base import Store
 
 log = logging.getLogger("xiling_async.jobs.auto_save")
 
-WORKERS: Final = 8  # more would only queue for Limits.downloads
+WORKERS: Final = 8  # of one media host: more would only queue for Limits.downloads
+HOSTS: Final = 64  # with workers of their own; files of further hosts share one queue
 RETRY_S: Final = 60.0  # after the first failure; twice as long after each further one
 LONGEST_RETRY_S: Final = 3600.0
 
@@ -51,6 +53,7 @@ class Unsaved:
 
     job_id: str
     task_id: str
+    host: str  # that has its file
     expires_at: float
     result: Any  # None: the store has it
     is_queued: bool = False
@@ -58,6 +61,14 @@ class Unsaved:
     retry_at: float = 0.0
     error: XilingError | None = None  # of the last try
     saved: asyncio.Future[Path | XilingError] | None = None  # there when somebody waits
+
+
+@define(eq=False)
+class _HostQueue:
+    """What is to be saved from one media host, and how many workers are at it."""
+
+    items: deque[Unsaved] = field(factory=deque)
+    workers: int = 0
 
 
 class AutoSave:
@@ -72,7 +83,10 @@ class AutoSave:
         self._downloads = downloads
         self._clock = clock
         self._unsaved: dict[str, Unsaved] = {}  # by task id
-        self._queue: asyncio.Queue[Unsaved] = asyncio.Queue()
+        self._queues: dict[str, _HostQueue] = {}  # by host, as long as it has workers
+        # One at a time with a limit of the folder's size: what a file of unknown size leaves is known when it is saved.
+        self._is_single = options.limits.saved_bytes is not None
+        self._is_running = False
         self._has_failed = asyncio.Event()
         self._in_hand = 0  # in the queue, or with a worker
         self._is_idle = asyncio.Event()
@@ -89,9 +103,7 @@ class AutoSave:
         """Raises `ConfigurationError` when there cannot be such a folder."""
         longest_s = max(kind.result_ttl_s for kind in BY_NAME.values())
         await self._downloads.open_folder(self._options.folder, lifetime_s=longest_s)
-        # One at a time with a limit of the folder's size: what a file of unknown size leaves is known when it is saved.
-        for _ in range(WORKERS if self._options.limits.saved_bytes is None else 1):
-            self._tasks.start(self._work(), name="xiling auto-save")
+        self._is_running = True
         self._tasks.start(self._retry(), name="xiling auto-save: retry")
         self._begin()
         self._tasks.start(self._catch_up(), name="xiling auto-save: earlier results")
@@ -107,6 +119,7 @@ class AutoSave:
                     async with self._clock.timeout(self._options.stall_s):
                         await self._is_idle.wait()
         finally:
+            self._is_running = False
             try:
                 await self._tasks.cancel()
             finally:
@@ -134,20 +147,26 @@ class AutoSave:
         """A record has changed: results in it that have no file are saved next."""
         for outcome in record.outcomes:
             if isinstance(outcome, Succeeded) and outcome.file is None:
-                self._add(record, outcome.task_id, outcome.result)
+                self._add(record, outcome, outcome.result)
 
-    def _add(self, record: JobRecord, task_id: str, result: Any) -> None:
+    def _add(self, record: JobRecord, outcome: Succeeded[Any], result: Any) -> None:
         kind = BY_NAME.get(record.kind)
-        if kind is not None and task_id not in self._unsaved:
-            item = Unsaved(record.id, task_id, record.changed_at + kind.result_ttl_s, result)
-            self._unsaved[task_id] = item
+        if kind is not None and outcome.task_id not in self._unsaved:
+            host, expires_at = host_of(kind, outcome.result), record.changed_at + kind.result_ttl_s
+            item = self._unsaved[outcome.task_id] = Unsaved(record.id, outcome.task_id, host, expires_at, result)
             self._enqueue(item)
 
     def _enqueue(self, item: Unsaved) -> None:
         if not item.is_queued:
             item.is_queued = True
             self._begin()
-            self._queue.put_nowait(item)
+            has_own = not self._is_single and (item.host in self._queues or len(self._queues) < HOSTS)
+            host = item.host if has_own else ""
+            queue = self._queues.setdefault(host, _HostQueue())
+            queue.items.append(item)
+            if self._is_running and queue.workers < (1 if self._is_single else WORKERS):
+                queue.workers += 1
+                self._tasks.start(self._work(host, queue), name="xiling auto-save")
 
     def _begin(self) -> None:
         self._in_hand += 1
@@ -201,7 +220,7 @@ class AutoSave:
                 if kind is not None and self._clock.time() - record.changed_at < kind.result_ttl_s:
                     for outcome in record.outcomes:
                         if isinstance(outcome, Succeeded) and outcome.file is None:
-                            self._add(record, outcome.task_id, None)
+                            self._add(record, outcome, None)
         except StoreError as error:
             log.warning("earlier results cannot be looked up, so they are not saved by this client: %s", error)
         finally:
@@ -223,14 +242,17 @@ class AutoSave:
                 reported_at = now
                 log.warning("%d results are not saved in %s yet", len(self._unsaved), self._options.folder)
 
-    async def _work(self) -> None:
-        while True:
-            item = await self._queue.get()
+    async def _work(self, host: str, queue: _HostQueue) -> None:
+        while queue.items:
+            item = queue.items.popleft()
             try:
                 await self._try(item)
             finally:
                 item.is_queued = False
                 self._done()
+        queue.workers -= 1
+        if not queue.workers:
+            del self._queues[host]
 
     async def _try(self, item: Unsaved) -> None:
         try:

@@ -187,9 +187,7 @@ class Downloads:
     @asynccontextmanager
     async def _open_file(self, wanted: Wanted) -> AsyncIterator[None]:
         """Waits while too many downloads, or too many from the same host, have files open."""
-        host = ""
-        with suppress(Exception):  # a stranger's text; what is wrong with it is said when it would be requested
-            host = media_url(link_of(wanted.result, wanted.kind.media[wanted.names[0]].field) or "").authority
+        host = host_of(wanted.kind, wanted.result, wanted.names[0])
         most = OPEN_OF_HOST * self._transport.limits.downloads
         of_host = self._open_of_host.setdefault(host, asyncio.Semaphore(most))
         async with of_host, self._open:
@@ -253,6 +251,13 @@ class Downloads:
             raise DownloadError(
                 f"{message}. Remove it, choose another name, or pass overwrite=True.", task_ids=(task_id,)
             )
+
+
+def host_of(kind: Kind[Any], result: object, what: str | None = None) -> str:
+    """Host and port of a file of this result (None: of the one that matters most); "" if its link names none."""
+    with suppress(Exception):  # a stranger's text; what is wrong with it is said when it would be requested
+        return media_url(link_of(result, kind.media[what or next(iter(kind.media))].field) or "").authority
+    return ""
 
 
 def _wanted(result: Any, to: object, options: DownloadOptions) -> Wanted:

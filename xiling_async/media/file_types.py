@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: never by its name, nor by what somebody says of it."""
+"""What a file is by its first bytes: never by its name, nor by what a server says of it."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Announced:
 
     @classmethod
     def from_json(cls, found: Any) -> Announced | None:
-        """What `as_json` gave; None: somebody else's, or broken."""
+        """What `as_json` gave; None: it is not ours, or broken."""
         if not isinstance(found, dict):
             return None
         validator, total, digests = found.get("validator"), found.get("total"), found.get("digests")

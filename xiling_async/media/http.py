@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 import aiohttp
 from attrs import field, frozen
@@ -27,7 +28,8 @@ from xiling_async.models.settings import Limits, Timeouts
 MEDIA_BUFFER_BYTES: Final = 256 * 1024  # of a connection: as much as asyncio takes from the system at once
 USUAL_PAUSE_S: Final = 30.0  # after a 429 that names none
 LONGEST_PAUSE_S: Final = 60.0  # a host that asks for more is asked again after this
-PAUSED_HOSTS: Final = 1024  # hosts that are remembered; beyond this the pause that ends first is forgotten
+PAUSED_HOSTS: Final = 1024  # hosts that are remembered, of either sort; beyond this the pause that ends first is
+# forgotten, or the oldest stall
 
 
 # What an exchange came to that did not bring the whole file.
@@ -35,11 +37,13 @@ PAUSED_HOSTS: Final = 1024  # hosts that are remembered; beyond this the pause t
 
 @frozen
 class Retryable:
-    """It may work at the next try. `pause_s`: what the host asked for. `limited`: it answered 429."""
+    """It may work at the next try. `pause_s`: what the host asked for. `limited`: it answered 429. `stalled`: it sent
+    too little for too long."""
 
     reason: str
     pause_s: float | None = None
     limited: bool = False
+    stalled: bool = False
 
 
 @frozen
@@ -146,6 +150,9 @@ class MediaTransport:
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # made when they are needed
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._slots = asyncio.Semaphore(limits.downloads)
+        self._slots_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by host and port
+        self._stalled: dict[str, None] = {}  # host and port
+        self._slots_of_stalled = asyncio.Semaphore(max(1, limits.downloads // 4))
         self._paused_until: dict[str, float] = {}  # by host and port
 
     async def close(self) -> None:
@@ -160,22 +167,40 @@ class MediaTransport:
         if len(self._paused_until) > PAUSED_HOSTS:
             del self._paused_until[min(self._paused_until, key=self._paused_until.__getitem__)]
 
+    def stalled(self, url: URL) -> None:
+        """The host of this URL kept a slot and sent next to nothing: until it sends a file, it shares one slot (or one
+        of four, if there are more) with all others like it."""
+        self._stalled[url.authority] = None
+        if len(self._stalled) > PAUSED_HOSTS:
+            del self._stalled[next(iter(self._stalled))]
+
+    def has_sent(self, url: URL) -> None:
+        """A response of the host of this URL came to its end."""
+        self._stalled.pop(url.authority, None)
+
     @asynccontextmanager
     async def slot(self, url: URL) -> AsyncIterator[None]:
-        """Hold one of the slots, once the host of this URL is not paused. Waiting for the host takes no slot."""
+        """Hold one of the slots, once the host of this URL is not paused. Waiting for the host takes no slot, and no
+        place in the queue for one: requests to one host do not stand before those to another."""
+        host = url.authority
         while True:
-            await self._not_paused(url.authority)
-            self.waiting += 1
-            try:
-                await self._slots.acquire()
-            finally:
-                self.waiting -= 1
-            try:
-                if url.authority not in self._paused_until:  # it may have been paused meanwhile
+            await self._not_paused(host)
+            of_host = self._slots_for(host)
+            async with AsyncExitStack() as held:
+                self.waiting += 1
+                try:
+                    await held.enter_async_context(of_host)
+                    await held.enter_async_context(self._slots)
+                finally:
+                    self.waiting -= 1
+                if host not in self._paused_until and of_host is self._slots_for(host):  # else that came meanwhile
                     yield
                     return
-            finally:
-                self._slots.release()
+
+    def _slots_for(self, host: str) -> asyncio.Semaphore:
+        if host in self._stalled:
+            return self._slots_of_stalled
+        return self._slots_of_host.setdefault(host, asyncio.Semaphore(self.limits.downloads))
 
     async def _not_paused(self, host: str) -> None:
         while (left_s := self._paused_until.get(host, 0.0) - self.clock.time()) > 0:

@@ -49,7 +49,7 @@ class Picture:
 
     @property
     def file_name(self) -> str:
-        """What it is called on the wire: the user's own name for it is nobody's business."""
+        """What it is called on the wire: the user's own name for it stays private."""
         return f"image.{self.type}"
 
     @property
@@ -63,7 +63,7 @@ class Picture:
 class Reader:
     """Reads a picture once more, piece by piece; each call of `next_piece` blocks.
 
-    Each piece has an `open` of its own: no file is held while the network is slow, and whoever is cancelled leaves
+    Each piece has an `open` of its own: no file is held while the network is slow, and a cancelled caller leaves
     none behind. That all pieces are of the picture that was checked, the digest says, before the last one is given.
     """
 
@@ -114,7 +114,7 @@ def _looked_at(source: Path | bytes, file: io.RawIOBase | io.BytesIO, size_bytes
         raise Unfit("is empty")
     kind = kind_of(head)
     if kind not in MEDIA_TYPES:
-        raise Unfit(f"is {'no picture' if kind is None else kind} by its content")
+        raise Unfit(f"is {'not a picture' if kind is None else kind} by its content")
     return Picture(source=source, size_bytes=seen_bytes, sha256=digest.digest(), type=kind)
 
 
@@ -134,7 +134,7 @@ def _opened(path: Path) -> io.FileIO:
 
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise Unfit(next((told for is_kind, told in _KINDS if is_kind(mode)), "is no file"))
+        raise Unfit(next((told for is_kind, told in _KINDS if is_kind(mode)), "is not a file"))
 
 
 def _read(file: Any, size_bytes: int) -> bytes:
@@ -147,4 +147,4 @@ def _read(file: Any, size_bytes: int) -> bytes:
 def _told(why: OSError | ValueError) -> str:
     if isinstance(why, FileNotFoundError):
         return "does not exist"
-    return f"cannot be read ({why.strerror})" if isinstance(why, OSError) else "is no path"
+    return f"cannot be read ({why.strerror})" if isinstance(why, OSError) else "is not a path"

@@ -1,6 +1,6 @@
 """Which addresses and URLs media may be fetched from: none of this machine or of a private network, however spelled.
 
-A URL that the service gives is somebody else's text. What counts is the address that is connected to, so that it is
+A URL that the service gives was not written by us. What counts is the address that is connected to, so that it is
 checked where the socket is made: after every name was looked up, and for every spelling of an address (decimal,
 octal, mapped) that a resolver understands.
 """
@@ -43,7 +43,7 @@ _ISATAP: Final = (0x00005EFE, 0x02005EFE)  # the middle of an address that ends 
 
 
 def is_public(address: str) -> bool:
-    """Whether this literal address is one of the open internet. False for anything that is no address."""
+    """Whether this literal address is one of the open internet. False for anything that is not an address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -143,6 +143,8 @@ class Transfer:
                 self._transport.pause(self._asked, setback.pause_s)
         else:
             self._tries += 1
+            if setback.stalled and self._asked is not None:
+                self._transport.stalled(self._asked)
         if self._tries > TRIES or self._waits > RATE_LIMIT_WAITS:
             count = self._waits if setback.limited else self._tries
             message = f"could not be downloaded: {setback.reason}; {count} attempts in a row made no progress.{kept}"
@@ -237,7 +239,7 @@ class Transfer:
         if isinstance(getattr(error, "os_error", None), ssrf.NotPublic):
             return Failed(self._error("was not requested: that host has an address that is not public."))
         if isinstance(error, TimeoutError):
-            return Retryable("nothing came for too long")
+            return Retryable("nothing came for too long", stalled=True)
         if isinstance(error, aiohttp.ClientPayloadError):
             return Retryable(name)
         if isinstance(error, aiohttp.ClientResponseError):  # the parser's word for what is not HTTP
@@ -305,9 +307,10 @@ class Transfer:
                         data = await response.content.readany()
                 except Exception as error:
                     if isinstance(error, TimeoutError) and gained:
-                        return Retryable(f"fewer than {MIN_RATE} bytes a second came")
+                        return Retryable(f"fewer than {MIN_RATE} bytes a second came", stalled=True)
                     return self._broken(error)
                 if not data:
+                    self._transport.has_sent(response.url)
                     return None
                 left_s -= self._transport.clock.time() - began_at
                 gained += len(data)

@@ -90,7 +90,7 @@ class Uploads:
         if isinstance(source, AsyncIterable):
             source = await _collected(source)
         if not isinstance(source, (Path, bytes)):
-            raise _invalid("source", source, "is no picture", "a pathlib.Path, bytes or an async iterator of bytes")
+            raise _invalid("source", source, "is not a picture", "a pathlib.Path, bytes or an async iterator of bytes")
         pictures = await self._checked("upload", [(source, "source")])
         (url,) = await self._together((self._url_of(picture) for picture in pictures), "xiling wait for upload")
         return URL(url, encoded=True)
@@ -114,7 +114,7 @@ class Uploads:
     # --- once per content ----------------------------------------------------------------------------------------
 
     async def _url_of(self, picture: Picture) -> str:
-        """Where this picture is, uploaded now, by somebody else at this moment, or before."""
+        """Where this picture is, uploaded now, by another caller at this moment, or before."""
         while True:
             until, url = self._known.get(picture.sha256, (0.0, ""))
             if until > self._clock.time():
@@ -149,7 +149,7 @@ class Uploads:
 
     def forget(self, sent: Request[Any]) -> None:
         """The service could not fetch an image of this request: it may have dropped our uploads. The next submit of
-        these pictures uploads them anew."""
+        these pictures uploads them again."""
         values = [item for value in sent.fields().values() for item in (value if isinstance(value, list) else [value])]
         for sha256, (_, url) in tuple(self._known.items()):
             if url in values:
@@ -213,7 +213,7 @@ class _Source:
 
 class _Body:
     """The multipart body of an upload as aiohttp pulls it. No generator: one that is left in the middle would have to
-    be closed, and whoever is cancelled waits for nothing."""
+    be closed, and a caller that is cancelled waits for nothing."""
 
     def __init__(self, picture: Picture, threads: Threads) -> None:
         boundary = secrets.token_hex(16)
@@ -248,7 +248,7 @@ async def _collected(source: AsyncIterable[bytes]) -> bytes:
     try:
         async for piece in source:
             if not isinstance(piece, (bytes, bytearray, memoryview)):
-                raise _invalid("source", piece, "is no piece of a picture", "an async iterator of bytes")
+                raise _invalid("source", piece, "is not a piece of a picture", "an async iterator of bytes")
             collected += piece
             if len(collected) > LIMIT_BYTES:
                 raise _invalid("source", "<bytes>", f"has more than {LIMIT_BYTES} bytes", ACCEPTED)

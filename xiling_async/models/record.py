@@ -59,7 +59,7 @@ class JobRecord:
     `is_adopted`: the store had lost the job and its callback's token brought it back; its outcomes are taken from
     status answers only. `attempt` is 0 for a job that was made from a bare task id: it sent no POST, and owns no task.
 
-    Nobody changes one: `but` makes the next (test_floors.py holds everybody to it; to freeze it would take a tenth of
+    A record is never changed: `but` makes the next (test_floors.py checks it; to freeze it would take a tenth of
     a job's time).
     """
 

@@ -84,7 +84,7 @@ def callback_base(given: str | URL | None, port: int | None) -> URL | None:
     if port is not None:
         return None
     raise ConfigurationError(
-        "Nobody could reach this receiver: give it the public URL under which the service can call it, as in "
+        "The service cannot reach this receiver: give it the public URL under which the service can call it, as in "
         'WebhookReceiver("https://media.example.com/xiling", port=8080). On this machine alone, port=8080 is enough.'
     )
 
@@ -194,7 +194,7 @@ def check_reachable(receiver_url: URL | None, service: URL) -> None:
     """A receiver on this machine alone is only of use with a service on this machine (the simulator)."""
     if (receiver_url is None or is_loopback(receiver_url.host)) and not is_loopback(service.host):
         raise ConfigurationError(
-            f"Nobody could reach this receiver: it is on this machine only, the service is {service.host}. Give it "
+            f"The service ({service.host}) cannot reach this receiver, which is on this machine only. Give it "
             "the public URL under which the service can call it."
         )
 

@@ -146,7 +146,7 @@ async def write(request: web.Request, answer: Answer, stopped: asyncio.Event) ->
 
 
 def cut(request: web.Request) -> web.StreamResponse:
-    """Cut the connection; what is returned finds nobody to be sent to."""
+    """Cut the connection; what is returned is not sent."""
     request.protocol.force_close()
     return web.Response()
 

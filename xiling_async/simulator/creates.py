@@ -39,7 +39,7 @@ class Task:
     gets: int = 0
     callbacks: int = 0
     url_number: int = 0  # how often its URLs were replaced
-    url_refused: bool = False  # its URLs are gone, and somebody found out
+    url_refused: bool = False  # its URLs are gone, and a request found out
 
     def renew_urls(self) -> None:
         """New URLs, if the old ones were tried in vain."""
@@ -47,7 +47,7 @@ class Task:
         self.url_refused = False
 
     def intended_end(self) -> tuple[str, str]:
-        """The status it ends with when nobody interferes, and its error message."""
+        """The status it ends with when no test interferes, and its error message."""
         fault = faults.find(self.job.given, faults.Failed)
         if fault is not None and (fault.which is None or self.index in fault.which):
             return "FAILED", fault.message
@@ -131,7 +131,7 @@ class Creates:
         if refused is not None:
             return Decision(refused, given, body)
         if body is None:
-            return Decision(parameter_error("the body is no JSON object"), given)
+            return Decision(parameter_error("the body is not a JSON object"), given)
         problem = None if lenient else kind.check(body) or self._unreachable(body)
         if problem is not None:
             return Decision(envelope(problem.code, problem.msg, status=400), given, body)

@@ -129,7 +129,7 @@ class Status(Fault):
 
 @attrs.frozen
 class Garbage(Fault):
-    """HTTP 200 with a body that is no envelope."""
+    """HTTP 200 with a body that is not an envelope."""
 
     body: bytes = b"<html><body>It works!</body></html>"
     accept: bool = True

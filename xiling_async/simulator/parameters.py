@@ -82,7 +82,7 @@ def check_image_to_video(body: Mapping[str, object]) -> Problem | None:
 
 
 def _shape(body: Mapping[str, object]) -> str | None:
-    """What is missing or of the wrong type: `true` and `8.0` are no integers, null is no string."""
+    """What is missing or of the wrong type: `true` and `8.0` are not integers, null is not a string."""
     for name in REQUIRED:
         if name not in body:
             return f"{name} is required"

@@ -85,7 +85,7 @@ class Simulator:
         self.port = int(runner.addresses[0][1])
         self._sender = CallbackSender(self.origin, self.ledger, self._callback_timeout)
         self._generations = Generations(self._creates, self._sender, self.ledger)
-        # Last in, first out: whoever waits is let go, the server ends, and with it what it still began.
+        # Last in, first out: callers that wait are let go, the server ends, and with it what it still began.
         self._opened.push_async_callback(self._sender.close)
         self._opened.push_async_callback(self._generations.stop)
         self._opened.push_async_callback(runner.cleanup)
@@ -152,7 +152,7 @@ class Simulator:
         return await self._sender.send(task, task.status)
 
     def set_result(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> None:
-        """Move a task to this status and call nobody: for those who poll."""
+        """Move a task to this status without a callback: for clients that poll."""
         task = self._creates.tasks[task_id]
         fallback = task.intended_end()[1] or "Generation failed" if status == "FAILED" else ""
         self._creates.move(task, status, fallback if message is None else message)
@@ -170,7 +170,7 @@ class Simulator:
         await self.ledger.until(lambda: self.ledger.posts_read >= n)
 
     async def wait_for_callbacks(self, n: int) -> None:
-        """Wait until n callbacks were answered, or found nobody."""
+        """Wait until n callbacks were answered, or found no receiver."""
         await self.ledger.until(lambda: len(self.ledger.callbacks) >= n)
 
     async def wait_for_uploads(self, n: int) -> None:

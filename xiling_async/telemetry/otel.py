@@ -28,7 +28,7 @@ exported for it.
 | `xiling.operation.duration` | seconds of each span, by `xiling.operation`, `error.type`    |
 
 How many are uncertain is `xiling.jobs` with the state `uncertain`. A callback that is refused is counted and makes no
-span: anybody can send one.
+span: anyone can send one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ DOUBTS_SHOWN: Final = 20
 COUNT_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
 STEPS: Final = {
     "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan",
-    "uncertain": "yellow", "done": "green", "failed": "red",
+    "uncertain": "yellow", "may be bought": "yellow", "done": "green", "failed": "red",
 }  # fmt: skip
 MONEY_STYLES: Final = {"no": "green", "maybe": "yellow", "yes": "magenta"}
 
@@ -181,7 +181,7 @@ def _advice(bad: Sequence[RowState]) -> Iterator[str]:
     if gallery.Status.UNCERTAIN in found:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "
-            "look at the vendor's own list of creations."
+            "look at the vendor's own list of creations, and say what it bought with `xiling resolve`."
         )
     if gallery.Status.RUNNING in found or any(entry.unsaved for entry in bad):
         yield "The same command goes on with what is bought and not here yet."

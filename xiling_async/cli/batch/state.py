@@ -77,7 +77,9 @@ class RowState:
     def step(self) -> str:
         """What is being done with it now, in a word for the terminal."""
         if self.is_over:
-            return "done" if self.problem is None else "failed"
+            if self.problem is None:
+                return "done"
+            return "may be bought" if self.status() is Status.UNCERTAIN else "failed"
         if self.record is None or self.record.state in _NOT_BOUGHT:
             return "waiting"
         if self.record.state.is_final:

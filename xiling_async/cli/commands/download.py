@@ -50,8 +50,8 @@ def download(
     is read from XILING_API_KEY or KEEVX_API_KEY. With --store the service is asked only of what the store does not
     know the end of. Results live 7 days at the service.
 
-    Exit codes: 0 every file is there; 1 one is not: its task failed or is unknown, or it could not be had; 3 a task
-    is still running; 130 Ctrl-C.
+    Exit codes: 0 every file is there; 1 one is not: its task failed or is unknown, or the download failed; 3 a task is
+    still running; 130 Ctrl-C.
 
     \b
     Example:

@@ -57,7 +57,7 @@ def submit(
     base_url: session.BaseUrlOption = None,
     as_json: session.JsonOption = False,
 ) -> None:
-    """Buy one job, wait for it, print the URL of each video; or download it.
+    """Buy one job; print the URLs of its videos or download them.
 
     An IMAGE is a URL, or a local file that is uploaded first.
     The API key is read from XILING_API_KEY or KEEVX_API_KEY. stdout gets the URLs (they are signed, and live 7 days)

@@ -84,7 +84,7 @@ async def play(rows: Sequence[Row], *, folder: Path, seed: int, console: Console
 
     `wait_s`: seconds to wait for a job that was bought.
     """
-    receiver = WebhookReceiver(port=0, secret=secrets.token_bytes(32))  # not the secret of somebody's real receiver
+    receiver = WebhookReceiver(port=0, secret=secrets.token_bytes(32))  # not the secret of a real receiver
     async with AsyncExitStack() as service:
         sim = await service.enter_async_context(Simulator(seed=seed))
         async with (

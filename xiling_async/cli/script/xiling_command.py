@@ -1,4 +1,4 @@
-"""The script `xiling`: a module of its own, so that Ctrl-C while the library is being imported is no traceback."""
+"""The script `xiling`: a module of its own, so that Ctrl-C while the library is being imported shows no traceback."""
 
 import sys
 from importlib import import_module

@@ -26,14 +26,14 @@ def _times(default: int | None) -> int | None:
     return value
 
 
-# --- an answer that is no file -----------------------------------------------------------------------------
+# --- an answer that is not a file ----------------------------------------------------------------------------
 
 
 @attrs.frozen
 class MediaRedirect(MediaFault):
     """A redirect to `location`; without one, `times` redirects on the file itself, then the file.
 
-    The latter have `hop` in their query: each request for the URL that was given out begins anew.
+    The latter have `hop` in their query: each request for the URL that was given out begins again.
     """
 
     location: str | None = None
@@ -140,7 +140,7 @@ class ChangingMedia(MediaFault):
 
 @attrs.frozen
 class GzipMedia(MediaFault):
-    """`Content-Encoding: gzip` though nobody asked; ranges are of the packed bytes, digests of the plain ones."""
+    """`Content-Encoding: gzip` unasked; ranges are of the packed bytes, digests of the plain ones."""
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ _TYPES = {"mp4": "video/mp4", "webp": "image/webp"}
 
 # A generated body is one block, repeated.
 BLOCK_BYTES = 1024 * 1024
-# What is larger goes without a digest, unless somebody had it worked out before: no request waits for arithmetic.
+# What is larger goes without a digest, unless it was worked out before: no request waits for arithmetic.
 MD5_LIMIT_BYTES = 32 * 1024 * 1024
 CRC32C_LIMIT_BYTES = 256 * 1024
 # Large enough that the loop over the pieces costs nothing beside the socket.

@@ -61,7 +61,7 @@ class Storage:
         return fault is not None and (fault.times is None or self._nth(name, fault) <= fault.times)
 
     def _instead(self, url: URL, name: str, task: Task, given: tuple[Fault, ...]) -> Answer | None:
-        """An answer that is no file."""
+        """An answer that is not a file."""
         redirect = find(given, faults.MediaRedirect)
         if redirect is not None:
             location = _location(redirect, url)

@@ -79,7 +79,7 @@ class Uploads:
         return name in self._files
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """The bytes of an upload, to whoever knows its name."""
+        """The bytes of an upload, for every client that knows its name."""
         name = request.match_info["name"]
         if name not in self._files:
             return await not_found(request)

@@ -1,6 +1,6 @@
 """What pytest loads in every run of everybody who has xiling_async installed: names, and nothing heavy behind them.
 
-It is installed beside the package and not in it (pyproject.toml), for whoever imports a module of the package imports
+It is installed beside the package and not in it (pyproject.toml), for an import of a module of the package imports
 all of it. `xiling_async.testing.pytest_plugin` is the plugin, and tells how to use it; the first test that asks
 loads it.
 """
