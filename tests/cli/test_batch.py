@@ -586,7 +586,7 @@ async def test_a_stopped_batch_does_not_call_doubt_a_failure() -> None:
             process.send_signal(signal.SIGINT)
             stopped = await ended(process, err)
         assert (stopped.code, paid(sim)) == (130, (2, 2))
-        assert "xiling: Stopped. 2 rows: 1 at the service, 1 may be bought." in stopped.error
+        assert "xiling: Stopped. 2 rows: 1 at the service, 1 in doubt." in stopped.error
 
 
 async def test_a_kept_port_that_is_taken(sim: Simulator) -> None:
@@ -686,7 +686,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.to_thread(display.summary, out, state, Path("out"), skipped=2)
     plain = re.sub(rf"{ESCAPE}\[[0-9;?]*[a-zA-Z]", "", written[0])
     for told in (
-        "1 waiting   1 sending   1 at the service   1 saving   5 failed",
+        "1 waiting   1 sending   1 at the service   1 saving   1 in doubt   4 failed",
         "9 rows: 1 done, 5 not, 2 rows left out as not valid",
         "5  not bought           It was refused.",
         "6  bought               1 of 1 task failed at the service (i2v-1: no \\x1b[2J face).",

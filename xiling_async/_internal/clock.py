@@ -76,7 +76,7 @@ class _Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        # As asyncio's: it is a timeout if nobody else has cancelled the task meanwhile.
+        # As asyncio's: it is a timeout unless another cancellation of the task came meanwhile.
         if self._is_expired and self._task.uncancel() <= self._cancelled_before and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -55,7 +55,7 @@ def api_key(given: str | None) -> str:
             "No API key: pass api_key=..., or set XILING_API_KEY (or KEEVX_API_KEY). Nothing was sent."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError("The API key (api_key) holds characters that no HTTP header may hold. Is it complete?")
+        raise ConfigurationError("The API key (api_key) has characters that HTTP headers do not allow. Is it complete?")
     return key
 
 
@@ -217,7 +217,7 @@ def _http_url(what: str, text: str) -> URL:
         raise ConfigurationError(f"{what} is not an http(s) URL: {scrub(text)!r}.")
     if url.scheme == "http" and not is_loopback(url.host):
         raise ConfigurationError(
-            f"{what} is plain http to {url.host}: keys and callback tokens would cross the network readable. Use https."
+            f"{what} is plain http to {url.host}: keys and callback tokens could be read on the network. Use https."
         )
     return url
 

@@ -176,7 +176,7 @@ class WebhookHandler:
             self._signer = self._callbacks = None
 
     async def serve(self, request: IncomingRequest) -> Reply:
-        """The answer to this request. Raises `SenderGone` if nobody waits for one, and nothing else."""
+        """The answer to this request. Raises `SenderGone` if the sender has hung up, and nothing else."""
         token = self._authenticate(request)
         if isinstance(token, Reply):
             return token if token is HEALTHY else self._refuse(token)

@@ -24,7 +24,7 @@ DOUBTS_SHOWN: Final = 20
 COUNT_S: Final = 10.0  # between two lines of numbers where nothing can be painted over
 STEPS: Final = {
     "waiting": "dim", "sending": "dim", "at the service": "cyan", "saving": "cyan",
-    "uncertain": "yellow", "may be bought": "yellow", "done": "green", "failed": "red",
+    "uncertain": "yellow", "in doubt": "yellow", "done": "green", "failed": "red",
 }  # fmt: skip
 MONEY_STYLES: Final = {"no": "green", "maybe": "yellow", "yes": "magenta"}
 

@@ -79,7 +79,7 @@ class RowState:
         if self.is_over:
             if self.problem is None:
                 return "done"
-            return "may be bought" if self.status() is Status.UNCERTAIN else "failed"
+            return "in doubt" if self.charged == "maybe" else "failed"
         if self.record is None or self.record.state in _NOT_BOUGHT:
             return "waiting"
         if self.record.state.is_final:

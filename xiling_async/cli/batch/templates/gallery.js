@@ -125,7 +125,7 @@
     frame.querySelector(".play").focus();
   });
 
-  // --- while the batch runs, the page looks again; not while somebody is at work on it --------------------------------
+  // --- while the batch runs, the page looks again; not while its reader is at work on it --------------------------------
 
   let touched = -Infinity;
   for (const kind of ["keydown", "pointerdown", "pointermove", "wheel", "touchmove", "input"]) {
