@@ -614,7 +614,7 @@ async def _every_misfortune(sim: Simulator, store: FailingStore, things: list[ob
         await post(session, str(sim.ledger.posts[-1].callback_url), callback_body(good.task_ids[0], video_url=SIGNED))
         things += [await good, await good.outcomes(), good, good.request]
         store.fails = (Accepted, Heard, Lost)
-        await note(client.submit(model_v(image_url=SIGNED)))
+        await note(pumped(clock, client.submit(model_v(image_url=SIGNED))))
         await post(session, url, callback_body(job.task_ids[0]))
         store.fails = (JobRecord,)
         await note(client.submit(model_v(image_url=SIGNED)))

@@ -113,6 +113,35 @@ async def test_the_services_ids_win_over_those_of_a_callback(
         assert await client.find("invented") is None
 
 
+async def test_the_services_ids_win_over_those_that_a_callback_gave_to_another_job(
+    by_hand: Simulator, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A callback at the URL of one job names the next job's task before its answer: the answer has it, both go on."""
+    async with client_of(by_hand, store=store, clock=ManualClock()) as client:
+        by_hand.script(faults.drop_after_accept())
+        first = await client.submit(model_v("first"), key="first")
+        by_hand.hold_answers()
+        submitting = asyncio.create_task(client.submit(model_v("second"), key="second"))
+        await by_hand.wait_for_posts(2)
+        its_own, taken = by_hand.ledger.task_ids
+        assert await call_back(by_hand.ledger.posts[0].callback_url, taken) == 200
+        assert (first.state, first.task_ids) == (State.DONE, (taken,))
+        by_hand.release_answers()
+        second = await submitting
+        assert (second.state, second.task_ids) == (State.ACCEPTED, (taken,))
+        assert (first.state, first.task_ids) == (State.UNCERTAIN, ())
+        errors = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.ERROR]
+        assert any(taken in error and first.id in error and second.id in error for error in errors)
+        found = await client.find(taken)
+        assert found is not None
+        assert found.id == second.id
+        assert await call_back(by_hand.ledger.posts[0].callback_url, taken) == 409
+        for task_id in (its_own, taken):
+            assert await by_hand.finish(task_id) == 200
+        assert [video.task_id for video in (*await first, *await second)] == [its_own, taken]
+        assert by_hand.ledger.paid_submits == len(by_hand.ledger.posts) == 2
+
+
 async def test_a_url_of_a_forgotten_job_is_believed_by_status_only(
     by_hand: Simulator, store: Store, tmp_path: Path
 ) -> None:

@@ -106,7 +106,8 @@ class Machine(RuleBasedStateMachine):
         assert change.verdict.value == expected
         if expected == "applied":
             assert before is not None
-            assert [record.version for record in self.told[heard:]] == [before.version + 1]
+            told = [record.version for record in self.told[heard:] if record.id == job_id]
+            assert told == [before.version + 1]
         else:
             assert (change.record, len(self.told)) == (before, heard), "nothing has changed"
 
@@ -127,7 +128,7 @@ class Machine(RuleBasedStateMachine):
             return multiple()
         self.model[job_id] = {
             "key": key, "state": "sending", "attempt": 1, "ids": (), "ends": {}, "asked": count, "wanted": count,
-            "due": None,
+            "due": None, "named": 0,
         }  # fmt: skip
         return job_id
 
@@ -143,12 +144,17 @@ class Machine(RuleBasedStateMachine):
         elif job["state"] in NOT_BOUGHT and not is_later:
             expected = "refused"
         elif job["state"] in ("accepted", *ENDS) and merged == job["ids"] and len(merged) == job["asked"]:
-            expected = "already so"
+            is_news = job["named"] != len(merged) - len(ids)
+            self._verdict(job_id, event, "applied" if is_news else "already so")
+            job["named"] = len(merged) - len(ids)
+            return
         else:
-            expected = self._belongs(job_id, merged)
+            expected = self._belongs(job_id, merged, is_answer=True)
         self._verdict(job_id, event, expected)
         if expected == "applied":
+            self._give_way(job_id, merged)
             job["attempt"] += off
+            job["named"] = len(merged) - len(ids)
             job["ends"] = {task_id: end for task_id, end in job["ends"].items() if task_id in merged}
             self._progressed(job_id, merged, len(merged), due)
 
@@ -188,6 +194,7 @@ class Machine(RuleBasedStateMachine):
         self._verdict(job_id, event, expected)
         if expected == "applied":
             job["attempt"] += off
+            job["named"] += is_new
             if outcome is not None:
                 job["ends"][task_id] = outcome
             due = job["due"] if job["state"] == "accepted" else due
@@ -301,7 +308,7 @@ class Machine(RuleBasedStateMachine):
             assert {
                 "key": record.key, "state": record.state.value, "attempt": record.attempt, "ids": record.task_ids,
                 "ends": {task_id: "ok" if isinstance(end, Succeeded) else "bad" for task_id, end in told.items()},
-                "asked": record.asked, "wanted": job["wanted"], "due": record.due_at,
+                "asked": record.asked, "wanted": job["wanted"], "due": record.due_at, "named": record.unconfirmed,
             } == job  # fmt: skip
             assert told == {task_id: _end(task_id, end) for task_id, end in job["ends"].items()}
             assert [outcome and outcome.task_id for outcome in record.outcomes] == [
@@ -333,10 +340,24 @@ class Machine(RuleBasedStateMachine):
         self.now += 1
         return self.now + 300
 
-    def _belongs(self, job_id: str, ids: tuple[str, ...]) -> str:
-        """A task of another job is a strange one."""
-        others = {task_id for other, job in self.model.items() if other != job_id for task_id in job["ids"]}
+    def _belongs(self, job_id: str, ids: tuple[str, ...], *, is_answer: bool = False) -> str:
+        """A task of another job is a strange one; an answer may take one that only a callback gave to the other."""
+        others = {
+            task_id
+            for other, job in self.model.items()
+            if other != job_id
+            for task_id in job["ids"][: len(job["ids"]) - job["named"] * is_answer]
+        }
         return "strange" if others & set(ids) else "applied"
+
+    def _give_way(self, job_id: str, ids: tuple[str, ...]) -> None:
+        for other, job in self.model.items():
+            if other != job_id and set(job["ids"]) & set(ids):
+                kept = tuple(task_id for task_id in job["ids"] if task_id not in ids)
+                named = job["named"] - (len(job["ids"]) - len(kept))
+                ends = {task_id: end for task_id, end in job["ends"].items() if task_id in kept}
+                due = self.now if kept else self.now + 3600
+                job.update(state="accepted" if kept else "uncertain", ids=kept, named=named, ends=ends, due=due)
 
     def _verdict(self, job_id: str, event: Event, expected: str) -> None:
         self.apply(job_id, event, "repeat" if expected == "already so" else expected)

@@ -47,7 +47,7 @@ from xiling_async import (
 from xiling_async.models.lifecycle import Accepted, Heard, Lost, Refused
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
-from xiling_async.testing.clock import ManualClock
+from xiling_async.testing.clock import ManualClock, SkippingClock
 
 # --- the wire ------------------------------------------------------------------------------------------------------
 
@@ -574,8 +574,8 @@ async def test_an_answer_that_cannot_be_written_says_what_was_bought(
     event: type[object], fault: faults.Fault | None, charged: str
 ) -> None:
     """The error is the only place that still knows: charged or not, and the ids; the callback adopts the job."""
-    store = FailingStore(event)
-    async with Simulator(manual=True) as sim, client_of(sim, store=store) as client:
+    store, clock = FailingStore(event), SkippingClock(quiet_s=0.01)
+    async with Simulator(manual=True) as sim, client_of(sim, store=store, clock=clock) as client:
         sim.script(*([fault] if fault else []))
         with pytest.raises(StoreError) as caught:
             await client.submit(model_v(), key="order-42")

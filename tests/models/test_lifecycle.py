@@ -292,13 +292,15 @@ def test_a_callback_may_overtake_the_answer() -> None:
 
 
 def test_all_callbacks_may_overtake_the_answer() -> None:
-    """The job is done before the answer; the answer then only puts the ids in order, or changes nothing."""
+    """The job is done before the answer; the answer then only puts the ids in order, or says that they are right."""
     done = after(job(), heard("b", good("b")), heard("a", good("a")))
     assert (done.state, done.task_ids) == (State.DONE, ("b", "a"))
     ordered = after(done, answer("a", "b"))
     assert (ordered.state, ordered.outcomes) == (State.DONE, (good("a"), good("b")))
     assert decide(ordered, answer("a", "b")).verdict is REPEAT
-    assert decide(done, answer("b", "a")).verdict is REPEAT
+    confirmed = after(done, answer("b", "a"))
+    assert confirmed == attrs.evolve(done, unconfirmed=0, version=done.version + 1)
+    assert decide(confirmed, answer("b", "a")).verdict is REPEAT
 
 
 def test_the_post_may_fail_after_its_callback() -> None:
@@ -476,7 +478,7 @@ def test_the_short_way_to_the_next_record_forgets_no_field() -> None:
     )  # fmt: skip
     changes: dict[str, Any] = {
         "state": State.ACCEPTED, "task_ids": ("t-1", "t-2"), "outcomes": (None, None), "asked": 2, "changed_at": 7.0,
-        "due_at": 8.0,
+        "due_at": 8.0, "unconfirmed": 1,
     }  # fmt: skip
     assert before.progressed(**changes) == before.but(**changes, refusal=None)
     assert all(

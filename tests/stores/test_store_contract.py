@@ -173,6 +173,31 @@ async def test_ids_that_a_callback_named_give_way(store: Store) -> None:
     await applied(store, job(2), answer("invented", "b"))
 
 
+async def test_an_answer_takes_what_only_a_callback_gave_to_others(store: Store) -> None:
+    """In one change: they are uncertain again, or keep the rest; what another answer named is nobody else's."""
+    empty = await applied(store, job(1, asked=1, request=None), heard("a", good("a")))
+    partly = await applied(store, job(2), heard("b", good("b")), heard("c"))
+    assert (empty.unconfirmed, partly.unconfirmed) == (1, 2)
+    await store.add(job(3))
+    change = await store.change(job(3).id, answer("a", "b"))
+    assert change.verdict is Verdict.APPLIED
+    assert {(other.was, other.record and other.record.id) for other in change.others} == {
+        (State.DONE, empty.id), (State.ACCEPTED, partly.id)
+    }  # fmt: skip
+    if not isinstance(store, MemoryStore):
+        await reopened(store)
+    first, second, owner = [await store.get(job(number).id) for number in (1, 2, 3)]
+    assert first is not None and second is not None and owner is not None
+    assert (first.state, first.task_ids, first.outcomes) == (State.UNCERTAIN, (), ())
+    assert (second.state, second.task_ids, second.unconfirmed) == (State.ACCEPTED, ("c",), 1)
+    assert (owner.task_ids, owner.unconfirmed, owner.outcomes) == (("a", "b"), 0, (None, None))
+    assert await store.by_task("a") == await store.by_task("b") == owner
+    assert (await store.change(first.id, heard("a"))).verdict is Verdict.STRANGE
+    await store.add(job(4))
+    assert (await store.change(job(4).id, answer("b", "c"))).verdict is Verdict.STRANGE
+    assert await store.get(second.id) == second
+
+
 async def test_a_job_in_hand_is_not_forgotten(store: Store) -> None:
     """A submit pauses between two POSTs of it: a purge leaves it, and takes all others that ended."""
     for number in (1, 2):

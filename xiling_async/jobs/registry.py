@@ -10,20 +10,24 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
-from xiling_async.jobs import entry as entries
-from xiling_async.jobs.entry import Answer, JobEntry, JobsInHand, Predicate, UnwrittenJob, UnwrittenJobs
-from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Lost, Resent, Verdict
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, State, bare_job_id
+from xiling_async.jobs import unwritten
+from xiling_async.jobs.entry import JobEntry, JobsInHand, Predicate, closed_error
+from xiling_async.jobs.unwritten import Answer, UnwrittenJob, UnwrittenJobs
+from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Resent, Verdict
+from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.registry")
+
+SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
 
 
 class Registry:
@@ -107,30 +111,12 @@ class Registry:
         """The job's record once it satisfies the predicate. Raises `ClientClosed` when the client is closed before."""
         record = entry.record if self._released else await entry.changed(predicate)
         if not predicate(record):
-            raise entries.closed_error(record)
+            raise closed_error(record)
         return record
 
-    async def answered(self, entry: JobEntry, *, limit_s: float, doubt_s: float) -> None:
-        """Wait until no POST of this job is under way, at most `limit_s` seconds.
-
-        A job that is being sent as the store has it, and by nobody, becomes uncertain for `doubt_s` seconds. Raises
-        `SubmitUncertain` when another process has not answered by then, `ClientClosed`, `StoreError`.
-        """
-        record = entry.record
-        if record.state is not State.SENDING:
-            return
-        if not self._store.is_shared and record.id not in self.jobs_in_hand:
-            now = self._clock.time()
-            lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
-            await self.apply(record.id, lost)
-            return
-        try:
-            async with self._clock.timeout(limit_s):
-                await self.wait(entry, lambda record: record.state is not State.SENDING)
-        except TimeoutError:
-            await self.reread(entry)
-            if entry.record.state is State.SENDING:
-                raise entries.still_sending_error(record, limit_s) from None
+    def is_in_hand(self, job_id: str) -> bool:
+        """A submit has the job in hand, here or maybe in another process."""
+        return self._store.is_shared or job_id in self.jobs_in_hand
 
     async def reread(self, entry: JobEntry) -> None:
         """Look into the store for what was not heard. Raises `StoreError`."""
@@ -184,6 +170,15 @@ class Registry:
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._on_change(record)
+            self._tell_others(record, change.others)
+
+    def _tell_others(self, record: JobRecord, others: Iterable[Change]) -> None:
+        """Of the jobs that gave tasks up to this one."""
+        for owner, was in ((other.record, other.was) for other in others if other.record is not None):
+            unwritten.log_given_up(record, owner)
+            self.told(owner)
+            self._monitor.changed(owner, was)
+            self._on_change(owner)
 
     async def _restored(self, job_id: str, event: Event, change: Change) -> Change:
         """The store has lost a job that is known here (a restored backup, a failover): write it again, then `event`."""
@@ -195,14 +190,15 @@ class Registry:
 
     async def _add_again(self, entry: JobEntry) -> None:
         log.warning("job %s was not in the store any more: written again", entry.record.id)
-        record = entries.due_now(entry.record, self._clock.time())
+        record = unwritten.due_now(entry.record, self._clock.time())
         await self._store.add(record)
         entry.update(record)
         self._on_change(record)
 
     async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
         """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
-        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought."""
+        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought, if that
+        takes longer than `SOON_S`."""
         before = entry.record
         try:
             change = await self.commit(before.id, event)
@@ -212,11 +208,13 @@ class Registry:
                 self._hold(entry, event)
             if not isinstance(error, Exception):
                 raise
-            ids = f"bought tasks {', '.join(event.task_ids)}" if isinstance(event, Accepted) else "its result"
-            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, ids, error)
-            raise entries.unwritten_error(before, event, error) from error
+            log.warning("job %s: %s could not be written yet: %s", before.id, what := unwritten.summary(event), error)
+            if await self._unwritten.is_written(before.id, self._clock, limit_s=0.0 if self._released else SOON_S):
+                return Change(Verdict.APPLIED, entry.record)
+            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, what, error)
+            raise unwritten.unwritten_error(before, event, error) from error
         if isinstance(event, Accepted):
-            entries.check_ids(before, event, change)
+            unwritten.check_ids(before, event, change)
         return change
 
     # --- what could not be written -------------------------------------------------------------------------------
@@ -228,12 +226,16 @@ class Registry:
             self._writer.start(self._write_again(), name="xiling unwritten results")
 
     async def _write_again(self) -> None:
-        async for entry in self._unwritten.written(self._clock):
-            self._on_change(entry.record)
+        async for held in self._unwritten.written(self._clock):
+            self._written(held)
 
     async def _write(self, held: UnwrittenJob) -> None:
         await self._unwritten.write(held)
+        self._written(held)
+
+    def _written(self, held: UnwrittenJob) -> None:
         self._on_change(held.entry.record)
+        self._tell_others(held.entry.record, held.gave_way)
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -295,7 +297,7 @@ class Registry:
 
     def _take(self, entry: JobEntry, record: JobRecord) -> None:
         """Take what the store says; if it knows less than is known here, bring it to that."""
-        if entry.is_current and entries.has_lost(entry.record, record):
+        if entry.is_current and unwritten.has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
         else:
             entry.update(record)
@@ -315,7 +317,7 @@ class Registry:
             record = await self._store.get(known.id)
             if record is None:
                 await self._add_again(entry)
-            elif entries.has_lost(known, record) and known.id not in self._unwritten:
+            elif unwritten.has_lost(known, record) and known.id not in self._unwritten:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
             self._on_change(entry.record)
@@ -325,6 +327,7 @@ class Registry:
     def release_waiters(self) -> None:
         """Wake all waiters with `ClientClosed`, also those to come; what is known by now is still written."""
         self._released = True
+        self._unwritten.release_waiters()
         for entry in tuple(self._entries.values()):
             entry.close()
 
@@ -339,4 +342,4 @@ class Registry:
             with contextlib.suppress(Exception):
                 await self._write(held)
         if len(self._unwritten):
-            log.error("%s", entries.lost_at_close(held.entry.record for held in self._unwritten))
+            log.error("%s", unwritten.lost_at_close(held.entry.record for held in self._unwritten))

@@ -16,11 +16,12 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
 from xiling_async.jobs.context import Context
-from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.entry import JobEntry, still_sending_error
 from xiling_async.jobs.exchange import Exchange, Order, Sent
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import JobRecord, State
+from xiling_async.models.lifecycle import Lost
+from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.models.request import Request
 
 SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
@@ -194,11 +195,32 @@ class Submission:
         order.moved.set()
         if self._closed:
             raise _closed()
-        timeouts = self._context.timeouts
-        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
-        await self._registry.answered(entry, limit_s=limit_s, doubt_s=timeouts.uncertain)
+        await self._answered(entry)
         _check_same(entry.record, order)
         return entry
+
+    async def _answered(self, entry: JobEntry) -> None:
+        """Wait until no POST of this job is under way, for as long as one of another process can take.
+
+        A job that is being sent as the store has it, and by nobody, becomes uncertain. Raises `SubmitUncertain` when
+        another process has not answered in time, `ClientClosed`, `StoreError`.
+        """
+        record, timeouts = entry.record, self._context.timeouts
+        if record.state is not State.SENDING:
+            return
+        if not self._registry.is_in_hand(record.id):
+            now = self._context.clock.time()
+            lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + timeouts.uncertain)
+            await self._registry.apply(record.id, lost)
+            return
+        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
+        try:
+            async with self._context.clock.timeout(limit_s):
+                await self._registry.wait(entry, lambda record: record.state is not State.SENDING)
+        except TimeoutError:
+            await self._registry.reread(entry)
+            if entry.record.state is State.SENDING:
+                raise still_sending_error(record, limit_s) from None
 
     # --- the senders -------------------------------------------------------------------------------------------------
 

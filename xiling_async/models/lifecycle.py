@@ -15,7 +15,8 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 
 Heard is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves that the
 service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
-The ids of the service's own answer replace ids that only a callback named. A job that was adopted from its token alone
+The ids of the service's own answer replace ids that only a callback named, and are taken from another job that has
+them from a callback only (`ownership.give_way`). A job that was adopted from its token alone
 (`is_adopted`) takes outcomes from status answers only.
 """
 
@@ -138,6 +139,7 @@ class Change:
     verdict: Verdict
     record: JobRecord | None
     was: State | None = field(default=None, eq=False)
+    others: tuple[Change, ...] = field(default=(), eq=False)  # of the jobs that gave tasks up to this one
 
 
 LEGAL: Final[dict[type[Event], frozenset[State]]] = {
@@ -229,17 +231,20 @@ def _accepted(record: JobRecord, event: Accepted) -> Change:
     """
     answered = event.task_ids[: 2 * _allowed(record) + SPARE_IDS]
     if not record.task_ids and record.state not in (State.DONE, State.FAILED):  # as nearly always: no callback yet
-        return _progressed(record, answered, (None,) * len(answered), len(answered), event.at, event.due_at)
+        return _progressed(record, answered, (None,) * len(answered), len(answered), event.at, event.due_at, 0)
     known = dict(zip(record.task_ids, record.outcomes, strict=True))
     named = frozenset(answered)
     left_out = [task_id for task_id in known if task_id not in named]
     room = max(0, _allowed(record) - len(answered))
     task_ids = (*answered, *left_out[:room])
     is_known = task_ids == record.task_ids and len(task_ids) == record.asked
+    unconfirmed = len(task_ids) - len(answered)
     if is_known and record.state in (State.ACCEPTED, State.DONE, State.FAILED):
-        return Change(Verdict.REPEAT, record)
+        if unconfirmed == record.unconfirmed:
+            return Change(Verdict.REPEAT, record)
+        return _applied(record, unconfirmed=unconfirmed)
     outcomes = tuple(known.get(task_id) for task_id in task_ids)
-    return _progressed(record, task_ids, outcomes, len(task_ids), event.at, event.due_at)
+    return _progressed(record, task_ids, outcomes, len(task_ids), event.at, event.due_at, unconfirmed)
 
 
 def _allowed(record: JobRecord) -> int:
@@ -250,7 +255,7 @@ def _allowed(record: JobRecord) -> int:
 def _heard(record: JobRecord, event: Heard) -> Change:
     if record.is_adopted and not event.is_status and event.outcome is not None:
         event = evolve(event, outcome=None)
-    task_ids, outcomes = record.task_ids, record.outcomes
+    task_ids, outcomes, unconfirmed = record.task_ids, record.outcomes, record.unconfirmed
     is_over = record.state in (State.DONE, State.FAILED)
     if event.task_id not in task_ids:
         if len(task_ids) >= _allowed(record):
@@ -258,6 +263,7 @@ def _heard(record: JobRecord, event: Heard) -> Change:
         if is_over and event.outcome is None:
             return Change(Verdict.REPEAT, record)
         task_ids, outcomes = (*task_ids, event.task_id), (*outcomes, None)
+        unconfirmed += 1
     place = task_ids.index(event.task_id)
     before = outcomes[place]
     if before is not None and event.outcome is not None:
@@ -269,7 +275,7 @@ def _heard(record: JobRecord, event: Heard) -> Change:
     elif is_over or (task_ids == record.task_ids and record.state is State.ACCEPTED):
         return Change(Verdict.REPEAT, record)
     due_at = record.due_at if record.state is State.ACCEPTED else event.due_at
-    return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at)
+    return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at, unconfirmed)
 
 
 def _kept(record: JobRecord, event: Kept) -> Change:
@@ -290,6 +296,7 @@ def _progressed(
     asked: int,
     at: float,
     due_at: float | None,
+    unconfirmed: int,
 ) -> Change:
     """The record with these outcomes: still accepted, or at its end when every task asked for has one."""
     state = State.ACCEPTED
@@ -297,8 +304,9 @@ def _progressed(
         state = State.FAILED if Failed in map(type, outcomes) else State.DONE
         due_at = None
     changed = record.progressed(
-        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at
-    )
+        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at,
+        unconfirmed=unconfirmed,
+    )  # fmt: skip
     return Change(Verdict.APPLIED, changed, record.state)
 
 

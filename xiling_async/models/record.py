@@ -57,7 +57,8 @@ class JobRecord:
     `asked` is how many tasks it may have; `outcomes[i]` belongs to `task_ids[i]`, None while it is awaited.
     `due_at`: when the poller should look at it next, None for never. `version` grows with every change.
     `is_adopted`: the store had lost the job and its callback's token brought it back; its outcomes are taken from
-    status answers only. `attempt` is 0 for a job that was made from a bare task id: it sent no POST, and owns no task.
+    status answers only. `unconfirmed`: so many of the last task ids were named by callbacks only, not by the answer of
+    the service. `attempt` is 0 for a job that was made from a bare task id: it sent no POST, and owns no task.
 
     A record is never changed: `but` makes the next (test_floors.py checks it; to freeze it would take a tenth of
     a job's time).
@@ -79,6 +80,12 @@ class JobRecord:
     failed_asks: int = 0
     version: int = 0
     is_adopted: bool = False
+    unconfirmed: int = 0
+
+    @property
+    def confirmed_ids(self) -> tuple[str, ...]:
+        """The task ids that the service's own answer named."""
+        return self.task_ids[: len(self.task_ids) - self.unconfirmed]
 
     @property
     def owned_ids(self) -> tuple[str, ...]:
@@ -100,13 +107,14 @@ class JobRecord:
         asked: int,
         changed_at: float,
         due_at: float | None,
+        unconfirmed: int,
     ) -> JobRecord:
         """`but`, for what every job goes through twice, in half the time."""
         return JobRecord(
             id=self.id, kind=self.kind, key=self.key, request=self.request, asked=asked, created_at=self.created_at,
             changed_at=changed_at, state=state, attempt=self.attempt, task_ids=task_ids, outcomes=outcomes,
             refusal=None, due_at=due_at, failed_asks=self.failed_asks, version=self.version + 1,
-            is_adopted=self.is_adopted,
+            is_adopted=self.is_adopted, unconfirmed=unconfirmed,
         )  # fmt: skip
 
 

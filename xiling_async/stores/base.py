@@ -5,7 +5,9 @@ that inside one transaction. What it owes:
 
 1. When `add` or `change` returns, the new record is durable (in the store's own sense: a `MemoryStore` is not).
    When it raises `StoreError`, nothing was changed.
-2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`). A
+2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`). But
+   a task that only a callback gave to a job goes to the job whose answer names it (`ownership.give_way`), and both are
+   changed in one transaction. A
    job that was made from a bare task id (`attempt` 0) owns no task: it never keeps one from the job that bought it.
 3. A verdict other than `APPLIED` changed nothing.
 4. A job that a submit of this process has in hand is never forgotten (`Watcher.in_hand`).

@@ -6,12 +6,15 @@ import heapq
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Final
+from typing import Final, cast
+
+from attrs import evolve
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.lifecycle import Change, Event, Lost, Verdict, decide
+from xiling_async.models.ownership import give_way
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
 
@@ -76,15 +79,23 @@ class MemoryStore:
             return Change(Verdict.NO_JOB, None)
         change = decide(record, event)
         if change.verdict is Verdict.APPLIED and change.record is not None:
-            if change.record.task_ids is not record.task_ids and self._belongs_to_another(change.record):
-                return Change(Verdict.STRANGE, record)
-            self._keep(record, change.record)
-            if change.record.state is not record.state:
-                self._forget_oldest(change.record)
+            after = change.record
+            if after.task_ids is not record.task_ids:
+                owners = self._other_owners(after)
+                others = give_way(owners, after, event)
+                if others is None:
+                    return Change(Verdict.STRANGE, record)
+                for owner, other in zip(owners, others, strict=True):
+                    self._keep(owner, cast("JobRecord", other.record))
+                change = evolve(change, others=others) if others else change
+            self._keep(record, after)
+            if after.state is not record.state:
+                self._forget_oldest(after)
         return change
 
-    def _belongs_to_another(self, record: JobRecord) -> bool:
-        return any(self._ids_by_task.get(task_id, record.id) != record.id for task_id in record.owned_ids)
+    def _other_owners(self, record: JobRecord) -> list[JobRecord]:
+        ids = dict.fromkeys(self._ids_by_task.get(task_id, record.id) for task_id in record.owned_ids)
+        return [self._jobs[job_id] for job_id in ids if job_id != record.id]
 
     def _forget_oldest(self, record: JobRecord) -> None:
         if record.key is None and record.state in _CERTAIN:

@@ -31,6 +31,8 @@ COLUMNS: Final = (
     "due_at", "failed_asks", "version", "is_adopted",
 )  # fmt: skip
 
+_CALLBACK: Final = "callback"
+
 _converter = Converter(detailed_validation=False)
 for _plain in (str, int, float, bool):  # as they were written: cattrs would make text of a None, and 1 of a 1.5
     _converter.register_structure_hook(_plain, lambda value, _: value)
@@ -83,8 +85,9 @@ def record_of(row: Iterable[Any]) -> JobRecord:
     values["refusal"] = refusal_of(values["refusal"])
     values["state"] = State(values["state"])
     values["is_adopted"] = bool(values["is_adopted"])
-    values["task_ids"] = tuple(task_id for task_id, _ in tasks)
-    values["outcomes"] = tuple(_outcome_of(kind, task_id, said) for task_id, said in tasks)
+    values["task_ids"] = tuple(task_id for task_id, *_ in tasks)
+    values["outcomes"] = tuple(_outcome_of(kind, task_id, said) for task_id, said, *_ in tasks)
+    values["unconfirmed"] = sum(_CALLBACK in marks for _, _, *marks in tasks)
     return JobRecord(**values)
 
 
@@ -126,9 +129,13 @@ def request_of(kind_name: str, row: str | None) -> Request[Any] | None:
 
 
 def tasks_row(record: JobRecord) -> str:
-    """The tasks of a job with what is known of each: `[[task id, null | {"failed": …} | {"succeeded": …}], …]`."""
+    """The tasks of a job with what is known of each: `[[task id, null | {"failed": …} | {"succeeded": …}], …]`; those
+    that only a callback named have a third word, `"callback"`."""
     pairs = zip(record.task_ids, record.outcomes, strict=True)
-    return _dumps([(task_id, _outcome_row(outcome)) for task_id, outcome in pairs])
+    rows: list[list[JSON]] = [[task_id, _outcome_row(outcome)] for task_id, outcome in pairs]
+    for row in rows[len(record.confirmed_ids) :]:
+        row.append(_CALLBACK)
+    return _dumps(rows)
 
 
 def _outcome_row(outcome: Outcome | None) -> JSON:

@@ -14,9 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from attrs import evolve
+
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
+from xiling_async.models.ownership import give_way
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
 from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
@@ -32,7 +35,6 @@ _SELECT: Final = f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM j
 _BY_ID: Final = f"{_SELECT} WHERE id = ?"
 _BY_KEY: Final = f"{_SELECT} WHERE key = ?"
 _BY_TASK: Final = f"{_SELECT} WHERE id = (SELECT job_id FROM tasks WHERE task_id = ?)"
-_IS_TASK: Final = "SELECT 1 FROM tasks WHERE task_id = ?"
 _INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _UPDATE: Final = (
     "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
@@ -151,14 +153,22 @@ class SQLiteStore:
             change = decide(record, event)
             if change.verdict is not Verdict.APPLIED or change.record is None:
                 return change
-            if change.record.task_ids is not record.task_ids:
-                before, after = set(record.owned_ids), set(change.record.owned_ids)
+            changed = change.record
+            if changed.task_ids is not record.task_ids:
+                before, after = set(record.owned_ids), set(changed.owned_ids)
                 new = after - before
-                if any(connection.execute(_IS_TASK, (task_id,)).fetchone() for task_id in new):
+                owners = _owners(connection, new)
+                others = give_way(owners, changed, event)
+                if others is None:
                     return Change(Verdict.STRANGE, record)
+                for owner, other in zip(owners, others, strict=True):
+                    assert other.record is not None, "what gave way is written"
+                    _disown(connection, set(owner.owned_ids) - set(other.record.owned_ids))
+                    _write(connection, other.record)
+                change = evolve(change, others=others) if others else change
                 _own(connection, job_id, new)
                 _disown(connection, before - after)
-            _write(connection, change.record)
+            _write(connection, changed)
             return change
 
         return await self._run(work)
@@ -277,6 +287,11 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
 
 def _own(connection: sqlite3.Connection, job_id: str, task_ids: Iterable[str]) -> None:
     connection.executemany("INSERT INTO tasks VALUES (?, ?)", [(task_id, job_id) for task_id in task_ids])
+
+
+def _owners(connection: sqlite3.Connection, task_ids: Iterable[str]) -> list[JobRecord]:
+    held = (_read(connection, _BY_TASK, task_id) for task_id in task_ids)
+    return list({record.id: record for record in held if record is not None}.values())
 
 
 def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:

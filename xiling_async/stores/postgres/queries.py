@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from attrs import evolve
+
 from xiling_async.errors import NotSent
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
+from xiling_async.models.ownership import give_way
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.stores.base import SPREAD_S
 from xiling_async.stores.postgres.driver import ConcurrentChange
@@ -125,10 +128,19 @@ class Queries:
         change = decide(record, event)
         if change.verdict is not Verdict.APPLIED or change.record is None:
             return change
-        hashes = [hashed(task_id) for task_id in set(change.record.owned_ids) - set(record.owned_ids)]
-        if looks and hashes and await connection.fetchval(self._sql["taken_task"], hashes):
-            return Change(Verdict.STRANGE, record)
-        await self._keep(connection, record, change.record, mark)
+        changed = change.record
+        hashes = [hashed(task_id) for task_id in set(changed.owned_ids) - set(record.owned_ids)]
+        if looks and hashes:
+            rows = await connection.fetch(self._sql["owners_of_tasks"], hashes)
+            owners = self.reader.records(rows)
+            others = None if len(owners) < len(rows) else give_way(owners, changed, event)
+            if others is None:
+                return Change(Verdict.STRANGE, record)
+            for owner, other in zip(owners, others, strict=True):
+                assert other.record is not None, "what gave way is written"
+                await self._keep(connection, owner, other.record, mark)
+            change = evolve(change, others=others) if others else change
+        await self._keep(connection, record, changed, mark)
         return change
 
     async def _keep(self, connection: Connection, before: JobRecord, record: JobRecord, mark: str) -> None:

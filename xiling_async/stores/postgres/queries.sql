@@ -50,8 +50,9 @@ SELECT 1 FROM {jobs} WHERE id = $1 AND mark = $2
 -- insert_tasks --
 INSERT INTO {tasks} SELECT unnest($1::bytea[]), $2 ON CONFLICT DO NOTHING RETURNING 1
 
--- taken_task --
-SELECT 1 FROM {tasks} WHERE hash = ANY($1) LIMIT 1
+-- owners_of_tasks --
+SELECT {columns} FROM {jobs} AS jobs WHERE id IN (SELECT job_id FROM {tasks} WHERE hash = ANY($1))
+ORDER BY id FOR UPDATE
 
 -- update_job --
 -- The new task ids ($13) that were free are counted; ids that are no longer the job's ($14) are given back; whoever
