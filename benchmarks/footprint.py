@@ -21,7 +21,7 @@ from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
 from xiling_async.jobs.entry import JobEntry
-from xiling_async.jobs.job import Desk, Job
+from xiling_async.jobs.job import Job, JobContext
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request
@@ -112,7 +112,7 @@ async def with_tasks(jobs: int) -> float:
     """The same with a handle, and a task that awaits it."""
     client = Client("a-key", base_url="http://127.0.0.1:9")
     registry = Registry(MemoryStore())
-    desk = Desk(registry=registry, clock=client._settings.clock, timeouts=Timeouts(), ask=_nobody)
+    desk = JobContext(registry=registry, clock=client._settings.clock, timeouts=Timeouts(), ask=_nobody)
     gc.collect()
     before = resident_bytes()
     tasks = []
@@ -147,7 +147,7 @@ async def in_parts(jobs: int) -> dict[str, float]:
     for record in records:
         await registry._store.add(record)
     part("in the store: by id, by task, by when it is due")
-    entries = [registry.slot(record) for record in records]
+    entries = [registry.entry_of(record) for record in records]
     part("the entry, and its weak reference")
     for entry in entries:
         entry._waiters.append((_is_over, loop.create_future()))

@@ -18,8 +18,8 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.api import wire
 from xiling_async.api.results import Call, Create, CreateResult
 from xiling_async.api.transport import Answer
-from xiling_async.jobs.callbacks import Intake
-from xiling_async.jobs.job import Desk, Job
+from xiling_async.jobs.callbacks import CallbackApplier
+from xiling_async.jobs.job import Job, JobContext
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import ImageToVideo
 from xiling_async.models.lifecycle import Accepted
@@ -94,7 +94,7 @@ async def write_answers(registry: Registry, times: int) -> None:
 
 
 async def settle(registry: Registry, times: int) -> None:
-    intake = Intake(
+    intake = CallbackApplier(
         registry=registry, clock=CLOCK, first_due=lambda kind: NOW, on_callback=lambda: None, only_wakes=False
     )
     assert isinstance(RESULT, Succeeded)
@@ -105,8 +105,8 @@ async def settle(registry: Registry, times: int) -> None:
 
 
 async def wake(registry: Registry, times: int) -> None:
-    desk = Desk(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
-    entries = [registry.slot(intent(number)) for number in range(MOST)]
+    desk = JobContext(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
+    entries = [registry.entry_of(intent(number)) for number in range(MOST)]
     for entry in entries:
         entry.is_current = True
         entry.update(intent(0).but(state=State.ACCEPTED))

@@ -52,7 +52,7 @@ from sides import Process
 from xiling_async import Client, ImageToVideo, PostgresStore, WebhookReceiver
 from xiling_async._internal.clock import Clock
 from xiling_async.api import wire
-from xiling_async.jobs.callback_worker import Reception
+from xiling_async.jobs.callback_worker import CallbackWorker
 from xiling_async.models.lifecycle import Verdict
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores.postgres.schema import hashed
@@ -173,7 +173,7 @@ def say(answer: object) -> None:
 async def receive(dsn: str) -> None:
     """Process B: says its port, then, when asked, its CPU seconds and when it got each callback."""
     receiver = TimedReceiver()
-    async with Reception(receiver, PostgresStore(dsn)):
+    async with CallbackWorker(receiver, PostgresStore(dsn)):
         say(receiver.port)
         while await heard() is not None:
             say({"cpu": time.process_time(), "received": receiver.received})

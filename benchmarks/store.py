@@ -25,7 +25,7 @@ from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver
 from xiling_async.kinds import Video
-from xiling_async.models.lifecycle import Accepted, Heard, decide
+from xiling_async.models.lifecycle import Accepted, OutcomeReported, decide
 from xiling_async.models.record import JobRecord, State, Succeeded
 from xiling_async.simulator import Simulator
 from xiling_async.stores.base import Store
@@ -35,7 +35,7 @@ from xiling_async.stores.sqlite_schema import MIGRATIONS
 CALLERS = 100
 WAITERS = 200
 NOW = 1_800_000_000.0
-Write = Callable[[JobRecord, Accepted, Heard], Awaitable[None]]
+Write = Callable[[JobRecord, Accepted, OutcomeReported], Awaitable[None]]
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def accepted(number: int, at: float = NOW) -> Accepted:
     return Accepted(attempt=1, at=at, task_ids=(f"i2v-{number}",), due_at=at + 300)
 
 
-def heard(number: int, at: float = NOW) -> Heard:
+def heard(number: int, at: float = NOW) -> OutcomeReported:
     task_id = f"i2v-{number}"
     raw = {
         "task_id": task_id,
@@ -83,7 +83,7 @@ def heard(number: int, at: float = NOW) -> Heard:
         "error_message": "",
     }
     video = Video(task_id=task_id, video_url=raw["video_url"], thumbnail_url=raw["thumbnail_url"], raw=raw)
-    return Heard(attempt=1, at=at, task_id=task_id, outcome=Succeeded(task_id, video), due_at=at)
+    return OutcomeReported(attempt=1, at=at, task_id=task_id, outcome=Succeeded(task_id, video), due_at=at)
 
 
 def _accepted(number: int, at: float) -> JobRecord:
@@ -116,7 +116,7 @@ async def rate(write: Write, jobs: int) -> float:
 async def ours(file: Path, jobs: int) -> float:
     store = SQLiteStore(file)
 
-    async def write(record: JobRecord, answer: Accepted, told: Heard) -> None:
+    async def write(record: JobRecord, answer: Accepted, told: OutcomeReported) -> None:
         await store.add(record)
         await store.change(record.id, answer)
         done = await store.change(record.id, told)
@@ -145,7 +145,7 @@ async def by_hand(file: Path, jobs: int) -> float:
                 await database.execute(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks})", row_of(record))
                 await database.execute("COMMIT")
 
-        async def change(job_id: str, event: Accepted | Heard) -> JobRecord:
+        async def change(job_id: str, event: Accepted | OutcomeReported) -> JobRecord:
             async with lock:
                 await database.execute("BEGIN IMMEDIATE")
                 found = await database.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE id = ?", (job_id,))
@@ -159,7 +159,7 @@ async def by_hand(file: Path, jobs: int) -> float:
                 await database.execute("COMMIT")
                 return record
 
-        async def write(record: JobRecord, answer: Accepted, told: Heard) -> None:
+        async def write(record: JobRecord, answer: Accepted, told: OutcomeReported) -> None:
             await add(record)
             await change(record.id, answer)
             assert (await change(record.id, told)).state is State.DONE

@@ -37,7 +37,7 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.models.lifecycle import Change, Event, Heard
+from xiling_async.models.lifecycle import Change, Event, OutcomeReported
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores.base import Store, Watcher
 
@@ -82,8 +82,8 @@ class Voice:
 class FatalStore:
     """A store that says what it does, and kills its own process before or after a named step.
 
-    Steps are called `open`, `secret`, `takeover`, `add`, and by the event for changes (a `Heard` with an outcome is
-    an `Outcome`): `dies="before Accepted 1"`.
+    Steps are called `open`, `secret`, `recover_orphans`, `add`, and by the event for changes (an `OutcomeReported`
+    with an outcome is an `Outcome`): `dies="before Accepted 1"`.
     """
 
     def __init__(self, inner: Store, voice: Voice, dies: str) -> None:
@@ -127,17 +127,17 @@ class FatalStore:
         return held
 
     async def change(self, job_id: str, event: Event) -> Change:
-        is_outcome = isinstance(event, Heard) and event.outcome is not None
+        is_outcome = isinstance(event, OutcomeReported) and event.outcome is not None
         name = "Outcome" if is_outcome else type(event).__name__
         self._reach("before", name)
         change = await self._inner.change(job_id, event)
         self._reach("after", name)
         return change
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
-        self._reach("before", "takeover")
-        count = await self._inner.takeover(now, doubt_s=doubt_s, per_second=per_second)
-        self._reach("after", "takeover")
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
+        self._reach("before", "recover_orphans")
+        count = await self._inner.recover_orphans(now, doubt_s=doubt_s, per_second=per_second)
+        self._reach("after", "recover_orphans")
         return count
 
     async def get(self, job_id: str) -> JobRecord | None:

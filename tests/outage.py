@@ -89,9 +89,9 @@ class OutageStore:
         self._check()
         return await self.inner.next_due()
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         self._check()
-        return await self.inner.takeover(now, doubt_s=doubt_s, per_second=per_second)
+        return await self.inner.recover_orphans(now, doubt_s=doubt_s, per_second=per_second)
 
     async def purge(self, older_than: timedelta | float) -> int:
         self._check()

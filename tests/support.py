@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from xiling_async import Client, ImageToVideo, MemoryStore, StoreError, WebhookReceiver
-from xiling_async.models.lifecycle import Change, Event, Heard
+from xiling_async.models.lifecycle import Change, Event, OutcomeReported
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
@@ -170,7 +170,7 @@ class GatedStore(NotingStore):
         self.gate.set()
 
     async def change(self, job_id: str, event: Event) -> Change:
-        if isinstance(event, Heard):
+        if isinstance(event, OutcomeReported):
             self.reached.set()
             await self.gate.wait()
         return await super().change(job_id, event)

@@ -13,7 +13,7 @@ import pytest
 import xiling_async
 from xiling_async.api.transport import Answer
 from xiling_async.api.wire import Envelope, Report
-from xiling_async.models.lifecycle import Accepted, Change, Heard, Lost, Refused
+from xiling_async.models.lifecycle import Accepted, AnswerLost, Change, OutcomeReported, Refused
 from xiling_async.models.record import JobRecord
 from xiling_async.webhooks.tokens import CallbackToken
 
@@ -247,7 +247,18 @@ def test_nobody_changes_a_record() -> None:
     """`JobRecord` and what lives for one exchange are not frozen, for speed: no field of theirs is assigned to."""
     names = {
         name
-        for kind in (JobRecord, CallbackToken, Report, Envelope, Answer, Change, Accepted, Heard, Lost, Refused)
+        for kind in (
+            JobRecord,
+            CallbackToken,
+            Report,
+            Envelope,
+            Answer,
+            Change,
+            Accepted,
+            OutcomeReported,
+            AnswerLost,
+            Refused,
+        )
         for name in attrs.fields_dict(kind)
     }
     found = []

@@ -55,7 +55,7 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.models.lifecycle import Accepted, Heard, Lost
+from xiling_async.models.lifecycle import Accepted, AnswerLost, OutcomeReported
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock, SkippingClock
@@ -210,7 +210,7 @@ async def test_promise_4_200_never_precedes_the_commit() -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError("a bug in a store")], ids=["store error", "bug"])
 async def test_promise_4_a_failed_commit_answers_503(error: Exception | None) -> None:
     """A commit that fails is answered 503 and wakes nobody; the repeat of the callback is taken."""
-    store = FailingStore(Heard, error=error)
+    store = FailingStore(OutcomeReported, error=error)
     async with Simulator(manual=True) as sim, client_of(sim, store=store) as client:
         job = await client.submit(model_v())
         waiting = await started(job.result())
@@ -267,7 +267,7 @@ async def test_promise_5_every_wrong_token_is_the_same_404() -> None:
             answers.append(await raw_exchange(port, http(f"/{token}", body)))
             assert {status_of(answer) for answer in answers} == {404}
             assert len({_undated(answer) for answer in answers}) == 1
-            assert not [event for event in store.asked if isinstance(event, Heard) and event.outcome]
+            assert not [event for event in store.asked if isinstance(event, OutcomeReported) and event.outcome]
 
 
 MISTYPED: dict[str, bytes] = {
@@ -617,12 +617,12 @@ async def _every_misfortune(sim: Simulator, store: FailingStore, things: list[ob
         good = await client.submit(model_v(image_url=SIGNED))
         await post(session, str(sim.ledger.posts[-1].callback_url), callback_body(good.task_ids[0], video_url=SIGNED))
         things += [await good, await good.outcomes(), good, good.request]
-        store.fails = (Accepted, Heard, Lost)
+        store.fails = (Accepted, OutcomeReported, AnswerLost)
         await note(pumped(clock, client.submit(model_v(image_url=SIGNED))))
         await post(session, url, callback_body(job.task_ids[0]))
         store.fails = (JobRecord,)
         await note(client.submit(model_v(image_url=SIGNED)))
-        store.fails, store.error = (Heard,), RuntimeError("a bug")
+        store.fails, store.error = (OutcomeReported,), RuntimeError("a bug")
         await post(session, url, callback_body(job.task_ids[0]))
         store.fails = ()
         token = token_of(url).encode()

@@ -19,7 +19,7 @@ import attrs
 from xiling_async import MemoryStore, StoreError, WebhookReceiver
 from xiling_async._internal.clock import Timer
 from xiling_async.api.transport import Answer, Body, Transport
-from xiling_async.models.lifecycle import Change, Event, GaveUp, Verdict
+from xiling_async.models.lifecycle import Abandoned, Change, Event, Verdict
 from xiling_async.models.record import JobRecord
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class SlowStore(MemoryStore):
 
     async def change(self, job_id: str, event: Event) -> Change:
         change = await self._there_and_back(lambda: super(SlowStore, self).change(job_id, event))
-        if isinstance(event, GaveUp) and change.verdict is Verdict.APPLIED and change.record is not None:
+        if isinstance(event, Abandoned) and change.verdict is Verdict.APPLIED and change.record is not None:
             self.given_up.append(change.record)
         return change
 
@@ -164,10 +164,10 @@ class SlowStore(MemoryStore):
             return found
         return await self._there_and_back(lambda: super(SlowStore, self).next_due())
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         is_sick, self.is_sick = self.is_sick, False  # a client that cannot open its store does not open
         try:
-            return await super().takeover(now, doubt_s=doubt_s, per_second=per_second)
+            return await super().recover_orphans(now, doubt_s=doubt_s, per_second=per_second)
         finally:
             self.is_sick = is_sick
 

@@ -37,10 +37,10 @@ from xiling_async import (
 )
 from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
-from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.callbacks import CallbackApplier
 from xiling_async.jobs.context import Context
 from xiling_async.jobs.exchange import Exchange, Order
-from xiling_async.jobs.job import Desk
+from xiling_async.jobs.job import JobContext
 from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
@@ -77,13 +77,13 @@ class House:
         api = calls(service, "key", clock=clock, limits=context.limits, dice=dice)
         self.registry = Registry(store, on_change=lambda record: self.poller.changed(record), clock=clock)
         self.poller = Poller(context, store=store, registry=self.registry, calls=api, has_receiver=has_receiver)
-        self.desk = Desk(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.poller.ask)
+        self.job_context = JobContext(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.poller.ask)
         self.uploads = Uploads(api, clock)
         exchange = Exchange(context, registry=self.registry, calls=api, poller=self.poller, receiver=self.receiver)
         self.submission = Submission(
             context, registry=self.registry, calls=api, uploads=self.uploads, exchange=exchange
         )
-        self._intake = Intake(
+        self._intake = CallbackApplier(
             registry=self.registry,
             clock=clock,
             first_due=self.poller.first_due,
@@ -93,7 +93,7 @@ class House:
 
     async def open(self) -> None:
         self.store.opened_at = self.clock.time()
-        await self.store.takeover(self.clock.time(), doubt_s=self.desk.timeouts.uncertain, per_second=20)
+        await self.store.recover_orphans(self.clock.time(), doubt_s=self.job_context.timeouts.uncertain, per_second=20)
         if self.receiver is not None:
             await self.receiver.start(self._intake, self.clock, SECRET)
         self.service.receiver = self.receiver
@@ -111,7 +111,7 @@ class House:
     async def submit(self, request: Request[Video], key: str | None) -> Job[Video]:
         """As `Client.submit`."""
         purchase = await self.submission.submit(Order(request=request, key=key))
-        job: Job[Video] = Job(purchase.entry, self.desk)
+        job: Job[Video] = Job(purchase.entry, self.job_context)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self.receiver is None:
             error = error_of(purchase.entry.record, job=job)
             assert error is not None
@@ -219,7 +219,7 @@ class World:
         """Somebody who looks at what is unfinished, and goes away in the middle of it."""
         await asyncio.sleep(self.dice.random() * 200)
         async for slot in house.registry.unfinished():
-            work = asyncio.ensure_future(Job[Any](slot, house.desk).refresh())
+            work = asyncio.ensure_future(Job[Any](slot, house.job_context).refresh())
             await asyncio.wait([work], timeout=self.dice.choice((0.0, 0.1, 100.0)))
             work.cancel()
             await asyncio.wait([work])

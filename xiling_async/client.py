@@ -164,7 +164,7 @@ class Client:
             check_name("key", order.key)
         purchase = await self._engine.submission.submit(order)
         entry, doubt = purchase.entry, purchase.doubt
-        job: Job[Any] = Job(entry, self._engine.desk)
+        job: Job[Any] = Job(entry, self._engine.job_context)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
             raise cast("Exception", error_of(entry.record, job=job)) from doubt
         if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
@@ -242,7 +242,7 @@ class Client:
         except TimeoutError:
             if order.entry is None:
                 raise not_sent_in_time(order.key, limit_s) from None
-            raise Job[R](order.entry, self._engine.desk).timed_out(limit_s) from None
+            raise Job[R](order.entry, self._engine.job_context).timed_out(limit_s) from None
         (result,) = await job.result(limit_s - (clock.time() - began_at))
         return result
 
@@ -283,7 +283,7 @@ class Client:
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
         self._opening.check()
-        return job_of_task(task_id, kind, self._engine.desk)
+        return job_of_task(task_id, kind, self._engine.job_context)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
         """The job with this key, job id or task id; None if the store does not know it.
@@ -296,7 +296,7 @@ class Client:
         if not is_name(key_or_job_id_or_task_id):
             return None
         slot = await self._engine.registry.find(key_or_job_id_or_task_id)
-        return None if slot is None else Job(slot, self._engine.desk)
+        return None if slot is None else Job(slot, self._engine.job_context)
 
     async def resolve(
         self, key_or_job_id: str, *, task_ids: Iterable[str] | None = None, not_bought: bool = False
@@ -315,7 +315,7 @@ class Client:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
         self._opening.check()
         async for slot in self._engine.registry.unfinished():
-            yield Job(slot, self._engine.desk)
+            yield Job(slot, self._engine.job_context)
 
     def stats(self) -> Stats:
         """What this client has seen since it was opened, as plain numbers; no I/O."""

@@ -27,7 +27,7 @@ from xiling_async import Client, MemoryStore, SQLiteStore, State, WebhookReceive
 from xiling_async.cli import app
 from xiling_async.cli.commands.receive import serve
 from xiling_async.errors import ConfigurationError
-from xiling_async.jobs.callback_worker import Reception
+from xiling_async.jobs.callback_worker import CallbackWorker
 from xiling_async.simulator import Simulator
 from xiling_async.telemetry.events import Event
 from xiling_async.webhooks.tokens import SECRET_BYTES
@@ -356,9 +356,9 @@ async def test_a_reception_needs_a_store_that_others_share(tmp_path: Path) -> No
     """Also in Python: memory and a SQLite file are refused, and so is a receiver that would have to ask."""
     for store in (MemoryStore(), SQLiteStore(tmp_path / "jobs.db")):
         with pytest.raises(ConfigurationError, match="a store that the submitters share"):
-            Reception(WebhookReceiver(port=0), store)
+            CallbackWorker(WebhookReceiver(port=0), store)
     with pytest.raises(ConfigurationError, match="asks for no status"):
-        Reception(WebhookReceiver(port=0, trust="status"), pg_store())
+        CallbackWorker(WebhookReceiver(port=0, trust="status"), pg_store())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -372,7 +372,7 @@ async def test_what_listens_to_a_reception_may_fail(
 
     async with Front() as front, submitter(sim, schema, front) as client:
         receiver = WebhookReceiver(front.url, port=0)
-        async with Reception(receiver, pg_store(schema=schema), on_event=on_event):
+        async with CallbackWorker(receiver, pg_store(schema=schema), on_event=on_event):
             front.port = receiver.port or 0
             jobs = [await client.submit(model_v(f"waves {number}")) for number in range(2)]
             assert [await sim.finish(job.task_ids[0]) for job in jobs] == [200, 200]

@@ -29,7 +29,7 @@ from xiling_async import (
     SubmitUncertain,
     WebhookReceiver,
 )
-from xiling_async.models.lifecycle import Change, Event, Lost, Refused
+from xiling_async.models.lifecycle import AnswerLost, Change, Event, Refused
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.stores.base import Store
@@ -223,7 +223,7 @@ class Doubting(NotingStore):
 
     async def change(self, job_id: str, event: Event) -> Change:
         if isinstance(event, Refused):
-            doubt = Lost(attempt=event.attempt, at=event.at, refusal=LEFT_BEHIND, due_at=event.at + 60)
+            doubt = AnswerLost(attempt=event.attempt, at=event.at, refusal=LEFT_BEHIND, due_at=event.at + 60)
             await super().change(job_id, doubt)
         return await super().change(job_id, event)
 

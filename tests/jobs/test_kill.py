@@ -145,10 +145,10 @@ FAILPOINTS: Final = (
     Failpoint("after the 200",                         "",                      1, 1, "ended", "ended"),
     Failpoint("429, before its commit",                "before Refused 1",      1, 0, "uncertain", "uncertain", SLOW),
     Failpoint("429, after its commit",                 "after Refused 1",       2, 1, "ended", "ended", SLOW),
-    Failpoint("429, before the second intent",         "before Resent 1",       2, 1, "ended", "ended", SLOW),
-    Failpoint("429, after the second intent",          "after Resent 1",        1, 0, "uncertain", "uncertain", SLOW),
-    Failpoint("answer cut, before that is written",    "before Lost 1",         1, 1, "ended", "uncertain", CUT),
-    Failpoint("answer cut, after that is written",     "after Lost 1",          1, 1, "ended", "uncertain", CUT),
+    Failpoint("429, before the second intent",         "before ResendStarted 1", 2, 1, "ended", "ended", SLOW),
+    Failpoint("429, after the second intent",          "after ResendStarted 1", 1, 0, "uncertain", "uncertain", SLOW),
+    Failpoint("answer cut, before that is written",    "before AnswerLost 1",   1, 1, "ended", "uncertain", CUT),
+    Failpoint("answer cut, after that is written",     "after AnswerLost 1",    1, 1, "ended", "uncertain", CUT),
 )  # fmt: skip
 JOB: Final = ("one", "one", 2)
 
@@ -234,7 +234,7 @@ def _unfinished(lane: Lane) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "dies", [f"{when} {what} 1" for when in ("before", "after") for what in ("secret", "takeover")]
+    "dies", [f"{when} {what} 1" for when in ("before", "after") for what in ("secret", "recover_orphans")]
 )
 async def test_killed_while_it_recovers(dies: str, smith: Forge, tmp_path: Path) -> None:
     """Two deaths in a row, the second one in the middle of the restart: nothing is lost, nothing is bought again."""

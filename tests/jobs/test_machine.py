@@ -26,7 +26,17 @@ from support import model_v, settle
 from xiling_async import ClientClosed, Failed, MemoryStore, SQLiteStore, State, Succeeded, Video
 from xiling_async.jobs.entry import JobEntry as Slot
 from xiling_async.jobs.registry import Registry
-from xiling_async.models.lifecycle import Accepted, Asked, Change, Event, GaveUp, Heard, Lost, Refused, Resent
+from xiling_async.models.lifecycle import (
+    Abandoned,
+    Accepted,
+    AnswerLost,
+    Change,
+    Event,
+    OutcomeReported,
+    PollScheduled,
+    Refused,
+    ResendStarted,
+)
 from xiling_async.models.record import JobRecord, Refusal
 from xiling_async.stores.base import Store
 
@@ -171,7 +181,7 @@ class Machine(RuleBasedStateMachine):
     def lost(self, job_id: str, off: int) -> None:
         job, due = self.model[job_id], self._later()
         expected = "strange" if off else "applied" if job["state"] == "sending" else "refused"
-        self._verdict(job_id, Lost(attempt=job["attempt"] + off, at=self.now, refusal=WHY, due_at=due), expected)
+        self._verdict(job_id, AnswerLost(attempt=job["attempt"] + off, at=self.now, refusal=WHY, due_at=due), expected)
         if expected == "applied":
             job.update(state="uncertain", due=due)
 
@@ -190,7 +200,7 @@ class Machine(RuleBasedStateMachine):
         else:
             expected = self._belongs(job_id, ids)
         end = _end(task_id, outcome)
-        event = Heard(attempt=job["attempt"] + off, at=self.now, task_id=task_id, outcome=end, due_at=due)
+        event = OutcomeReported(attempt=job["attempt"] + off, at=self.now, task_id=task_id, outcome=end, due_at=due)
         self._verdict(job_id, event, expected)
         if expected == "applied":
             job["attempt"] += off
@@ -204,7 +214,7 @@ class Machine(RuleBasedStateMachine):
     def gave_up(self, job_id: str, was: State | None) -> None:
         job = self.model[job_id]
         is_legal = job["state"] in ("uncertain", "accepted") and was in (None, job["state"])
-        self._verdict(job_id, GaveUp(at=self.now, was=was), "applied" if is_legal else "refused")
+        self._verdict(job_id, Abandoned(at=self.now, was=was), "applied" if is_legal else "refused")
         if is_legal:
             job.update(state="expired" if job["state"] == "accepted" else "unknown", due=None)
 
@@ -212,7 +222,9 @@ class Machine(RuleBasedStateMachine):
     def asked(self, job_id: str, failed: bool) -> None:
         job, due = self.model[job_id], self._later()
         is_legal = job["state"] == "accepted"
-        self._verdict(job_id, Asked(at=self.now, due_at=due, failed=failed), "applied" if is_legal else "refused")
+        self._verdict(
+            job_id, PollScheduled(at=self.now, due_at=due, failed=failed), "applied" if is_legal else "refused"
+        )
         if is_legal:
             job["due"] = due
 
@@ -220,13 +232,13 @@ class Machine(RuleBasedStateMachine):
     def resent(self, job_id: str) -> None:
         job = self.model[job_id]
         is_legal = job["state"] in NOT_BOUGHT
-        self._verdict(job_id, Resent(at=self.now), "applied" if is_legal else "refused")
+        self._verdict(job_id, ResendStarted(at=self.now), "applied" if is_legal else "refused")
         if is_legal:
             job.update(state="sending", attempt=job["attempt"] + 1, due=None)
 
     @rule(outcome=OUTCOMES)
     def heard_of_nobody(self, outcome: str | None) -> None:
-        event = Heard(attempt=1, at=self.now, task_id="t0", outcome=_end("t0", outcome), due_at=None)
+        event = OutcomeReported(attempt=1, at=self.now, task_id="t0", outcome=_end("t0", outcome), due_at=None)
         assert self.run(self.registry.apply("f" * 32, event)).verdict.value == "no job"
 
     @rule(seconds=st.sampled_from((0.0, 50.0, 400.0, 2000.0)), limit=st.sampled_from((1, 2, 64)))
@@ -255,7 +267,7 @@ class Machine(RuleBasedStateMachine):
         if is_new:
             self.store = self.reopened(self.store)
         self.run(self.store.open())
-        count = self.run(self.store.takeover(self.now, doubt_s=DOUBT_S, per_second=10))
+        count = self.run(self.store.recover_orphans(self.now, doubt_s=DOUBT_S, per_second=10))
         is_open = [job for job in self.model.values() if job["state"] not in FINAL]
         assert count == len(is_open)
         for job_id, job in self.model.items():
@@ -398,7 +410,7 @@ def test_registry_and_store_do_what_the_dictionary_does(machine: type[Machine], 
 
 class _HastyStore(MemoryStore):
     async def change(self, job_id: str, event: Event) -> Change:
-        if isinstance(event, GaveUp):
+        if isinstance(event, Abandoned):
             event = attrs.evolve(event, was=None)
         return await super().change(job_id, event)
 

@@ -25,7 +25,7 @@ from xiling_async import (
     Timeouts,
     WebhookReceiver,
 )
-from xiling_async.models.lifecycle import Change, Event, Heard
+from xiling_async.models.lifecycle import Change, Event, OutcomeReported
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
@@ -721,7 +721,7 @@ class SickStore(MemoryStore):
         return await super().next_due()
 
     async def change(self, job_id: str, event: Event) -> Change:
-        if isinstance(event, Heard):
+        if isinstance(event, OutcomeReported):
             self._fail("heard")
         return await super().change(job_id, event)
 

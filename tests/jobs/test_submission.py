@@ -44,7 +44,7 @@ from xiling_async import (
     WebhookReceiver,
     XilingError,
 )
-from xiling_async.models.lifecycle import Accepted, Heard, Lost, Refused
+from xiling_async.models.lifecycle import Accepted, AnswerLost, OutcomeReported, Refused
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock, SkippingClock
@@ -565,7 +565,7 @@ async def test_an_intent_that_cannot_be_written_is_not_sent() -> None:
 @pytest.mark.parametrize(
     ("event", "fault", "charged"),
     [
-        (Accepted, None, "yes"), (Lost, faults.drop_after_accept(), "maybe"),
+        (Accepted, None, "yes"), (AnswerLost, faults.drop_after_accept(), "maybe"),
         (Refused, faults.business_error(100001, "no", http=400), "no"),
     ],
     ids=["accepted", "lost", "refused"],
@@ -719,4 +719,4 @@ async def test_a_callback_is_still_taken_while_the_client_closes() -> None:
         assert await calling == 200
         job = await submitting
         assert (job.state, len(await job)) == (State.DONE, 1)
-        assert any(isinstance(event, Heard) for event in store.asked)
+        assert any(isinstance(event, OutcomeReported) for event in store.asked)

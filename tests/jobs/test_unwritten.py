@@ -14,7 +14,7 @@ from pg import pg_store
 from support import client_of, model_v
 
 from xiling_async import Client, MemoryStore, SQLiteStore, State, StoreError
-from xiling_async.models.lifecycle import Accepted, Event, Lost
+from xiling_async.models.lifecycle import Accepted, AnswerLost, Event
 from xiling_async.simulator import Simulator, faults
 from xiling_async.stores.base import Store
 from xiling_async.testing.clock import ManualClock, SkippingClock
@@ -32,7 +32,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def is_answer(event: Event) -> bool:
-    return isinstance(event, Accepted | Lost)
+    return isinstance(event, Accepted | AnswerLost)
 
 
 async def bought_while_away(

@@ -15,15 +15,15 @@ from support import model_v
 from xiling_async.models import lifecycle
 from xiling_async.models.lifecycle import (
     LEGAL,
+    Abandoned,
     Accepted,
-    Asked,
+    AnswerLost,
     Event,
-    GaveUp,
-    Heard,
-    Kept,
-    Lost,
+    FileSaved,
+    OutcomeReported,
+    PollScheduled,
     Refused,
-    Resent,
+    ResendStarted,
     Verdict,
     decide,
 )
@@ -32,8 +32,8 @@ from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, Stat
 NO = Refusal(error="Rejected", message="no", status=400, code=100001)
 UNSENT = Refusal(error="NotSent", message="nobody there")
 DOUBT = Refusal(error="SubmitUncertain", message="cut")
-APPLIED, REPEAT, CONFLICT, STRANGE, REFUSED = (
-    Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT, Verdict.STRANGE, Verdict.REFUSED,
+APPLIED, REPEAT, CONFLICT, UNKNOWN_TASK, REFUSED = (
+    Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT, Verdict.UNKNOWN_TASK, Verdict.REFUSED,
 )  # fmt: skip
 
 
@@ -56,16 +56,16 @@ def answer(*task_ids: str, attempt: int = 1, at: float = 5) -> Accepted:
     return Accepted(attempt=attempt, at=at, task_ids=task_ids, due_at=at + 10)
 
 
-def heard(task_id: str, outcome: Outcome | None = None, attempt: int = 1, at: float = 7) -> Heard:
-    return Heard(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=at + 20)
+def heard(task_id: str, outcome: Outcome | None = None, attempt: int = 1, at: float = 7) -> OutcomeReported:
+    return OutcomeReported(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=at + 20)
 
 
 def refused(*, sent: bool, attempt: int = 1) -> Refused:
     return Refused(attempt=attempt, at=5, refusal=NO if sent else UNSENT, sent=sent)
 
 
-def lost(attempt: int = 1) -> Lost:
-    return Lost(attempt=attempt, at=5, refusal=DOUBT, due_at=3605)
+def lost(attempt: int = 1) -> AnswerLost:
+    return AnswerLost(attempt=attempt, at=5, refusal=DOUBT, due_at=3605)
 
 
 def after(record: JobRecord, *events: Event) -> JobRecord:
@@ -84,10 +84,10 @@ IN_STATE: dict[State, JobRecord] = {
     State.ACCEPTED: after(job(), answer("a", "b")),
     State.DONE: after(job(), answer("a", "b"), heard("a", good("a")), heard("b", good("b"))),
     State.FAILED: after(job(), answer("a", "b"), heard("a", good("a")), heard("b", bad("b"))),
-    State.EXPIRED: after(job(), answer("a", "b"), heard("a", good("a")), GaveUp(at=9)),
+    State.EXPIRED: after(job(), answer("a", "b"), heard("a", good("a")), Abandoned(at=9)),
     State.NOT_SENT: after(job(), refused(sent=False)),
     State.REJECTED: after(job(), refused(sent=True)),
-    State.UNKNOWN: after(job(), lost(), GaveUp(at=9)),
+    State.UNKNOWN: after(job(), lost(), Abandoned(at=9)),
 }
 
 
@@ -105,7 +105,7 @@ COLUMNS = (
     State.REJECTED, State.UNKNOWN,
 )  # fmt: skip
 TABLE: dict[str, tuple[Event, tuple[State | Verdict, ...]]] = {
-    "resent": (Resent(at=9), (
+    "resent": (ResendStarted(at=9), (
         REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, State.SENDING, State.SENDING, REFUSED)),
     "accepted": (answer("a", "b"), (
         State.ACCEPTED, State.ACCEPTED, REPEAT, REPEAT, REPEAT, State.ACCEPTED, REFUSED, REFUSED, State.ACCEPTED)),
@@ -131,14 +131,14 @@ TABLE: dict[str, tuple[Event, tuple[State | Verdict, ...]]] = {
         State.ACCEPTED, State.ACCEPTED, State.ACCEPTED, CONFLICT, REPEAT, State.FAILED, State.ACCEPTED, State.ACCEPTED,
         State.ACCEPTED)),
     "heard of a stranger": (heard("x", good("x")), (
-        State.ACCEPTED, State.ACCEPTED, STRANGE, STRANGE, STRANGE, STRANGE, State.ACCEPTED, State.ACCEPTED,
-        State.ACCEPTED)),
-    "gave up": (GaveUp(at=9), (
+        State.ACCEPTED, State.ACCEPTED, UNKNOWN_TASK, UNKNOWN_TASK, UNKNOWN_TASK, UNKNOWN_TASK, State.ACCEPTED,
+        State.ACCEPTED, State.ACCEPTED)),
+    "gave up": (Abandoned(at=9), (
         REFUSED, State.UNKNOWN, State.EXPIRED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED)),
-    "asked": (Asked(at=9, due_at=39), (
+    "asked": (PollScheduled(at=9, due_at=39), (
         REFUSED, REFUSED, State.ACCEPTED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED)),
-    "kept the result of b": (Kept(at=9, task_id="b", file="/out/b.mp4"), (
-        REFUSED, REFUSED, STRANGE, State.DONE, STRANGE, STRANGE, REFUSED, REFUSED, REFUSED)),
+    "kept the result of b": (FileSaved(at=9, task_id="b", file="/out/b.mp4"), (
+        REFUSED, REFUSED, UNKNOWN_TASK, State.DONE, UNKNOWN_TASK, UNKNOWN_TASK, REFUSED, REFUSED, REFUSED)),
 }  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_the_docstring_tells_the_same_table() -> None:
     for event, states in LEGAL.items():
         told = rows[event.__name__]
         named = {State(word.strip()) for word in told.removeprefix("any but").split(",")}
-        if event is Heard:  # of a finished job it is legal to hear; nothing comes of it
+        if event is OutcomeReported:  # of a finished job it is legal to hear; nothing comes of it
             assert set(State) - named == states - {State.DONE, State.FAILED}
         else:
             assert (set(State) - named if told.startswith("any but") else named) == states
@@ -185,10 +185,10 @@ def test_another_attempt_is_strange_in_every_state(make: Callable[[int], Event],
     """An event of an earlier POST than the job's own changes nothing; nor does one of a later POST that bought nothing,
     or once the job's tasks are known."""
     record = IN_STATE[state]
-    later = [] if isinstance(make(2), Heard | Accepted) and not record.task_ids else [2]
+    later = [] if isinstance(make(2), OutcomeReported | Accepted) and not record.task_ids else [2]
     for attempt in (0, -1, *later):
         change = decide(record, make(attempt))
-        assert (change.verdict, change.record) == (STRANGE, record)
+        assert (change.verdict, change.record) == (UNKNOWN_TASK, record)
 
 
 @pytest.mark.parametrize("state", [state for state, record in IN_STATE.items() if not record.task_ids])
@@ -233,11 +233,11 @@ def test_an_answer_with_very_many_ids_is_cut() -> None:
 
 
 def test_a_new_attempt_starts_afresh() -> None:
-    """Resent counts the POST, forgets why the last one bought nothing, and binds later events to itself."""
+    """ResendStarted counts the POST, forgets why the last one bought nothing, and binds later events to itself."""
     for state in (State.NOT_SENT, State.REJECTED):
-        again = after(IN_STATE[state], Resent(at=9))
+        again = after(IN_STATE[state], ResendStarted(at=9))
         assert (again.attempt, again.refusal, again.due_at, again.changed_at) == (2, None, None, 9)
-        assert decide(again, heard("a", good("a"), attempt=1)).verdict is STRANGE
+        assert decide(again, heard("a", good("a"), attempt=1)).verdict is UNKNOWN_TASK
         assert after(again, answer("a", "b", attempt=2)).task_ids == ("a", "b")
 
 
@@ -266,16 +266,16 @@ def test_giving_up_keeps_what_is_known() -> None:
 @pytest.mark.parametrize("was", State)
 def test_giving_up_in_another_state_is_refused(state: State, was: State) -> None:
     """Whoever waited for an adoption does not give up the job that was adopted meanwhile."""
-    change = decide(IN_STATE[state], GaveUp(at=9, was=was))
-    assert (change.verdict is APPLIED) == (state is was and state in LEGAL[GaveUp])
+    change = decide(IN_STATE[state], Abandoned(at=9, was=was))
+    assert (change.verdict is APPLIED) == (state is was and state in LEGAL[Abandoned])
     assert (change.record is IN_STATE[state]) == (change.verdict is not APPLIED)
 
 
 def test_asking_in_vain_is_counted() -> None:
     """Failed asks add up; one that was answered clears the count."""
-    record = after(IN_STATE[State.ACCEPTED], *[Asked(at=9, due_at=39, failed=True)] * 3)
+    record = after(IN_STATE[State.ACCEPTED], *[PollScheduled(at=9, due_at=39, failed=True)] * 3)
     assert (record.failed_asks, record.due_at, record.state) == (3, 39, State.ACCEPTED)
-    assert after(record, Asked(at=9, due_at=69)).failed_asks == 0
+    assert after(record, PollScheduled(at=9, due_at=69)).failed_asks == 0
 
 
 # --- callbacks that come early, late, twice ------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_a_job_takes_no_more_ids_than_it_asked_for() -> None:
         for number in range(asked):
             record = after(record, heard(f"t{number}"))
         change = decide(record, heard("one too many", good("one too many")))
-        assert (change.verdict, change.record) == (STRANGE, record)
+        assert (change.verdict, change.record) == (UNKNOWN_TASK, record)
 
 
 def test_the_first_end_of_a_task_wins() -> None:
@@ -373,7 +373,7 @@ def test_a_task_that_the_answer_left_out_is_still_taken() -> None:
     assert (late.state, late.task_ids, late.outcomes) == (State.DONE, ("a", "b"), (good("a"), good("b")))
     assert after(late, heard("c", bad("c"))).state is State.FAILED
     full = after(late, heard("c", good("c")))
-    assert decide(full, heard("d", good("d"))).verdict is STRANGE
+    assert decide(full, heard("d", good("d"))).verdict is UNKNOWN_TASK
     assert decide(late, heard("c")).verdict is REPEAT
 
 
@@ -399,10 +399,10 @@ attempts = st.sampled_from([1, 1, 1, 2, 3])
 moments = st.floats(0, 1e6)
 task_lists = st.lists(ids, min_size=1, max_size=4, unique=True).map(tuple)
 EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.builds(Resent, at=moments),
+    st.builds(ResendStarted, at=moments),
     st.builds(Accepted, attempt=attempts, at=moments, task_ids=task_lists, due_at=moments),
     st.builds(Refused, attempt=attempts, at=moments, refusal=st.just(NO), sent=st.booleans()),
-    st.builds(Lost, attempt=attempts, at=moments, refusal=st.just(DOUBT), due_at=moments),
+    st.builds(AnswerLost, attempt=attempts, at=moments, refusal=st.just(DOUBT), due_at=moments),
     st.builds(
         lambda attempt, at, task_id, end: heard(task_id, end and end(task_id), attempt, at),
         attempts,
@@ -410,8 +410,8 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
         ids,
         st.sampled_from([None, good, bad]),
     ),
-    st.builds(GaveUp, at=moments, was=st.none() | st.sampled_from(State)),
-    st.builds(Asked, at=moments, due_at=moments, failed=st.booleans()),
+    st.builds(Abandoned, at=moments, was=st.none() | st.sampled_from(State)),
+    st.builds(PollScheduled, at=moments, due_at=moments, failed=st.booleans()),
 )  # fmt: skip
 
 
@@ -426,10 +426,10 @@ def test_what_holds_in_any_order(asked: int, events: list[Event]) -> None:
         record = change.record
         assert record.version == before.version + (change.verdict is APPLIED)
         assert (record is before) == (change.verdict is not APPLIED)
-        if type(event) is Resent and change.verdict is APPLIED:
+        if type(event) is ResendStarted and change.verdict is APPLIED:
             assert record.attempt == before.attempt + 1
         elif record.attempt != before.attempt:
-            assert isinstance(event, Heard | Accepted)
+            assert isinstance(event, OutcomeReported | Accepted)
             assert record.attempt == event.attempt > before.attempt
             assert not before.task_ids
 

@@ -145,7 +145,7 @@ async def everything(one: PostgresStore, two: PostgresStore) -> None:
     notes = Notes(job(1).id)
     two.listen(notes)
     assert await one.secret(b"s" * 32) == await two.secret(b"t" * 32)
-    assert await one.takeover(NOW, doubt_s=60, per_second=20) == 0
+    assert await one.recover_orphans(NOW, doubt_s=60, per_second=20) == 0
     await life(one, 1)
     await notes.state(job(1).id, State.DONE)
     await one.add(job(2, key="k2", state=State.ACCEPTED, task_ids=("t2",), outcomes=(None,), due_at=NOW))
@@ -154,7 +154,7 @@ async def everything(one: PostgresStore, two: PostgresStore) -> None:
     await one.change(job(3).id, lost())
     assert await one.next_due() == NOW
     assert [record.id for record in await two.claim(NOW, limit=5, lease_s=60)] == [job(2).id]
-    assert await two.takeover(NOW, doubt_s=60, per_second=20) == 2
+    assert await two.recover_orphans(NOW, doubt_s=60, per_second=20) == 2
     assert len([record async for record in one.jobs()]) == 3
     assert len([record async for record in one.unfinished()]) == 2
     assert await one.purge(-1e9) == 1

@@ -30,7 +30,7 @@ from xiling_async import (
     StoreError,
     WebhookReceiver,
 )
-from xiling_async.models.lifecycle import Asked, Event, Resent, Verdict
+from xiling_async.models.lifecycle import Event, PollScheduled, ResendStarted, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.simulator import Simulator
 from xiling_async.stores.postgres import listener, queries
@@ -141,7 +141,7 @@ async def test_what_one_writes_the_others_hear_of(schema: str) -> None:
             await one.change(job(number).id, answer(f"a{number}", f"b{number}"))
         record = await theirs.state(job(1).id, State.ACCEPTED)
         assert record == await two.get(job(1).id)
-        await one.change(job(1).id, Asked(at=NOW, due_at=NOW + 60))
+        await one.change(job(1).id, PollScheduled(at=NOW, due_at=NOW + 60))
         await one.change(job(1).id, heard("b1", good("b1")))
         await theirs.until(lambda: None not in theirs.records[job(1).id].outcomes[1:])
         assert theirs.told_of == [job(1).id] * 2
@@ -234,7 +234,7 @@ async def test_a_resend_has_one_winner(schema: str) -> None:
     async with opened(pg_store(schema=schema)) as one, opened(pg_store(schema=schema)) as two:
         for number in range(1, 21):
             await one.add(job(number, state=State.NOT_SENT))
-            changes = await asyncio.gather(*(s.change(job(number).id, Resent(at=NOW)) for s in (one, two)))
+            changes = await asyncio.gather(*(s.change(job(number).id, ResendStarted(at=NOW)) for s in (one, two)))
             assert sorted(change.verdict.value for change in changes) == ["applied", "refused"]
 
 
@@ -266,7 +266,7 @@ from xiling_async import PostgresStore
 async def main():
     store = PostgresStore(sys.argv[1], schema=sys.argv[2], heartbeat_s=0.25)
     await store.open()
-    await store.takeover(0.0, doubt_s=60, per_second=20)
+    await store.recover_orphans(0.0, doubt_s=60, per_second=20)
     await store.add(job(int(sys.argv[4])))
     print("added", flush=True)
     await asyncio.Event().wait()
@@ -295,7 +295,7 @@ async def test_what_a_killed_process_was_sending_becomes_uncertain(schema: str) 
     async with opened(pg_store(schema=schema, heartbeat_s=0.1)) as store:
         notes = Notes(job(1).id, job(2).id)
         store.listen(notes)
-        assert await store.takeover(NOW, doubt_s=60, per_second=20) == 0
+        assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 0
         async with sender(schema, 1) as living:
             async with sender(schema, 2):
                 pass
@@ -313,11 +313,11 @@ async def test_what_a_closed_store_left_becomes_uncertain_at_once(schema: str) -
     async with opened(pg_store(schema=schema)) as gone:
         await gone.add(job(1))
     async with opened(pg_store(schema=schema)) as store:
-        assert await store.takeover(NOW, doubt_s=60, per_second=20) == 1
+        assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 1
         record = await store.get(job(1).id)
         assert record is not None
         assert (record.state, record.refusal, record.due_at) == (State.UNCERTAIN, LEFT_BEHIND, NOW + 60)
-        assert (await store.change(job(1).id, Resent(at=NOW))).verdict is Verdict.REFUSED
+        assert (await store.change(job(1).id, ResendStarted(at=NOW))).verdict is Verdict.REFUSED
 
 
 async def test_a_start_among_the_living_touches_nothing_of_theirs(schema: str) -> None:
@@ -326,7 +326,7 @@ async def test_a_start_among_the_living_touches_nothing_of_theirs(schema: str) -
         await alive.add(job(1))
         await alive.add(job(2, state=State.ACCEPTED, due_at=NOW + 1e6))
         await alive.add(job(3, state=State.UNCERTAIN, due_at=NOW + 1e6))
-        assert await starting.takeover(NOW, doubt_s=60, per_second=20) == 3
+        assert await starting.recover_orphans(NOW, doubt_s=60, per_second=20) == 3
         for number in (1, 2, 3):
             record = await starting.get(job(number).id)
             assert record is not None
@@ -367,7 +367,7 @@ async def life(store: PostgresStore, number: int) -> None:
     """A job's life, each step of which must have happened exactly once."""
     held = await store.add(job(number, key=f"k{number}", asked=1, request=None))
     assert held.id == job(number).id
-    events: list[Event] = [lost(), answer(f"t{number}", due_at=NOW), Asked(at=NOW, due_at=NOW + 1)]
+    events: list[Event] = [lost(), answer(f"t{number}", due_at=NOW), PollScheduled(at=NOW, due_at=NOW + 1)]
     for version, event in enumerate(events, 1):
         change = await store.change(held.id, event)
         assert change.record is not None
@@ -853,7 +853,7 @@ async def test_a_cancelled_caller_harms_nobody(schema: str) -> None:
     async with opened(pg_store(schema=schema, pool_size=1)) as store:
         await store.add(job(1))
         for turns in range(40):
-            change = asyncio.create_task(store.change(job(1).id, Asked(at=NOW, due_at=NOW)))
+            change = asyncio.create_task(store.change(job(1).id, PollScheduled(at=NOW, due_at=NOW)))
             await settle(turns)
             change.cancel()
             with contextlib.suppress(asyncio.CancelledError):

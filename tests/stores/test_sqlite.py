@@ -19,7 +19,7 @@ from disk import Disk
 from support import gone, model_v, settle, started
 
 from xiling_async import SQLiteStore, StoreError
-from xiling_async.models.lifecycle import Accepted, Heard, Verdict
+from xiling_async.models.lifecycle import Accepted, OutcomeReported, Verdict
 from xiling_async.models.record import Failed, JobRecord, State
 from xiling_async.stores.sqlite_schema import APPLICATION, MIGRATIONS, migrate
 
@@ -522,7 +522,7 @@ async def test_a_row_that_cannot_be_read_hides_no_other(
         assert {record.id async for record in store.unfinished()} == good
         assert f"job {job(2).id} of the store cannot be read" in caplog.text
         assert {record.id for record in await store.claim(NOW * 2, limit=9, lease_s=60)} == good
-    ended = Heard(attempt=1, at=NOW, task_id="t3", outcome=Failed("t3", "no"), due_at=None)
+    ended = OutcomeReported(attempt=1, at=NOW, task_id="t3", outcome=Failed("t3", "no"), due_at=None)
     assert (await store.change(job(3).id, ended)).verdict is Verdict.APPLIED
     await store.close()
 
@@ -532,7 +532,7 @@ async def test_a_purge_goes_on_page_by_page(file: Path) -> None:
     store = SQLiteStore(file)
     await store.open()
     await store.add(job(1, changed_at=0.0))
-    ended = Heard(attempt=1, at=0.0, task_id="t1", outcome=Failed("t1", ""), due_at=None)
+    ended = OutcomeReported(attempt=1, at=0.0, task_id="t1", outcome=Failed("t1", ""), due_at=None)
     await store.change(job(1).id, ended)
     await store.close()
     with sqlite3.connect(file) as connection:

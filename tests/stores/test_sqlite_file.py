@@ -152,7 +152,7 @@ async def test_a_reader_writes_nothing(file: Path) -> None:
     assert (await reader.get(job().id)) == job()
     for write in (
         reader.add(job(2)), reader.change(job().id, answer()), reader.purge(-1e12), reader.secret(b"x" * 32),
-        reader.takeover(0.0, doubt_s=1, per_second=1),
+        reader.recover_orphans(0.0, doubt_s=1, per_second=1),
     ):  # fmt: skip
         with pytest.raises(StoreError, match="readonly database"):
             await write

@@ -20,7 +20,7 @@ from support import model_v
 from test_store_contract import FACTORIES, NOW, answer, good, heard, job
 
 from xiling_async import Client, PostgresStore, StoreError
-from xiling_async.models.lifecycle import Asked
+from xiling_async.models.lifecycle import PollScheduled
 from xiling_async.models.record import State
 from xiling_async.simulator import Simulator
 from xiling_async.stores import Store
@@ -45,7 +45,7 @@ METHODS: dict[str, Callable[[Store], Awaitable[Any]]] = {
         job(8, state=State.ACCEPTED, task_ids=("t8",), outcomes=(None,), due_at=NOW)
     ),
     "change": lambda store: store.change(job(1).id, answer("t1")),
-    "change again": lambda store: store.change(job(1).id, Asked(at=NOW, due_at=NOW + 60)),
+    "change again": lambda store: store.change(job(1).id, PollScheduled(at=NOW, due_at=NOW + 60)),
     "change to an end": lambda store: store.change(job(1).id, heard("t1", good("t1"))),
     "get": lambda store: store.get(job(2).id),
     "by_key": lambda store: store.by_key("k2"),
@@ -54,7 +54,7 @@ METHODS: dict[str, Callable[[Store], Awaitable[Any]]] = {
     "jobs": lambda store: listed(store.jobs()),
     "claim": lambda store: store.claim(NOW + 1e6, limit=5, lease_s=60),
     "next_due": lambda store: store.next_due(),
-    "takeover": lambda store: store.takeover(NOW, doubt_s=60, per_second=20),
+    "recover_orphans": lambda store: store.recover_orphans(NOW, doubt_s=60, per_second=20),
     "purge": lambda store: store.purge(1e12),
 }
 

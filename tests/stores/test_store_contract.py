@@ -18,7 +18,18 @@ from pg import pg_store
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.kinds import ImageToVideo, Video
-from xiling_async.models.lifecycle import Accepted, Asked, Event, GaveUp, Heard, Lost, Refused, Resent, Verdict, decide
+from xiling_async.models.lifecycle import (
+    Abandoned,
+    Accepted,
+    AnswerLost,
+    Event,
+    OutcomeReported,
+    PollScheduled,
+    Refused,
+    ResendStarted,
+    Verdict,
+    decide,
+)
 from xiling_async.models.record import LEFT_BEHIND, Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.stores.base import SPREAD_S, Store
 from xiling_async.stores.memory import MemoryStore
@@ -80,12 +91,12 @@ def answer(*task_ids: str, attempt: int = 1, due_at: float | None = NOW + 300) -
     return Accepted(attempt=attempt, at=NOW + 5, task_ids=task_ids, due_at=due_at)
 
 
-def heard(task_id: str, outcome: Outcome | None = None, attempt: int = 1) -> Heard:
-    return Heard(attempt=attempt, at=NOW + 9, task_id=task_id, outcome=outcome, due_at=NOW + 400)
+def heard(task_id: str, outcome: Outcome | None = None, attempt: int = 1) -> OutcomeReported:
+    return OutcomeReported(attempt=attempt, at=NOW + 9, task_id=task_id, outcome=outcome, due_at=NOW + 400)
 
 
-def lost() -> Lost:
-    return Lost(attempt=1, at=NOW + 5, refusal=DOUBT, due_at=NOW + 3600)
+def lost() -> AnswerLost:
+    return AnswerLost(attempt=1, at=NOW + 5, refusal=DOUBT, due_at=NOW + 3600)
 
 
 def refused(*, sent: bool = True) -> Refused:
@@ -192,9 +203,9 @@ async def test_an_answer_takes_what_only_a_callback_gave_to_others(store: Store)
     assert (second.state, second.task_ids, second.unconfirmed) == (State.ACCEPTED, ("c",), 1)
     assert (owner.task_ids, owner.unconfirmed, owner.outcomes) == (("a", "b"), 0, (None, None))
     assert await store.by_task("a") == await store.by_task("b") == owner
-    assert (await store.change(first.id, heard("a"))).verdict is Verdict.STRANGE
+    assert (await store.change(first.id, heard("a"))).verdict is Verdict.UNKNOWN_TASK
     await store.add(job(4))
-    assert (await store.change(job(4).id, answer("b", "c"))).verdict is Verdict.STRANGE
+    assert (await store.change(job(4).id, answer("b", "c"))).verdict is Verdict.UNKNOWN_TASK
     assert await store.get(second.id) == second
 
 
@@ -231,7 +242,7 @@ async def test_an_empty_store_knows_nothing(store: Store) -> None:
     assert [record async for record in store.unfinished()] == []
     assert await store.next_due() is None
     assert await store.claim(NOW * 2, limit=10, lease_s=60) == []
-    assert await store.takeover(NOW, doubt_s=60, per_second=20) == 0
+    assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 0
     assert await store.purge(0) == 0
     change = await store.change("0" * 32, lost())
     assert (change.verdict, change.record) == (Verdict.NO_JOB, None)
@@ -353,7 +364,7 @@ async def test_a_task_id_belongs_to_one_job(store: Store) -> None:
     other = await store.add(job(2))
     for event in (answer("c", "a"), heard("b", good("b")), heard("a")):
         change = await store.change(other.id, event)
-        assert (change.verdict, change.record) == (Verdict.STRANGE, other)
+        assert (change.verdict, change.record) == (Verdict.UNKNOWN_TASK, other)
     assert await store.get(other.id) == other
     assert await store.by_task("a") == await store.by_task("b") == owner
     assert await store.by_task("c") is None
@@ -388,11 +399,11 @@ async def test_a_refused_change_changes_nothing(store: Store) -> None:
     done = await applied(store, record, answer("a", "b"), heard("a", good("a")), heard("b", good("b")))
     cases: list[tuple[Event, Verdict]] = [
         (lost(), Verdict.REFUSED),
-        (Resent(at=NOW), Verdict.REFUSED),
+        (ResendStarted(at=NOW), Verdict.REFUSED),
         (heard("a", good("a")), Verdict.REPEAT),
         (heard("a", Failed("a", "x")), Verdict.CONFLICT),
-        (heard("z", good("z")), Verdict.STRANGE),
-        (heard("a", attempt=2), Verdict.STRANGE),
+        (heard("z", good("z")), Verdict.UNKNOWN_TASK),
+        (heard("a", attempt=2), Verdict.UNKNOWN_TASK),
     ]
     for event, verdict in cases:
         change = await store.change(done.id, event)
@@ -403,7 +414,7 @@ async def test_a_refused_change_changes_nothing(store: Store) -> None:
 async def test_a_corrected_request_takes_the_place_of_the_refused_one(store: Store) -> None:
     """What is sent again under the same key is kept as it was sent, with as many tasks as it asks for."""
     corrected = attrs.evolve(REQUEST, prompt="shorter", generate_count=3)
-    sent = await applied(store, job(asked=4), refused(), Resent(at=NOW, request=corrected))
+    sent = await applied(store, job(asked=4), refused(), ResendStarted(at=NOW, request=corrected))
     await reopened(store)
     kept = await store.get(sent.id)
     assert kept is not None
@@ -455,7 +466,7 @@ async def test_a_race_for_a_task_id_has_one_winner(store: Store) -> None:
         await store.add(job(number))
     changes = await asyncio.gather(*(store.change(job(number).id, heard("t")) for number in range(1, 31)))
     (winner,) = [change.record for change in changes if change.verdict is Verdict.APPLIED]
-    assert {change.verdict for change in changes} == {Verdict.APPLIED, Verdict.STRANGE}
+    assert {change.verdict for change in changes} == {Verdict.APPLIED, Verdict.UNKNOWN_TASK}
     assert await store.by_task("t") == winner
 
 
@@ -481,13 +492,13 @@ def some_event(luck: random.Random, job_number: int) -> Event:
     name = task_ids[0]
     outcome = luck.choice([None, good(name, n=luck.random()), Failed(name, "é")])
     events: list[Event] = [
-        Resent(at=at),
+        ResendStarted(at=at),
         Accepted(attempt=attempt, at=at, task_ids=tuple(task_ids), due_at=at),
         Refused(attempt=attempt, at=at, refusal=NO, sent=luck.random() < 0.5),
-        Lost(attempt=attempt, at=at, refusal=DOUBT, due_at=at),
-        *[Heard(attempt=attempt, at=at, task_id=name, outcome=outcome, due_at=at)] * 4,
-        GaveUp(at=at),
-        Asked(at=at, due_at=at + 30, failed=luck.random() < 0.5),
+        AnswerLost(attempt=attempt, at=at, refusal=DOUBT, due_at=at),
+        *[OutcomeReported(attempt=attempt, at=at, task_id=name, outcome=outcome, due_at=at)] * 4,
+        Abandoned(at=at),
+        PollScheduled(at=at, due_at=at + 30, failed=luck.random() < 0.5),
     ]
     return luck.choice(events)
 
@@ -521,10 +532,10 @@ ENDINGS: dict[State, list[Event]] = {
     State.ACCEPTED: [answer("a", "b")],
     State.DONE: [answer("a", "b"), heard("a", good("a")), heard("b", good("b"))],
     State.FAILED: [answer("a", "b"), heard("a", good("a")), heard("b", Failed("b", ""))],
-    State.EXPIRED: [answer("a", "b"), GaveUp(at=NOW + 9)],
+    State.EXPIRED: [answer("a", "b"), Abandoned(at=NOW + 9)],
     State.NOT_SENT: [refused(sent=False)],
     State.REJECTED: [refused()],
-    State.UNKNOWN: [lost(), GaveUp(at=NOW + 9)],
+    State.UNKNOWN: [lost(), Abandoned(at=NOW + 9)],
 }
 
 
@@ -602,7 +613,7 @@ async def test_a_lease_ends_with_what_happens(store: Store) -> None:
     """An answered ask sets its own due time; a job at its end is never due again."""
     await applied(store, job(1), answer("a", "b", due_at=NOW))
     (claimed,) = await store.claim(NOW, limit=1, lease_s=600)
-    asked = await store.change(claimed.id, Asked(at=NOW, due_at=NOW + 30))
+    asked = await store.change(claimed.id, PollScheduled(at=NOW, due_at=NOW + 30))
     assert asked.record is not None
     assert asked.record.version == claimed.version + 1
     assert await store.next_due() == NOW + 30
@@ -618,7 +629,7 @@ async def test_due_times_may_move_in_any_direction(store: Store) -> None:
     for number in range(1, 21):
         await applied(store, job(number), answer(f"{number}", due_at=NOW))
     moves = [(job(luck.randint(1, 20)).id, NOW + luck.randint(1, 50)) for _ in range(1_000)]
-    await asyncio.gather(*(store.change(name, Asked(at=NOW, due_at=due_at)) for name, due_at in moves))
+    await asyncio.gather(*(store.change(name, PollScheduled(at=NOW, due_at=due_at)) for name, due_at in moves))
     due.update(moves)
     assert await store.next_due() == min(due.values())
     claimed = await store.claim(NOW + 25, limit=100, lease_s=1_000)
@@ -643,7 +654,7 @@ def of_job(number: int, event: Event) -> Event:
     """The event with task ids of this job's own."""
     if isinstance(event, Accepted):
         return attrs.evolve(event, task_ids=tuple(f"{number}{name}" for name in event.task_ids))
-    if isinstance(event, Heard):
+    if isinstance(event, OutcomeReported):
         task_id = f"{number}{event.task_id}"
         outcome = Failed(task_id, "") if isinstance(event.outcome, Failed) else event.outcome and good(task_id)
         return attrs.evolve(event, task_id=task_id, outcome=outcome)
@@ -657,7 +668,7 @@ async def test_taking_over_what_a_dead_process_left(store: Store) -> None:
         own = [of_job(number, event) for event in events]
         before[state] = await applied(store, job(number), *own)
     later = NOW + 1_000
-    assert await store.takeover(later, doubt_s=500, per_second=0.5) == 3
+    assert await store.recover_orphans(later, doubt_s=500, per_second=0.5) == 3
     for state, old in before.items():
         new = await store.get(old.id)
         assert new is not None
@@ -677,7 +688,7 @@ async def test_taking_over_what_a_dead_process_left(store: Store) -> None:
 async def test_a_doubt_that_ends_sooner_stays(store: Store) -> None:
     """A takeover gives an uncertain job no more time than it had."""
     await applied(store, job(1), lost())
-    await store.takeover(NOW + 3_000, doubt_s=5_000, per_second=20)
+    await store.recover_orphans(NOW + 3_000, doubt_s=5_000, per_second=20)
     held = await store.get(job(1).id)
     assert held is not None
     assert held.due_at == NOW + 3_600
@@ -687,7 +698,7 @@ async def test_a_doubt_that_ends_sooner_stays(store: Store) -> None:
 async def test_no_doubt_outlives_a_takeover_by_more_than_its_time(store: Store, due_at: float | None) -> None:
     """Whatever the clock was when the doubt began, and also if it was never to end."""
     await applied(store, job(1), attrs.evolve(lost(), due_at=due_at))
-    assert await store.takeover(NOW, doubt_s=60, per_second=20) == 1
+    assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 1
     (claimed,) = await store.claim(NOW + 60, limit=9, lease_s=10)
     assert (claimed.id, claimed.state, claimed.due_at) == (job(1).id, State.UNCERTAIN, NOW + 70)
 
@@ -696,7 +707,7 @@ async def test_a_takeover_touches_no_end(store: Store) -> None:
     """However many jobs have ended: only the unfinished ones are counted, and only they fall due."""
     for number in range(1, 31):
         await applied(store, job(number), *ENDINGS[State.UNKNOWN if number % 3 else State.SENDING])
-    assert await store.takeover(NOW, doubt_s=60, per_second=20) == 10
+    assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 10
     assert len(await store.claim(NOW + 60, limit=99, lease_s=10)) == 10
 
 
@@ -704,7 +715,7 @@ async def test_a_takeover_of_many_is_spread_over_a_minute(store: Store) -> None:
     """Never longer, and not all in one second."""
     for number in range(1, 201):
         await applied(store, job(number), answer(f"{number}", due_at=None))
-    assert await store.takeover(NOW, doubt_s=1, per_second=0.001) == 200
+    assert await store.recover_orphans(NOW, doubt_s=1, per_second=0.001) == 200
     due = [record.due_at async for record in store.unfinished() if record.due_at is not None]
     assert len(due) == 200
     assert NOW <= min(due) <= max(due) <= NOW + SPREAD_S
@@ -715,14 +726,14 @@ async def test_a_takeover_wakes_what_was_never_due(store: Store) -> None:
     """An accepted job without a due time is asked about after a restart: its callback may have come meanwhile."""
     await applied(store, job(1), answer("a", due_at=None))
     assert await store.next_due() is None
-    await store.takeover(NOW, doubt_s=60, per_second=20)
+    await store.recover_orphans(NOW, doubt_s=60, per_second=20)
     assert [record.id for record in await store.claim(NOW + 60, limit=9, lease_s=1)] == [job(1).id]
 
 
 async def test_an_adopted_job_survives_a_takeover(store: Store) -> None:
     """After a takeover its callback still adopts what was being sent."""
     await store.add(job(1, asked=1))
-    await store.takeover(NOW, doubt_s=60, per_second=20)
+    await store.recover_orphans(NOW, doubt_s=60, per_second=20)
     change = await store.change(job(1).id, heard("a", good("a")))
     assert change.record is not None
     assert (change.verdict, change.record.state, change.record.refusal) == (Verdict.APPLIED, State.DONE, None)

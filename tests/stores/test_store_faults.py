@@ -18,7 +18,7 @@ from disk import Disk, Nth
 from support import client_of, model_v, settle, started, token_of
 
 from xiling_async import Client, Job, SQLiteStore, StoreError, SubmitUncertain, Timeouts, WebhookReceiver
-from xiling_async.models.lifecycle import Accepted, Heard
+from xiling_async.models.lifecycle import Accepted, OutcomeReported
 from xiling_async.models.record import LEFT_BEHIND, Failed, JobRecord, State
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
@@ -57,8 +57,8 @@ def accepted(number: int = 1) -> Accepted:
     return Accepted(attempt=1, at=NOW, task_ids=(f"t{number}",), due_at=NOW)
 
 
-def heard(number: int = 1) -> Heard:
-    return Heard(attempt=1, at=NOW, task_id=f"t{number}", outcome=Failed(f"t{number}", "no"), due_at=NOW)
+def heard(number: int = 1) -> OutcomeReported:
+    return OutcomeReported(attempt=1, at=NOW, task_id=f"t{number}", outcome=Failed(f"t{number}", "no"), due_at=NOW)
 
 
 def is_sound(file: Path) -> bool:
@@ -82,7 +82,7 @@ async def scenario(store: SQLiteStore, told: dict[str, Any]) -> None:
     told["secret"] = await store.secret(b"s" * 32)
     for number in (1, 2):
         told[f"job {number}"] = await store.add(job(number))
-    assert await store.takeover(NOW, doubt_s=60, per_second=20) == 2
+    assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 2
     for number in (1, 2):
         told[f"job {number}"] = job(number).but(state=State.UNCERTAIN, refusal=LEFT_BEHIND, due_at=NOW + 60)
     for number in (1, 2):

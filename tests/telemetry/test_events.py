@@ -15,7 +15,7 @@ from support import FailingStore, callback_body, client_of, model_kl, model_v, p
 
 import xiling_async
 from xiling_async import ConfigurationError, Rejected, SQLiteStore, State, TaskFailed, simulator
-from xiling_async.models.lifecycle import Heard
+from xiling_async.models.lifecycle import OutcomeReported
 from xiling_async.simulator import Simulator, faults
 from xiling_async.telemetry.events import (
     CallbackRefused,
@@ -175,7 +175,7 @@ async def test_refused_callbacks_are_told_by_reason(sim: Simulator) -> None:
 async def test_a_store_that_cannot_write_is_told(sim: Simulator) -> None:
     """The callback that was answered 503 is one that was refused."""
     sim.script(faults.callback_retry(1))
-    store, heard = FailingStore(Heard), Listener()
+    store, heard = FailingStore(OutcomeReported), Listener()
     async with client_of(sim, store=store, on_event=heard) as client:
         await client.submit(model_v())
         await sim.wait_for_callbacks(2)

@@ -24,7 +24,7 @@ from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
 from xiling_async.media.downloads import Downloads, host_of
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
-from xiling_async.models.lifecycle import Kept
+from xiling_async.models.lifecycle import FileSaved
 from xiling_async.models.record import JobRecord, Succeeded
 from xiling_async.models.settings import Limits
 from xiling_async.stores.base import Store
@@ -301,7 +301,7 @@ class AutoSave:
             options = evolve(options, max_bytes=await self._room())
             (path,) = await self._downloads.download(result, to, options)
         path = path.absolute()
-        await self._registry.apply(item.job_id, Kept(at=self._clock.time(), task_id=item.task_id, file=str(path)))
+        await self._registry.apply(item.job_id, FileSaved(at=self._clock.time(), task_id=item.task_id, file=str(path)))
         return path
 
     async def _result_of(self, item: Unsaved) -> Any:

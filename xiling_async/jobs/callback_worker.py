@@ -16,7 +16,7 @@ from typing import Any, Self
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async.api import retry
 from xiling_async.errors import ConfigurationError
-from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.callbacks import CallbackApplier
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.request import Kind
 from xiling_async.stores.base import Store
@@ -26,7 +26,7 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 from xiling_async.webhooks.tokens import SECRET_BYTES
 
 
-class Reception:
+class CallbackWorker:
     """`async with`: listens, and settles what it hears. `on_event`: as of a `Client`; here come `CallbackTaken`,
     `CallbackRefused` and `JobChanged`.
 
@@ -53,7 +53,7 @@ class Reception:
         self._monitor = Monitor(hooks_of(on_event))
         self._clock = SystemClock() if clock is None else clock
         self._registry = Registry(store, monitor=self._monitor, clock=self._clock)
-        self._intake = Intake(
+        self._intake = CallbackApplier(
             registry=self._registry,
             clock=self._clock,
             first_due=self._first_due,

@@ -12,7 +12,7 @@ from xiling_async._internal.clock import Clock
 from xiling_async.api.wire import Report
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NUMBER
-from xiling_async.models.lifecycle import Asked, Heard, Verdict
+from xiling_async.models.lifecycle import OutcomeReported, PollScheduled, Verdict
 from xiling_async.models.record import JobRecord, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
@@ -46,7 +46,7 @@ class WakeLimit:
 
 
 @frozen(kw_only=True)
-class Intake:
+class CallbackApplier:
     """Runs in tasks that nobody cancels.
 
     `first_due(kind)`: when the sweeper should look at a job that a callback adopts.
@@ -61,15 +61,15 @@ class Intake:
     monitor: Monitor = UNWATCHED
     _wakes: WakeLimit = field(factory=WakeLimit)
 
-    async def apply(self, claim: CallbackToken, report: Report) -> Verdict:
+    async def apply(self, token: CallbackToken, report: Report) -> Verdict:
         """Commit what the callback says. Raises `StoreError`."""
         began_at = self.clock.time()
-        verdict = await self._settled(claim, report, began_at)
+        verdict = await self._settled(token, report, began_at)
         if verdict in (Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT):
             outcome = report.outcome
-            self.monitor.took(
-                claim.job_id,
-                claim.attempt,
+            self.monitor.callback_accepted(
+                token.job_id,
+                token.attempt,
                 report.task_id,
                 verdict.value,
                 None if outcome is None else "succeeded" if isinstance(outcome, Succeeded) else "failed",
@@ -81,35 +81,35 @@ class Intake:
     def refused(self, status: int, job_id: str | None) -> None:
         self.monitor.refused(status, job_id, at=self.clock.time())
 
-    async def _settled(self, claim: CallbackToken, report: Report, now: float) -> Verdict:
-        kind = BY_NUMBER[claim.kind_number]
-        heard = Heard(
-            attempt=claim.attempt,
+    async def _settled(self, token: CallbackToken, report: Report, now: float) -> Verdict:
+        kind = BY_NUMBER[token.kind_number]
+        heard = OutcomeReported(
+            attempt=token.attempt,
             at=now,
             task_id=report.task_id,
             outcome=None if self.only_wakes else report.outcome,
             due_at=self.first_due(kind),
         )
-        change = await self.registry.commit(claim.job_id, heard)
+        change = await self.registry.commit(token.job_id, heard)
         if change.verdict is Verdict.NO_JOB:
-            return await self._adopt(claim, kind, report.task_id)
+            return await self._adopt(token, kind, report.task_id)
         if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
             self.on_callback()
             is_believed = not self.only_wakes and not (change.record and change.record.is_adopted)
             if report.outcome is not None and not is_believed:
-                due_at = self._wakes.due_at(claim.job_id, now)
-                await self.registry.commit(claim.job_id, Asked(at=now, due_at=due_at))
+                due_at = self._wakes.due_at(token.job_id, now)
+                await self.registry.commit(token.job_id, PollScheduled(at=now, due_at=due_at))
         return change.verdict
 
-    async def _adopt(self, claim: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:
+    async def _adopt(self, token: CallbackToken, kind: Kind[object], task_id: str) -> Verdict:
         """The token is ours, the job is not in the store: a restored backup, a lost store, or a job that was purged. It
         was paid for; but anyone who has seen the URL may call it, so only a status GET is believed of it."""
         now = self.clock.time()
         lost = JobRecord(
-            id=claim.job_id, kind=kind.name, key=None, request=None, asked=max(1, claim.tasks), created_at=now,
-            changed_at=now, attempt=claim.attempt, is_adopted=True,
+            id=token.job_id, kind=kind.name, key=None, request=None, asked=max(1, token.tasks), created_at=now,
+            changed_at=now, attempt=token.attempt, is_adopted=True,
         )  # fmt: skip
-        heard = Heard(attempt=claim.attempt, at=now, task_id=task_id, outcome=None, due_at=now)
+        heard = OutcomeReported(attempt=token.attempt, at=now, task_id=task_id, outcome=None, due_at=now)
         verdict = (await self.registry.adopt(lost, heard)).verdict
-        log.warning("job %s (task %s) was not in the store: adopted, asking for its status", claim.job_id, task_id)
+        log.warning("job %s (task %s) was not in the store: adopted, asking for its status", token.job_id, task_id)
         return verdict

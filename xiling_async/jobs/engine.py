@@ -22,10 +22,10 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.transport import Transport
 from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
-from xiling_async.jobs.callbacks import Intake
+from xiling_async.jobs.callbacks import CallbackApplier
 from xiling_async.jobs.context import Context
 from xiling_async.jobs.exchange import Exchange
-from xiling_async.jobs.job import Desk
+from xiling_async.jobs.job import JobContext
 from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
@@ -113,7 +113,7 @@ class Engine:
         self.submission = Submission(context, registry=registry, calls=calls, uploads=self.uploads, exchange=exchange)
         self.downloads = self._downloads()
         self._auto_save = None if given.save_to is None else self._auto_save_to(given.save_to)
-        self.desk = Desk(
+        self.job_context = JobContext(
             registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.poller.ask,
             auto_save=self._auto_save,
         )  # fmt: skip
@@ -130,7 +130,7 @@ class Engine:
             self._transport.open()
             undo.push_async_callback(self.registry.close)
             given.store.listen(self.registry)
-            unfinished = await given.store.takeover(
+            unfinished = await given.store.recover_orphans(
                 given.clock.time(), doubt_s=given.timeouts.uncertain, per_second=given.limits.gets_per_second
             )
             self._monitor.found(unfinished)
@@ -181,7 +181,7 @@ class Engine:
         await self._undo.aclose()
 
     async def _start(self, receiver: WebhookReceiver) -> None:
-        intake = Intake(
+        intake = CallbackApplier(
             registry=self.registry,
             clock=self._given.clock,
             first_due=self.poller.first_due,

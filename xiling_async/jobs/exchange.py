@@ -16,7 +16,7 @@ from xiling_async.jobs.context import Context
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
-from xiling_async.models.lifecycle import Accepted, Lost, Refused, Resent, Verdict
+from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord, Refusal, State
 from xiling_async.models.request import Request
 from xiling_async.webhooks.receiver import WebhookReceiver
@@ -120,7 +120,7 @@ class Exchange:
         if entry is None:
             entry = await self._registry.open(record)
             return entry, entry.record is record
-        resent = Resent(at=self._clock.time(), request=order.request)
+        resent = ResendStarted(at=self._clock.time(), request=order.request)
         change = await self._registry.commit(record.id, resent)
         if change.verdict is Verdict.NO_JOB:
             raise StoreError(
@@ -142,7 +142,7 @@ class Exchange:
             expires_at=self._clock.time() + TOKEN_LIFE_S,
         )
 
-    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Accepted | Lost | Refused:
+    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Accepted | AnswerLost | Refused:
         now, attempt = self._clock.time(), record.attempt
         if result.refusal is None:
             due_at = self._poller.first_due(create.kind)
@@ -151,13 +151,15 @@ class Exchange:
             return self._lost(record, result.refusal)
         return Refused(attempt=attempt, at=now, refusal=result.refusal, sent=result.is_sent)
 
-    def _lost(self, record: JobRecord, refusal: Refusal) -> Lost:
+    def _lost(self, record: JobRecord, refusal: Refusal) -> AnswerLost:
         now = self._clock.time()
-        return Lost(attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._context.timeouts.uncertain)
+        return AnswerLost(
+            attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._context.timeouts.uncertain
+        )
 
-    async def _write_down(self, entry: JobEntry, event: Accepted | Lost | Refused, create: Create) -> None:
+    async def _write_down(self, entry: JobEntry, event: Accepted | AnswerLost | Refused, create: Create) -> None:
         change = await self._registry.record_answer(entry, event)
-        if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
+        if change.verdict is Verdict.UNKNOWN_TASK and isinstance(event, Accepted):
             why = "The service answered with task ids that belong to another job."
             refusal = CreateResult.uncertain(why, create).refusal
             assert refusal is not None
@@ -167,7 +169,7 @@ class Exchange:
 
 
 def _named(
-    event: Accepted | Lost | Refused,
+    event: Accepted | AnswerLost | Refused,
 ) -> tuple[Literal["accepted", "rejected", "not_sent", "uncertain"], str | None]:
     """What became of a POST in one word, and the name of its error."""
     match event:
@@ -175,5 +177,5 @@ def _named(
             return "accepted", None
         case Refused():
             return "rejected" if event.sent else "not_sent", event.refusal.error
-        case Lost():
+        case AnswerLost():
             return "uncertain", event.refusal.error

@@ -17,7 +17,7 @@ from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
-from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.entry import JobEntry as JobEntry
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
@@ -28,13 +28,13 @@ R = TypeVar("R")
 
 
 @frozen(kw_only=True)
-class Desk:
+class JobContext:
     """What every handle of a client needs to wait and to ask."""
 
     registry: Registry
     clock: Clock
     timeouts: Timeouts
-    ask: Callable[[Slot], Awaitable[object]]  # one status GET for each task that has no outcome yet
+    ask: Callable[[JobEntry], Awaitable[object]]  # one status GET for each task that has no outcome yet
     auto_save: AutoSave | None = None
 
 
@@ -66,9 +66,9 @@ class Job(Generic[R]):
     that wait only, never the job.
     """
 
-    def __init__(self, slot: Slot, desk: Desk) -> None:
-        self._slot = slot
-        self._desk = desk
+    def __init__(self, entry: JobEntry, job_context: JobContext) -> None:
+        self._entry = entry
+        self._context = job_context
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
@@ -77,26 +77,26 @@ class Job(Generic[R]):
     @property
     def id(self) -> str:
         """The client's own name of the job: 32 hex digits, known before anything was sent."""
-        return self._slot.record.id
+        return self._entry.record.id
 
     @property
     def key(self) -> str | None:
-        return self._slot.record.key
+        return self._entry.record.key
 
     @property
     def task_ids(self) -> tuple[str, ...]:
         """The service's names of the tasks; empty while the submit is uncertain."""
-        return self._slot.record.task_ids
+        return self._entry.record.task_ids
 
     @property
     def request(self) -> Request[R] | None:
         """The request, where it is known (not for a job made from a bare task id)."""
-        return self._slot.record.request
+        return self._entry.record.request
 
     @property
     def state(self) -> State:
         """Where the job stands, as far as this process knows; compares with its name: `job.state == "done"`."""
-        return self._slot.record.state
+        return self._entry.record.state
 
     @property
     def error(self) -> XilingError | None:
@@ -104,13 +104,13 @@ class Job(Generic[R]):
 
         No I/O.
         """
-        return error_of(self._slot.record, job=self)
+        return error_of(self._entry.record, job=self)
 
     @property
     def outcomes_so_far(self) -> tuple[Succeeded[R] | Failed | None, ...]:
         """The outcome of each task that is known, in task order, None for the others; empty while the tasks are not
         known, and of a job that was refused. No I/O."""
-        return self._slot.record.outcomes
+        return self._entry.record.outcomes
 
     def __await__(self) -> Generator[Any, None, tuple[R, ...]]:
         return self.result().__await__()
@@ -147,16 +147,16 @@ class Job(Generic[R]):
         Raises `ConfigurationError` without `save_to`, `ResultExpired` or another `DownloadError` when a file cannot be
         saved any more, `WaitTimeout` (its cause is what went wrong last), `ClientClosed`; else as `outcomes`.
         """
-        auto_save = self._desk.auto_save
+        auto_save = self._context.auto_save
         if auto_save is None:
             raise ConfigurationError("Nothing is saved: pass `save_to=` to the client, or use `client.download`.")
-        limit_s = self._desk.timeouts.wait if timeout is None else timeout
+        limit_s = self._context.timeouts.wait if timeout is None else timeout
         try:
-            async with self._desk.clock.timeout(limit_s):
+            async with self._context.clock.timeout(limit_s):
                 await self.outcomes(math.inf)
-                return await auto_save.saved(self._slot.record)
+                return await auto_save.saved(self._entry.record)
         except TimeoutError:
-            raise self.timed_out(limit_s) from auto_save.why_unsaved(self._slot.record)
+            raise self.timed_out(limit_s) from auto_save.why_unsaved(self._entry.record)
 
     async def refresh(self) -> Job[R]:
         """Ask the service now about each task that has no outcome yet; gives the job itself, with its newest state.
@@ -165,22 +165,22 @@ class Job(Generic[R]):
         Raises `ConfigurationError` in another event loop.
         """
         self._check_loop()
-        self._slot = await self._desk.registry.fresh(self._slot)
-        await self._desk.ask(self._slot)
+        self._entry = await self._context.registry.fresh(self._entry)
+        await self._context.ask(self._entry)
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:
         self._check_loop()
-        limit_s = self._desk.timeouts.wait if timeout is None else checked_timeout(timeout)
+        limit_s = self._context.timeouts.wait if timeout is None else checked_timeout(timeout)
         try:
-            async with self._desk.clock.timeout(limit_s):
-                self._slot = await self._desk.registry.fresh(self._slot)
-                return await self._desk.registry.wait(self._slot, _is_final)
+            async with self._context.clock.timeout(limit_s):
+                self._entry = await self._context.registry.fresh(self._entry)
+                return await self._context.registry.wait(self._entry, _is_final)
         except TimeoutError:
             with contextlib.suppress(StoreError):  # another process may have heard what was not told here
-                await self._desk.registry.reread(self._slot)
-            if self._slot.record.state.is_final:
-                return self._slot.record
+                await self._context.registry.reread(self._entry)
+            if self._entry.record.state.is_final:
+                return self._entry.record
             raise self.timed_out(limit_s) from None
 
     def _check_loop(self) -> None:
@@ -192,14 +192,14 @@ class Job(Generic[R]):
 
     def timed_out(self, limit_s: float) -> WaitTimeout:
         """The error of a wait of so many seconds."""
-        record = self._slot.record
+        record = self._entry.record
         if record.state.is_final:
             return WaitTimeout(
                 f"Waited {limit_s:g} s for the files of job {record.id}: not all of them are saved yet. Saving "
                 "goes on: `await error.job.saved()` waits again.",
                 charged="yes", job=self, job_id=record.id, task_ids=record.task_ids,
             )  # fmt: skip
-        polling = self._slot.polling_error
+        polling = self._entry.polling_error
         why = "" if polling is None else f" The last status GET failed: {polling}"
         where = f"job {record.id} (tasks {', '.join(record.task_ids) or 'not known yet'})"
         return WaitTimeout(
@@ -212,13 +212,13 @@ class Job(Generic[R]):
         )
 
 
-def job_of_task(task_id: str, kind: type[Request[R]], desk: Desk) -> Job[R]:
+def job_of_task(task_id: str, kind: type[Request[R]], job_context: JobContext) -> Job[R]:
     """The handle on a task of which nothing but its id is known; no I/O. Raises `InvalidRequest`."""
     check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
     if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
         raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
-    record = bare_job(task_id, kind.kind.name, desk.clock.time())
-    return Job(desk.registry.slot(record), desk)
+    record = bare_job(task_id, kind.kind.name, job_context.clock.time())
+    return Job(job_context.registry.entry_of(record), job_context)
 
 
 async def resolve(job: Job[Any] | None, task_ids: Iterable[str] | None, *, not_bought: bool) -> Job[Any]:
@@ -230,8 +230,8 @@ async def resolve(job: Job[Any] | None, task_ids: Iterable[str] | None, *, not_b
         raise InvalidRequest("resolve takes either task_ids=[...] or not_bought=True. Nothing was changed.")
     for task_id in ids or ():
         check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
-    registry, now = job._desk.registry, job._desk.clock.time()
-    job._slot = entry = await registry.fresh(job._slot)
+    registry, now = job._context.registry, job._context.clock.time()
+    job._entry = entry = await registry.fresh(job._entry)
     event = resolution.resolved(entry.record, ids, now)
     if event is not None:
         resolution.check_applied(await registry.apply(entry.record.id, event), event)

@@ -1,7 +1,7 @@
 """Asks about overdue tasks; the same code recovers after a restart.
 
 One loop for all jobs: the store says which are due, the poller asks the service, and what it is told goes the way of a
-callback: `Heard`, committed before anyone is woken. Without a receiver it is the way to wait.
+callback: `OutcomeReported`, committed before anyone is woken. Without a receiver it is the way to wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xiling_async.jobs.context import Context
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
-from xiling_async.models.lifecycle import Asked, GaveUp, Heard, Verdict
+from xiling_async.models.lifecycle import Abandoned, OutcomeReported, PollScheduled, Verdict
 from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.stores.base import Store
@@ -139,7 +139,7 @@ class Poller:
         asked_in_vain, self._asked_in_vain = self._asked_in_vain, {}
         now = self._clock.time()
         for job_id in asked_in_vain:
-            await self._registry.apply(job_id, Asked(at=now, due_at=now))
+            await self._registry.apply(job_id, PollScheduled(at=now, due_at=now))
 
     def _look_by(self, due_at: float | None) -> float | None:
         look_at = self._clock.time() + LOOK_S if self._store.is_shared else None
@@ -165,7 +165,7 @@ class Poller:
 
     async def _advance(self, record: JobRecord) -> None:
         if record.state is State.UNCERTAIN:
-            gave_up = GaveUp(at=self._clock.time(), was=record.state)
+            gave_up = Abandoned(at=self._clock.time(), was=record.state)
             if (await self._registry.apply(record.id, gave_up)).verdict is Verdict.APPLIED:
                 log.warning("job %s: no callback adopted it in time; its fate stays unknown", record.id)
             return
@@ -182,7 +182,7 @@ class Poller:
             return
         probe_at = self._calls.gets.probe_at
         if probe_at is not None and any(not result.is_asked for result in open_still):
-            await self._registry.apply(record.id, Asked(at=self._clock.time(), due_at=probe_at))
+            await self._registry.apply(record.id, PollScheduled(at=self._clock.time(), due_at=probe_at))
             return
         await self._ask_later(record, kind, open_still)
 
@@ -193,7 +193,7 @@ class Poller:
         is_old = age_s > kind.result_ttl_s - LAST_ASK_S
         is_given_up = is_old or (is_missing and age_s > kind.longest_s and not record.is_adopted)
         if is_given_up and self._is_old_by_this_clock(record, now, kind):
-            if (await self._registry.apply(record.id, GaveUp(at=now, was=record.state))).verdict is Verdict.APPLIED:
+            if (await self._registry.apply(record.id, Abandoned(at=now, was=record.state))).verdict is Verdict.APPLIED:
                 log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
             return
         failed = any(result.error is not None for result in open_still)
@@ -202,7 +202,7 @@ class Poller:
         )
         last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
         pause_s = min(pause_s, max(last_ask_in_s, self._every_s(kind)))
-        await self._registry.apply(record.id, Asked(at=now, due_at=now + pause_s, failed=failed))
+        await self._registry.apply(record.id, PollScheduled(at=now, due_at=now + pause_s, failed=failed))
 
     def _is_old_by_this_clock(self, record: JobRecord, now: float, kind: Kind[Any]) -> bool:
         """Whether the job has been waited for since this process knows it to be old, or was made in its time. Another
@@ -229,7 +229,7 @@ class Poller:
         result = await self._get(BY_NAME[record.kind], task_id, record.id, can_wait=can_wait)
         self._note_error(record.id, result)
         if result.report is not None:
-            heard = Heard(
+            heard = OutcomeReported(
                 attempt=record.attempt,
                 at=self._clock.time(),
                 task_id=task_id,

@@ -19,7 +19,7 @@ from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import unwritten
 from xiling_async.jobs.entry import JobEntry, JobsInHand, Predicate, closed_error
 from xiling_async.jobs.unwritten import Answer, UnwrittenJob, UnwrittenJobs
-from xiling_async.models.lifecycle import Accepted, Change, Event, Heard, Resent, Verdict
+from xiling_async.models.lifecycle import Accepted, Change, Event, OutcomeReported, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
@@ -55,7 +55,7 @@ class Registry:
 
     # --- entries -------------------------------------------------------------------------------------------------
 
-    def slot(self, record: JobRecord) -> JobEntry:
+    def entry_of(self, record: JobRecord) -> JobEntry:
         """The entry of this job, the same one for everybody who asks while it lives. A job made from a bare task id
         (`attempt` 0) joins the job that is known to have bought the task."""
         held = None if record.attempt else self._unwritten.named(record.task_ids[0])
@@ -77,7 +77,7 @@ class Registry:
         if held is not record:
             if known.record is record:  # ours was not written: it must not pass for the one that the store holds
                 known.restart(held)
-            return self.slot(held)
+            return self.entry_of(held)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)
         self._monitor.changed(held, None)
@@ -93,7 +93,7 @@ class Registry:
             if held is None and not record.attempt:
                 held = await self._take_in(record)
             if held is not None and held.id != record.id:
-                entry = self.slot(held)
+                entry = self.entry_of(held)
                 continue
             entry.is_current = True
             if held is not None:
@@ -132,7 +132,7 @@ class Registry:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    async def adopt(self, record: JobRecord, heard: Heard) -> Change:
+    async def adopt(self, record: JobRecord, heard: OutcomeReported) -> Change:
         """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
         if await self._store.add(record) is record:
             self._monitor.changed(record, None)
@@ -153,11 +153,11 @@ class Registry:
             try:
                 await self._write(held)
             except Exception:
-                if not isinstance(event, Resent):  # an intent that is not written is not sent
+                if not isinstance(event, ResendStarted):  # an intent that is not written is not sent
                     self._hold(held.entry, event)
                 raise
         change = await self._store.change(job_id, event)
-        if change.verdict is Verdict.NO_JOB and not isinstance(event, Resent):
+        if change.verdict is Verdict.NO_JOB and not isinstance(event, ResendStarted):
             change = await self._restored(job_id, event, change)
         if change.record is not None:
             self._tell(change.record, change, event)
@@ -251,7 +251,7 @@ class Registry:
             return entry
         record = await self._store.get(name) or await self._store.by_task(name)
         record = record or await self._store.get(bare_job_id(name))
-        return None if record is None else self.slot(record)
+        return None if record is None else self.entry_of(record)
 
     async def by_key(self, key: str) -> JobEntry | None:
         """The job of this key; also one that came back by its token alone, whose id is the key's."""
@@ -262,11 +262,11 @@ class Registry:
         if record is None and self.keyed_ids is not None:
             for job_id in self.keyed_ids.job_ids(key)[1:]:  # of the first one, `add` knows
                 record = record or await self._store.get(job_id)
-        return None if record is None else self.slot(record)
+        return None if record is None else self.entry_of(record)
 
     async def unfinished(self) -> AsyncIterator[JobEntry]:
         async for record in self._store.unfinished():
-            yield self.slot(record)
+            yield self.entry_of(record)
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         """`Store.claim`, with the jobs that the store does not know of yet. Raises `StoreError` if that is all."""

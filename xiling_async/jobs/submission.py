@@ -20,7 +20,7 @@ from xiling_async.jobs.entry import JobEntry, still_sending_error
 from xiling_async.jobs.exchange import Exchange, Order, Sent
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.lifecycle import Lost
+from xiling_async.models.lifecycle import AnswerLost
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.models.request import Request
 
@@ -210,7 +210,7 @@ class Submission:
             return
         if not self._registry.is_in_hand(record.id):
             now = self._context.clock.time()
-            lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + timeouts.uncertain)
+            lost = AnswerLost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + timeouts.uncertain)
             await self._registry.apply(record.id, lost)
             return
         limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S

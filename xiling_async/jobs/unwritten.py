@@ -13,7 +13,17 @@ from attrs import define, evolve, field
 from xiling_async._internal.clock import Clock
 from xiling_async.errors import StoreError, XilingError
 from xiling_async.jobs.entry import JobEntry
-from xiling_async.models.lifecycle import Accepted, Asked, Change, Event, Heard, Lost, Refused, Verdict, decide
+from xiling_async.models.lifecycle import (
+    Accepted,
+    AnswerLost,
+    Change,
+    Event,
+    OutcomeReported,
+    PollScheduled,
+    Refused,
+    Verdict,
+    decide,
+)
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import Store
 
@@ -22,7 +32,7 @@ log = logging.getLogger("xiling_async.jobs.registry")
 FIRST_PAUSE_S: Final = 0.2  # before what could not be written is tried again; doubled from try to try
 LONGEST_PAUSE_S: Final = 30.0
 SHOWN: Final = 20  # ids of one answer in a line of the log
-Answer = Accepted | Lost | Refused
+Answer = Accepted | AnswerLost | Refused
 
 
 @define(eq=False)
@@ -43,7 +53,7 @@ class UnwrittenJob:
         """Apply the event in memory, and keep it to be written. When to ask next is not worth writing late."""
         change = decide(self.entry.record, event)
         if change.verdict is Verdict.APPLIED and change.record is not None:
-            if not isinstance(event, Asked):
+            if not isinstance(event, PollScheduled):
                 self.events.append(event)
             self.entry.replace(change.record)
         return change
@@ -124,7 +134,7 @@ class UnwrittenJobs:
                 job.gave_way.extend(change.others)
                 if isinstance(event, Accepted):
                     check_ids(job.base, event, change)
-                    if change.verdict is Verdict.STRANGE:
+                    if change.verdict is Verdict.UNKNOWN_TASK:
                         job.events.insert(0, _in_doubt(event))
                 record = change.record or record
             if self._jobs.pop(job_id, None) is not None:
@@ -194,10 +204,10 @@ def events_behind(record: JobRecord) -> list[Event]:
         for task_id, outcome in zip(record.task_ids, record.outcomes, strict=True):
             if outcome is not None or task_id not in record.confirmed_ids:
                 events.append(
-                    Heard(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=at, is_status=True)
+                    OutcomeReported(attempt=attempt, at=at, task_id=task_id, outcome=outcome, due_at=at, is_status=True)
                 )
     elif record.refusal is not None and record.state is State.UNCERTAIN:
-        events.append(Lost(attempt=attempt, at=at, refusal=record.refusal, due_at=record.due_at))
+        events.append(AnswerLost(attempt=attempt, at=at, refusal=record.refusal, due_at=record.due_at))
     elif record.refusal is not None and record.state in (State.NOT_SENT, State.REJECTED):
         is_sent = record.state is State.REJECTED
         events.append(Refused(attempt=attempt, at=at, refusal=record.refusal, sent=is_sent))
@@ -211,9 +221,9 @@ def has_lost(known: JobRecord, record: JobRecord) -> bool:
     return any(getattr(known, name) != getattr(record, name) for name in ("state", "attempt", "task_ids", "outcomes"))
 
 
-def _in_doubt(event: Accepted) -> Lost:
+def _in_doubt(event: Accepted) -> AnswerLost:
     why = evolve(LEFT_BEHIND, message="The service answered with task ids that belong to another job.")
-    return Lost(attempt=event.attempt, at=event.at, refusal=why, due_at=event.due_at)
+    return AnswerLost(attempt=event.attempt, at=event.at, refusal=why, due_at=event.due_at)
 
 
 def check_ids(before: JobRecord, event: Accepted, change: Change) -> None:
@@ -260,7 +270,7 @@ def unwritten_error(record: JobRecord, event: Answer, cause: BaseException) -> S
             return StoreError(
                 f"Nothing was bought: {event.refusal.message} {later}. ({said})", charged="no", job_id=record.id
             )
-        case Lost():
+        case AnswerLost():
             return StoreError(
                 f"The job may have been bought, and is never sent again: {event.refusal.message} {later}. ({said})",
                 charged="maybe", job_id=record.id,

@@ -179,7 +179,7 @@ class MediaTransport:
         self._stalled.pop(url.authority, None)
 
     @asynccontextmanager
-    async def slot(self, url: URL) -> AsyncIterator[None]:
+    async def entry_of(self, url: URL) -> AsyncIterator[None]:
         """Hold one of the slots, once the host of this URL is not paused. Waiting for the host takes no slot, and no
         place in the queue for one: requests to one host do not stand before those to another."""
         host = url.authority

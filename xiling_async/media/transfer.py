@@ -220,7 +220,7 @@ class Transfer:
             headers["Range"] = f"bytes={start}-"
             if part.announced.validator is not None:
                 headers["If-Range"] = part.announced.validator
-        async with self._transport.slot(url):
+        async with self._transport.entry_of(url):
             try:
                 response = await self._transport.get(url, headers, allow_private=self._options.allow_private)
             except Exception as error:

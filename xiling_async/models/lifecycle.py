@@ -4,20 +4,20 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 
 | event    | from                                  | to |
 | -------- | ------------------------------------- | --- |
-| Resent   | not_sent, rejected                    | sending, the next attempt |
+| ResendStarted   | not_sent, rejected                    | sending, the next attempt |
 | Accepted | any but not_sent, rejected            | accepted; done or failed when every task is known to have ended |
 | Refused  | sending, uncertain, unknown           | not_sent, rejected |
-| Lost     | sending                               | uncertain |
-| Heard    | any but done, failed                  | accepted; done or failed when it was the last outcome |
-| GaveUp   | accepted; uncertain                   | expired; unknown |
-| Asked    | accepted                              | accepted, due again later |
-| Kept     | accepted, done, failed, expired       | the same: a task's result has a file |
+| AnswerLost     | sending                               | uncertain |
+| OutcomeReported    | any but done, failed                  | accepted; done or failed when it was the last outcome |
+| Abandoned   | accepted; uncertain                   | expired; unknown |
+| PollScheduled    | accepted                              | accepted, due again later |
+| FileSaved     | accepted, done, failed, expired       | the same: a task's result has a file |
 
-Heard is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves that the
-service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task wins.
-The ids of the service's own answer replace ids that only a callback named, and are taken from another job that has
-them from a callback only (`ownership.give_way`). A job that was adopted from its token alone
-(`is_adopted`) takes outcomes from status answers only.
+OutcomeReported is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves
+that the service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task
+wins. The ids of the service's own answer replace ids that only a callback named, and are taken from another job that
+has them from a callback only (`ownership.give_way`). A job that was adopted from its token alone (`is_adopted`) takes
+outcomes from status answers only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from xiling_async.models.request import Request
 
 # What lives for one exchange only is not frozen, here and elsewhere: attrs takes four times as long to make it.
 @define(kw_only=True)
-class Resent:
+class ResendStarted:
     """One more POST is about to leave; the ones before never reached the service or were refused by it.
 
     `request`: what is sent now, if it was corrected; None: the same.
@@ -65,7 +65,7 @@ class Refused:
 
 
 @define(kw_only=True)
-class Lost:
+class AnswerLost:
     """The POST left, and its answer did not come or could not be read."""
 
     attempt: int
@@ -75,7 +75,7 @@ class Lost:
 
 
 @define(kw_only=True)
-class Heard:
+class OutcomeReported:
     """The service spoke of a task: its outcome, or (None) a sign of life. `due_at`: if it adopts the job.
 
     `is_status`: it is the answer to a status GET, not a callback.
@@ -90,7 +90,7 @@ class Heard:
 
 
 @define(kw_only=True)
-class GaveUp:
+class Abandoned:
     """Nothing was heard for as long as one waits. `was`: the state that was waited in; in another one it is refused."""
 
     at: float
@@ -98,7 +98,7 @@ class GaveUp:
 
 
 @define(kw_only=True)
-class Asked:
+class PollScheduled:
     """A status GET brought no outcome (`failed`: not even an answer), or should be made: ask at `due_at`."""
 
     at: float
@@ -107,7 +107,7 @@ class Asked:
 
 
 @define(kw_only=True)
-class Kept:
+class FileSaved:
     """The result of a task is in this file now, whole."""
 
     at: float
@@ -118,7 +118,7 @@ class Kept:
 SPARE_IDS: Final = 16  # of an answer with more ids than were asked for, so many are kept beyond twice the number
 
 
-Event = Kept | Resent | Accepted | Refused | Lost | Heard | GaveUp | Asked
+Event = FileSaved | ResendStarted | Accepted | Refused | AnswerLost | OutcomeReported | Abandoned | PollScheduled
 
 
 class Verdict(Enum):
@@ -127,7 +127,7 @@ class Verdict(Enum):
     APPLIED = "applied"
     REPEAT = "repeat"  # already so
     CONFLICT = "conflict"  # a second, different end of a task: the first one stays
-    STRANGE = "strange"  # an attempt or a task id that is not this job's
+    UNKNOWN_TASK = "strange"  # an attempt or a task id that is not this job's
     REFUSED = "refused"  # not legal in this state
     NO_JOB = "no job"  # the store does not know the job
 
@@ -143,7 +143,7 @@ class Change:
 
 
 LEGAL: Final[dict[type[Event], frozenset[State]]] = {
-    Resent: frozenset({State.NOT_SENT, State.REJECTED}),
+    ResendStarted: frozenset({State.NOT_SENT, State.REJECTED}),
     Accepted: frozenset(
         {
             State.SENDING,
@@ -156,15 +156,15 @@ LEGAL: Final[dict[type[Event], frozenset[State]]] = {
         }
     ),
     Refused: frozenset({State.SENDING, State.UNCERTAIN, State.UNKNOWN}),
-    Lost: frozenset({State.SENDING}),
-    Heard: frozenset(State),
-    GaveUp: frozenset({State.ACCEPTED, State.UNCERTAIN}),
-    Asked: frozenset({State.ACCEPTED}),
-    Kept: frozenset({State.ACCEPTED, State.DONE, State.FAILED, State.EXPIRED}),
+    AnswerLost: frozenset({State.SENDING}),
+    OutcomeReported: frozenset(State),
+    Abandoned: frozenset({State.ACCEPTED, State.UNCERTAIN}),
+    PollScheduled: frozenset({State.ACCEPTED}),
+    FileSaved: frozenset({State.ACCEPTED, State.DONE, State.FAILED, State.EXPIRED}),
 }
 
 
-_OF_AN_ATTEMPT: Final = (Heard, Accepted, Refused, Lost)
+_OF_AN_ATTEMPT: Final = (OutcomeReported, Accepted, Refused, AnswerLost)
 
 
 def decide(record: JobRecord, event: Event) -> Change:
@@ -177,19 +177,19 @@ def decide(record: JobRecord, event: Event) -> Change:
     return _APPLY[kind](record, event)
 
 
-def _of_another_attempt(record: JobRecord, event: Heard | Accepted | Refused | Lost) -> Change:
+def _of_another_attempt(record: JobRecord, event: OutcomeReported | Accepted | Refused | AnswerLost) -> Change:
     """A later attempt that bought something is believed: the store has lost its last changes (a restored backup).
 
     A job whose tasks are known was bought by the attempt that it is at, so it had no later one.
     """
-    if event.attempt < record.attempt or record.task_ids or not isinstance(event, Heard | Accepted):
-        return Change(Verdict.STRANGE, record)
+    if event.attempt < record.attempt or record.task_ids or not isinstance(event, OutcomeReported | Accepted):
+        return Change(Verdict.UNKNOWN_TASK, record)
     sending = evolve(record, attempt=event.attempt, state=State.SENDING)
     change = _APPLY[type(event)](sending, event)
     return Change(change.verdict, change.record, record.state)
 
 
-def _resent(record: JobRecord, event: Resent) -> Change:
+def _resend_started(record: JobRecord, event: ResendStarted) -> Change:
     request, asked = record.request, record.asked
     if event.request is not None:
         request, asked = event.request, event.request.task_count
@@ -204,18 +204,18 @@ def _refused(record: JobRecord, event: Refused) -> Change:
     return _applied(record, state=state, refusal=event.refusal, changed_at=event.at, due_at=None)
 
 
-def _lost(record: JobRecord, event: Lost) -> Change:
+def _answer_lost(record: JobRecord, event: AnswerLost) -> Change:
     return _applied(record, state=State.UNCERTAIN, refusal=event.refusal, changed_at=event.at, due_at=event.due_at)
 
 
-def _gave_up(record: JobRecord, event: GaveUp) -> Change:
+def _abandoned(record: JobRecord, event: Abandoned) -> Change:
     if event.was not in (None, record.state):
         return Change(Verdict.REFUSED, record)
     state = State.EXPIRED if record.state is State.ACCEPTED else State.UNKNOWN
     return _applied(record, state=state, changed_at=event.at, due_at=None)
 
 
-def _asked(record: JobRecord, event: Asked) -> Change:
+def _poll_scheduled(record: JobRecord, event: PollScheduled) -> Change:
     return _applied(record, due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
 
 
@@ -252,14 +252,14 @@ def _allowed(record: JobRecord) -> int:
     return max(record.asked, record.request.task_count if record.request else 0)
 
 
-def _heard(record: JobRecord, event: Heard) -> Change:
+def _outcome_reported(record: JobRecord, event: OutcomeReported) -> Change:
     if record.is_adopted and not event.is_status and event.outcome is not None:
         event = evolve(event, outcome=None)
     task_ids, outcomes, unconfirmed = record.task_ids, record.outcomes, record.unconfirmed
     is_over = record.state in (State.DONE, State.FAILED)
     if event.task_id not in task_ids:
         if len(task_ids) >= _allowed(record):
-            return Change(Verdict.STRANGE, record)
+            return Change(Verdict.UNKNOWN_TASK, record)
         if is_over and event.outcome is None:
             return Change(Verdict.REPEAT, record)
         task_ids, outcomes = (*task_ids, event.task_id), (*outcomes, None)
@@ -278,7 +278,7 @@ def _heard(record: JobRecord, event: Heard) -> Change:
     return _progressed(record, task_ids, outcomes, max(record.asked, len(task_ids)), event.at, due_at, unconfirmed)
 
 
-def _kept(record: JobRecord, event: Kept) -> Change:
+def _file_saved(record: JobRecord, event: FileSaved) -> Change:
     for place, outcome in enumerate(record.outcomes):
         if isinstance(outcome, Succeeded) and outcome.task_id == event.task_id:
             if outcome.file == event.file:
@@ -286,7 +286,7 @@ def _kept(record: JobRecord, event: Kept) -> Change:
             kept = evolve(outcome, file=event.file)
             outcomes = (*record.outcomes[:place], kept, *record.outcomes[place + 1 :])
             return _applied(record, outcomes=outcomes)
-    return Change(Verdict.STRANGE, record)
+    return Change(Verdict.UNKNOWN_TASK, record)
 
 
 def _progressed(
@@ -311,12 +311,12 @@ def _progressed(
 
 
 _APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {
-    Resent: _resent,
+    ResendStarted: _resend_started,
     Accepted: _accepted,
     Refused: _refused,
-    Lost: _lost,
-    Heard: _heard,
-    GaveUp: _gave_up,
-    Asked: _asked,
-    Kept: _kept,
+    AnswerLost: _answer_lost,
+    OutcomeReported: _outcome_reported,
+    Abandoned: _abandoned,
+    PollScheduled: _poll_scheduled,
+    FileSaved: _file_saved,
 }

@@ -18,7 +18,7 @@ _NOT_ITS_OWN: Final = Refusal(
 
 def give_way(owners: Iterable[JobRecord], record: JobRecord, event: Event) -> tuple[Change, ...] | None:
     """What becomes of the other jobs that have tasks which `record` has after `event`. None: they keep them, and the
-    event is `STRANGE`. The answer of the service wins over a callback, which anyone who has seen its URL can send."""
+    event is `UNKNOWN_TASK`. The service's answer wins over a callback, which anyone who has seen its URL can send."""
     changes: list[Change] = []
     for owner in owners:
         if not isinstance(event, Accepted) or not set(record.owned_ids).isdisjoint(owner.confirmed_ids):

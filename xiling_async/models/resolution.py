@@ -53,7 +53,7 @@ def check_applied(change: Change, event: Accepted | Refused) -> None:
     """Raises `InvalidRequest` when the store did not take it: something was faster, or a task is another job's."""
     if change.verdict in (Verdict.APPLIED, Verdict.REPEAT):
         return
-    if change.verdict is Verdict.STRANGE and isinstance(event, Accepted):
+    if change.verdict is Verdict.UNKNOWN_TASK and isinstance(event, Accepted):
         raise InvalidRequest(
             f"One of the tasks {', '.join(event.task_ids)} belongs to another job of this store. Nothing was changed."
         )

@@ -5,17 +5,17 @@ that inside one transaction. What it owes:
 
 1. When `add` or `change` returns, the new record is durable (in the store's own sense: a `MemoryStore` is not).
    When it raises `StoreError`, nothing was changed.
-2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is `STRANGE`). But
-   a task that only a callback gave to a job goes to the job whose answer names it (`ownership.give_way`), and both are
-   changed in one transaction. A
-   job that was made from a bare task id (`attempt` 0) owns no task: it never keeps one from the job that bought it.
+2. A key belongs to one job for ever, a task id to one job for ever (a `change` that would break that is
+   `UNKNOWN_TASK`). But a task that only a callback gave to a job goes to the job whose answer names it
+   (`ownership.give_way`), and both are changed in one transaction. A job that was made from a bare task id (`attempt`
+   0) owns no task: it never keeps one from the job that bought it.
 3. A verdict other than `APPLIED` changed nothing.
 4. A job that a submit of this process has in hand is never forgotten (`Watcher.in_hand`).
 5. Changes of one record are applied one after another; each returned record has the `version` of its change.
 
 | what is written                    | when                          | if the process dies right after |
 | ---------------------------------- | ----------------------------- | --- |
-| the intent (`add`, `Resent`)       | before its POST               | uncertain: costs waiting, not money |
+| the intent (`add`, `ResendStarted`)       | before its POST               | uncertain: costs waiting, not money |
 | the answer                         | before `submit` returns       | the restart knows the ids |
 | a callback or a status             | before its 200                | a repeat changes nothing |
 """
@@ -116,7 +116,7 @@ class Store(Protocol):
         """When the next job falls due."""
         ...
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         """Take over what a dead process left: its `sending` jobs become `uncertain` for at most `doubt_s` seconds, and
         open jobs fall due spread over the time that `per_second` asks a second take, at most a minute. Returns how
         many jobs are unfinished."""

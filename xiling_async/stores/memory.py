@@ -13,7 +13,7 @@ from attrs import evolve
 from xiling_async._internal.clock import SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
-from xiling_async.models.lifecycle import Change, Event, Lost, Verdict, decide
+from xiling_async.models.lifecycle import AnswerLost, Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import SPREAD_S, Watcher, seconds
@@ -84,7 +84,7 @@ class MemoryStore:
                 owners = self._other_owners(after)
                 others = give_way(owners, after, event)
                 if others is None:
-                    return Change(Verdict.STRANGE, record)
+                    return Change(Verdict.UNKNOWN_TASK, record)
                 for owner, other in zip(owners, others, strict=True):
                     self._keep(owner, cast("JobRecord", other.record))
                 change = evolve(change, others=others) if others else change
@@ -174,12 +174,12 @@ class MemoryStore:
             heapq.heappop(self._due)
         return False
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         open_jobs = [record for record in self._jobs.values() if not record.state.is_final]
         spread_s = min(SPREAD_S, len(open_jobs) / per_second)
         for place, record in enumerate(open_jobs):
             if record.state is State.SENDING:
-                lost = Lost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
+                lost = AnswerLost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
                 await self.change(record.id, lost)
             elif record.state is State.UNCERTAIN:
                 self._keep(record, record.but(due_at=min(record.due_at or now, now + doubt_s)))

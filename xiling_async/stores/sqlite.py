@@ -160,7 +160,7 @@ class SQLiteStore:
                 owners = _owners(connection, new)
                 others = give_way(owners, changed, event)
                 if others is None:
-                    return Change(Verdict.STRANGE, record)
+                    return Change(Verdict.UNKNOWN_TASK, record)
                 for owner, other in zip(owners, others, strict=True):
                     assert other.record is not None, "what gave way is written"
                     _disown(connection, set(owner.owned_ids) - set(other.record.owned_ids))
@@ -214,7 +214,7 @@ class SQLiteStore:
 
         return await self._run(work)
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         until = now + doubt_s
 
         def work(connection: sqlite3.Connection) -> int:

@@ -172,7 +172,7 @@ class Monitor:
                 task_ids=record.task_ids, began_at=began_at, at=at,
             ))  # fmt: skip
 
-    def took(
+    def callback_accepted(
         self,
         job_id: str,
         attempt: int,

@@ -63,7 +63,7 @@ _OF_VERDICT: Final = {
     Verdict.APPLIED: OK,
     Verdict.REPEAT: OK,
     Verdict.CONFLICT: OK,
-    Verdict.STRANGE: UNKNOWN_TASK,
+    Verdict.UNKNOWN_TASK: UNKNOWN_TASK,
     Verdict.REFUSED: UNKNOWN_TASK,
     Verdict.NO_JOB: UNAVAILABLE,
 }

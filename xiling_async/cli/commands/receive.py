@@ -13,7 +13,7 @@ from rich.console import Console
 from xiling_async.cli import output, runtime
 from xiling_async.cli.output import count
 from xiling_async.cli.runtime import terminated
-from xiling_async.jobs.callback_worker import Reception
+from xiling_async.jobs.callback_worker import CallbackWorker
 from xiling_async.stores import PostgresStore
 from xiling_async.telemetry.events import CallbackRefused, CallbackTaken, Event
 from xiling_async.webhooks.receiver import WebhookReceiver
@@ -91,7 +91,7 @@ async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, s
 
     async with AsyncExitStack() as opened:
         ending = opened.enter_context(ExitStack())  # after the callbacks that are still being answered
-        await opened.enter_async_context(Reception(receiver, store, on_event=on_event))
+        await opened.enter_async_context(CallbackWorker(receiver, store, on_event=on_event))
         ending.callback(sum_up)
         output.say(out, f"Callbacks for {receiver.public_url} go into {store}; Ctrl-C ends it.")
         output.say(out, f"Listening on port {receiver.port}.")

@@ -135,7 +135,7 @@ class Queries:
             owners = self.reader.records(rows)
             others = None if len(owners) < len(rows) else give_way(owners, changed, event)
             if others is None:
-                return Change(Verdict.STRANGE, record)
+                return Change(Verdict.UNKNOWN_TASK, record)
             for owner, other in zip(owners, others, strict=True):
                 assert other.record is not None, "what gave way is written"
                 await self._keep(connection, owner, other.record, mark)
@@ -167,7 +167,7 @@ class Queries:
         rows = await connection.fetch(self._sql["claim_due_jobs"], now, limit, now + lease_s, self._owner)
         return self.reader.records([*row][:-1] for row in sorted(rows, key=lambda row: row["was_due"]))
 
-    async def takeover(self, connection: Connection, now: float, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, connection: Connection, now: float, doubt_s: float, per_second: float) -> int:
         """What was being sent by this owner or a dead one becomes uncertain. What else is open is looked after by the
         living owners; if there are none, it falls due."""
         await self.mark_dead_owners(connection, now, doubt_s, mine=True)

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import ConfigurationError, StoreError
-from xiling_async.models.lifecycle import Change, Event, Resent, Verdict
+from xiling_async.models.lifecycle import Change, Event, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import as_number, type_name
 from xiling_async.stores.base import UnusableDatabase, Watcher, seconds
@@ -238,7 +238,9 @@ class PostgresStore:
             return change
 
         async with self._turn(job_id):
-            return await (self._intend(job_id, mark, work) if isinstance(event, Resent) else self._driver.run(work))
+            return await (
+                self._intend(job_id, mark, work) if isinstance(event, ResendStarted) else self._driver.run(work)
+            )
 
     @contextlib.asynccontextmanager
     async def _turn(self, job_id: str) -> AsyncIterator[None]:
@@ -311,10 +313,10 @@ class PostgresStore:
     async def next_due(self) -> float | None:
         return await self._driver.read(self._open_queries.next_due)
 
-    async def takeover(self, now: float, *, doubt_s: float, per_second: float) -> int:
+    async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         queries = self._open_queries
         count = await self._driver.run(
-            lambda connection: queries.takeover(connection, now, doubt_s, per_second), limit_s=LONG_S
+            lambda connection: queries.recover_orphans(connection, now, doubt_s, per_second), limit_s=LONG_S
         )
         self._doubt_s = doubt_s
         return count
