@@ -60,7 +60,7 @@ class Unsaved:
     tries: int = 0
     retry_at: float = 0.0
     error: XilingError | None = None  # of the last try
-    saved: asyncio.Future[Path | XilingError] | None = None  # there when somebody waits
+    saved: asyncio.Future[Path | XilingError] | None = None  # made when there is a waiter
 
 
 @define(eq=False)

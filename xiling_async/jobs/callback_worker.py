@@ -1,6 +1,6 @@
 """A receiver by itself: it takes callbacks into a store that others share; it buys nothing and asks for nothing.
 
-Whoever submitted is woken by the store. So submitters may come and go, as long as one of these stands behind their
+The store wakes the process that submitted. So submitters may come and go, as long as one of these stands behind their
 public URL. It needs no API key; what no callback tells of is asked about by the clients that have one.
 """
 
@@ -30,7 +30,7 @@ class CallbackWorker:
     """`async with`: listens, and settles what it hears. `on_event`: as of a `Client`; here come `CallbackTaken`,
     `CallbackRefused` and `JobChanged`.
 
-    Raises `ConfigurationError` for a store that others do not share: nobody would ever hear of what it took.
+    Raises `ConfigurationError` for a store that others do not share: no process would ever learn of what it took.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class WakeLimit:
 
 @frozen(kw_only=True)
 class CallbackApplier:
-    """Runs in tasks that nobody cancels.
+    """Runs in tasks that are never cancelled.
 
     `first_due(kind)`: when the sweeper should look at a job that a callback adopts.
     `only_wakes`: callbacks are not believed; each makes the sweeper ask at once (`trust="status"`).

@@ -58,7 +58,7 @@ class Submission:
     """Turns orders into jobs.
 
     At most `Limits.submits` senders, started when they are needed, take POSTs from one queue. Callers only await the
-    outcome: whoever is cancelled takes nothing with him.
+    outcome, so cancelling one harms no POST.
     """
 
     def __init__(
@@ -202,8 +202,8 @@ class Submission:
     async def _answered(self, entry: JobEntry) -> None:
         """Wait until no POST of this job is under way, for as long as one of another process can take.
 
-        A job that is being sent as the store has it, and by nobody, becomes uncertain. Raises `SubmitUncertain` when
-        another process has not answered in time, `ClientClosed`, `StoreError`.
+        A job that is being sent as the store has it, and that no submit has in hand, becomes uncertain. Raises
+        `SubmitUncertain` when another process has not answered in time, `ClientClosed`, `StoreError`.
         """
         record, timeouts = entry.record, self._context.timeouts
         if record.state is not State.SENDING:

@@ -38,11 +38,11 @@ class Watcher(Protocol):
     """Who waits for jobs that other processes may change."""
 
     def known(self, job_id: str) -> int | None:
-        """The version that is known of this job; None if nobody here waits for it."""
+        """The version that is known of this job; None if it has no waiter in this process."""
         ...
 
     def watched(self) -> list[str]:
-        """The ids of all jobs that somebody here waits for."""
+        """The ids of all jobs that have a waiter in this process."""
         ...
 
     def told(self, record: JobRecord) -> None:
@@ -50,7 +50,7 @@ class Watcher(Protocol):
         ...
 
     def missing(self, job_ids: Iterable[str]) -> None:
-        """The store holds none of these jobs, which somebody here waits for."""
+        """The store holds none of these jobs, which have waiters in this process."""
         ...
 
     def in_hand(self) -> frozenset[str]:
@@ -64,7 +64,7 @@ class Store(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes use it too: then jobs fall due, and change, that nobody here has heard of."""
+        """Whether other processes use it too: then jobs fall due, and change, that are not known in this process."""
         ...
 
     async def open(self) -> None:
@@ -78,7 +78,7 @@ class Store(Protocol):
     def listen(self, watcher: Watcher) -> None:
         """From now on tell this watcher, in the event loop, what other processes make of the jobs that it knows. A
         store that was cut off from the news tells the newest of all that is watched when it is back. A store that
-        nobody shares tells nothing, and asks only what is in hand."""
+        has no other user tells nothing, and asks only what is in hand."""
         ...
 
     async def secret(self, fresh: bytes) -> bytes:
