@@ -136,7 +136,8 @@ async def by_hand(file: Path, jobs: int) -> float:
     async with aiosqlite.connect(file, isolation_level=None) as database:
         for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = full"):
             await database.execute(f"PRAGMA {pragma}")
-        await database.executescript(MIGRATIONS[0])
+        for script in MIGRATIONS:
+            await database.executescript(script)
         lock = asyncio.Lock()
 
         async def add(record: JobRecord) -> None:
@@ -201,7 +202,7 @@ async def fill(file: Path, jobs: int) -> None:
         connection = sqlite3.connect(file)
         connection.execute("PRAGMA synchronous = off")
         with connection:
-            connection.executemany(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * 14)})", rows())
+            connection.executemany(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})", rows())
             connection.execute("INSERT INTO tasks SELECT json_extract(tasks, '$[0][0]'), id FROM jobs ORDER BY 1")
         connection.close()
 
