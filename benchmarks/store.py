@@ -202,7 +202,8 @@ async def fill(file: Path, jobs: int) -> None:
         connection = sqlite3.connect(file)
         connection.execute("PRAGMA synchronous = off")
         with connection:
-            connection.executemany(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})", rows())
+            marks = ", ".join("?" * len(COLUMNS))
+            connection.executemany(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks})", rows())
             connection.execute("INSERT INTO tasks SELECT json_extract(tasks, '$[0][0]'), id FROM jobs ORDER BY 1")
         connection.close()
 
