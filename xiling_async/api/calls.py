@@ -176,7 +176,7 @@ class Calls:
                 return UploadResult(error=error)
             except Exception as error:
                 if body.spoiled is not None:
-                    return UploadResult(is_spoiled=True)
+                    return UploadResult()
                 result = UploadResult.from_exception(error, str(source), self._call())
             else:
                 result = UploadResult.from_response(answer, str(source), self._call())

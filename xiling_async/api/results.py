@@ -190,14 +190,13 @@ class StatusResult:
 
 @define(kw_only=True)
 class UploadResult:
-    """What an upload came to: the picture's `url`, or an error. `is_spoiled`: the file was not what had been checked.
+    """What an upload came to: the picture's `url`, or an error; neither if the file was not what had been checked.
 
     `tries`: how often it was sent.
     """
 
     url: str | None = None
     error: XilingError | None = None
-    is_spoiled: bool = False
     action: RetryAction | None = None
     happened: ExchangeResult = ExchangeResult.ANSWERED
     pause_s: float = 0.0

@@ -26,14 +26,9 @@ def _fields_of(kind: Hashable) -> tuple[tuple[str, ...], Callable[[object], tupl
     return names, attrgetter(*names, "__class__")  # of one name alone it would not give a tuple
 
 
-def names_of(kind: type[object]) -> tuple[str, ...]:
-    """The names of the fields of an attrs class, in order."""
-    return _fields_of(cast("Hashable", kind))[0]  # mypy takes the `__hash__` of its instances for its own
-
-
 def values_of(instance: object) -> dict[str, Any]:
     """The values of the fields of an attrs object by their names, in order."""
-    names, read = _fields_of(cast("Hashable", type(instance)))
+    names, read = _fields_of(cast("Hashable", type(instance)))  # mypy takes the `__hash__` of instances for its own
     return dict(zip(names, read(instance), strict=False))
 
 
