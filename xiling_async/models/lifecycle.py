@@ -12,6 +12,7 @@ Every store applies events with `decide`, inside a transaction of its own; a ref
 | Abandoned   | accepted; uncertain                   | expired; unknown |
 | PollScheduled    | accepted                              | accepted, due again later |
 | FileSaved     | accepted, done, failed, expired       | the same: a task's result has a file |
+| Acknowledged | done, failed, expired, unknown | the same: its consumer has dealt with it |
 
 OutcomeReported is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves
 that the service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task
@@ -28,7 +29,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
+from xiling_async.models.record import HANDED_OVER, Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.models.request import Request
 
 
@@ -118,7 +119,14 @@ class FileSaved:
 SPARE_IDS: Final = 16  # of an answer with more ids than were asked for, so many are kept beyond twice the number
 
 
-Event = FileSaved | ResendStarted | Accepted | Refused | AnswerLost | OutcomeReported | Abandoned | PollScheduled
+@define(kw_only=True)
+class Acknowledged:
+    """The application has dealt with the end of the job: it is not handed over again, unless it ends once more."""
+
+    at: float
+
+
+Event = Acknowledged | FileSaved | ResendStarted | Accepted | Refused | AnswerLost | OutcomeReported | Abandoned | PollScheduled
 
 
 class Verdict(Enum):
@@ -161,6 +169,7 @@ LEGAL: Final[dict[type[Event], frozenset[State]]] = {
     Abandoned: frozenset({State.ACCEPTED, State.UNCERTAIN}),
     PollScheduled: frozenset({State.ACCEPTED}),
     FileSaved: frozenset({State.ACCEPTED, State.DONE, State.FAILED, State.EXPIRED}),
+    Acknowledged: HANDED_OVER,
 }
 
 
@@ -219,7 +228,15 @@ def _poll_scheduled(record: JobRecord, event: PollScheduled) -> Change:
     return _applied(record, due_at=event.due_at, failed_asks=record.failed_asks + 1 if event.failed else 0)
 
 
+def _acknowledged(record: JobRecord, event: Acknowledged) -> Change:
+    if record.handover_at is None:
+        return Change(Verdict.REPEAT, record)
+    return _applied(record, handover_at=None)
+
+
 def _applied(record: JobRecord, **changes: Any) -> Change:
+    if changes.get("state", record.state) is not record.state:
+        changes["handover_at"] = 0.0  # a new state leads to a new end
     return Change(Verdict.APPLIED, record.but(**changes), record.state)
 
 
@@ -319,4 +336,5 @@ _APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {
     Abandoned: _abandoned,
     PollScheduled: _poll_scheduled,
     FileSaved: _file_saved,
+    Acknowledged: _acknowledged,
 }

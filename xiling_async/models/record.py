@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from enum import StrEnum
 from operator import attrgetter
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 from attrs import define, field, fields_dict, frozen
 
 from xiling_async._internal.outcomes import Failed, Outcome, Succeeded
+from xiling_async.models.metadata import NO_METADATA
 from xiling_async.models.request import Request
 
 __all__ = ["LEFT_BEHIND", "Failed", "JobRecord", "Outcome", "Refusal", "State", "Succeeded"]
@@ -35,6 +37,7 @@ class State(StrEnum):
 
 
 _FINAL: Final = frozenset(State) - {State.SENDING, State.UNCERTAIN, State.ACCEPTED}
+HANDED_OVER: Final = frozenset({State.DONE, State.FAILED, State.EXPIRED, State.UNKNOWN})  # by `Client.completed`
 
 
 @frozen(kw_only=True)
@@ -59,6 +62,9 @@ class JobRecord:
     `is_adopted`: the store had lost the job and its callback's token brought it back; its outcomes are taken from
     status answers only. `unconfirmed`: so many of the last task ids were named by callbacks only, not by the answer of
     the service. `attempt` is 0 for a job that was made from a bare task id: it sent no POST, and owns no task.
+    `metadata`: the caller's own words. `retry_of`: the id of the job whose failed tasks this one buys again.
+    `handover_at`: from when the job, once it has ended, may be given to a consumer (`Client.completed`): 0 at once, a
+    later time while a consumer has it, None when it was acknowledged.
 
     A record is never changed: `but` makes the next (test_floors.py checks it; to freeze it would take a tenth of
     a job's time).
@@ -81,6 +87,14 @@ class JobRecord:
     version: int = 0
     is_adopted: bool = False
     unconfirmed: int = 0
+    metadata: Mapping[str, str] = NO_METADATA
+    retry_of: str | None = None
+    handover_at: float | None = 0.0
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the job came to the end that it is at; None while it is under way."""
+        return self.changed_at if self.state.is_final else None
 
     @property
     def confirmed_ids(self) -> tuple[str, ...]:
@@ -114,7 +128,8 @@ class JobRecord:
             id=self.id, kind=self.kind, key=self.key, request=self.request, asked=asked, created_at=self.created_at,
             changed_at=changed_at, state=state, attempt=self.attempt, task_ids=task_ids, outcomes=outcomes,
             refusal=None, due_at=due_at, failed_asks=self.failed_asks, version=self.version + 1,
-            is_adopted=self.is_adopted, unconfirmed=unconfirmed,
+            is_adopted=self.is_adopted, unconfirmed=unconfirmed, metadata=self.metadata, retry_of=self.retry_of,
+            handover_at=self.handover_at if state is self.state else 0.0,
         )  # fmt: skip
 
 

@@ -22,16 +22,45 @@ that inside one transaction. What it owes:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from typing import Final, Protocol, runtime_checkable
 
+from attrs import frozen
+
 from xiling_async.models.lifecycle import Change, Event
-from xiling_async.models.record import JobRecord
+from xiling_async.models.metadata import NO_METADATA
+from xiling_async.models.record import JobRecord, State
 
 
 class UnusableDatabase(Exception):
     """This file or database cannot hold a store; the message says why."""
+
+
+@frozen(kw_only=True)
+class JobQuery:
+    """Which jobs a listing has, and in which order: the oldest first, or `newest_first`.
+
+    `states`: in one of these (None: in any). `kind`: its name. `metadata`: with all of these pairs. `since`: made at
+    this time (Unix seconds) or later.
+    """
+
+    states: frozenset[State] | None = None
+    kind: str | None = None
+    metadata: Mapping[str, str] = NO_METADATA
+    since: float | None = None
+    newest_first: bool = False
+
+    def matches(self, record: JobRecord) -> bool:
+        return (
+            (self.states is None or record.state in self.states)
+            and self.kind in (None, record.kind)
+            and (self.since is None or record.created_at >= self.since)
+            and self.metadata.items() <= record.metadata.items()
+        )
+
+
+ALL_JOBS: Final = JobQuery()
 
 
 class Watcher(Protocol):
@@ -51,6 +80,10 @@ class Watcher(Protocol):
 
     def missing(self, job_ids: Iterable[str]) -> None:
         """The store holds none of these jobs, which have waiters in this process."""
+        ...
+
+    def handover_changed(self) -> None:
+        """Another process may have ended, claimed or acknowledged a job: what is to be handed over is another now."""
         ...
 
     def in_hand(self) -> frozenset[str]:
@@ -104,8 +137,13 @@ class Store(Protocol):
         """The jobs that are not at an end, oldest first; the store may change while one reads."""
         ...
 
-    def jobs(self) -> AsyncIterator[JobRecord]:
-        """All jobs, the newest first: for listings; the store may change while one reads."""
+    def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+        """The jobs of the query, read page by page; the store may change while one reads."""
+        ...
+
+    def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        """The jobs that changed at this time or later and have a result without a file; the store may change while one
+        reads. It takes time by their number, not by that of all jobs."""
         ...
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
@@ -116,15 +154,26 @@ class Store(Protocol):
         """When the next job falls due."""
         ...
 
+    async def hand_over(self, now: float, *, lease_s: float) -> JobRecord | None:
+        """The job for a consumer: of those that have ended and were not acknowledged (`record.HANDED_OVER`), and that
+        no other consumer has, the one that ended first. For `lease_s` seconds no other consumer gets it. From the first
+        call on, `purge` keeps what was not acknowledged."""
+        ...
+
+    async def next_handover(self, now: float) -> float | None:
+        """In how many seconds `hand_over` may have a job: 0 now; None: when one ends, not before."""
+        ...
+
     async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         """Take over what a dead process left: its `sending` jobs become `uncertain` for at most `doubt_s` seconds, and
         open jobs fall due spread over the time that `per_second` asks a second take, at most a minute. Returns how
         many jobs are unfinished."""
         ...
 
-    async def purge(self, older_than: timedelta | float) -> int:
-        """Forget jobs that ended more than `older_than` (seconds) ago and are not in hand, with their keys. Returns how
-        many."""
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
+        """Forget jobs that ended more than `older_than` (seconds) before `now` (Unix seconds; None: by the clock) and
+        are not in hand, with their keys, and give their space back. If the store has consumers, of the jobs that are
+        handed over only those that were acknowledged. Returns how many."""
         ...
 
 

@@ -15,8 +15,8 @@ from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.lifecycle import AnswerLost, Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
-from xiling_async.stores.base import SPREAD_S, Watcher, seconds
+from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, State, Succeeded
+from xiling_async.stores.base import ALL_JOBS, SPREAD_S, JobQuery, Watcher, seconds
 
 _CERTAIN: Final = (State.DONE, State.FAILED, State.NOT_SENT, State.REJECTED)
 
@@ -26,7 +26,8 @@ class MemoryStore:
 
     What was bought is lost with the process: take `SQLiteStore` where that matters. `keep`: of jobs that are over and
     have no key, the last so many are kept, about 1 KB each, so that a worker does not grow for weeks; jobs with a key,
-    and those whose end is not certain, are kept until `purge`.
+    and those whose end is not certain, are kept until `purge`. Where there is a consumer (`Client.completed`), a job is
+    over when it was acknowledged.
     """
 
     is_shared: bool = False
@@ -40,6 +41,8 @@ class MemoryStore:
         self._ids_by_key: dict[str, str] = {}
         self._ids_by_task: dict[str, str] = {}
         self._due: list[tuple[float, str]] = []  # lazily cleaned: an entry counts only while its job is due then
+        self._ended: dict[str, float] = {}  # jobs that a consumer has not acknowledged: from when it may be given one
+        self._has_consumer = False
         self._secret: bytes | None = None
         self._watcher: Watcher | None = None
 
@@ -89,7 +92,7 @@ class MemoryStore:
                     self._keep(owner, cast("JobRecord", other.record))
                 change = evolve(change, others=others) if others else change
             self._keep(record, after)
-            if after.state is not record.state:
+            if after.state is not record.state or after.handover_at is not record.handover_at:
                 self._forget_oldest(after)
         return change
 
@@ -98,18 +101,22 @@ class MemoryStore:
         return [self._jobs[job_id] for job_id in ids if job_id != record.id]
 
     def _forget_oldest(self, record: JobRecord) -> None:
-        if record.key is None and record.state in _CERTAIN:
+        if record.key is None and record.state in _CERTAIN and not self._is_awaited_by_consumer(record):
             self._over.append(record.id)
         for _ in range(len(self._over) - self._keep_over):
             oldest = self._jobs.get(self._over.popleft())
-            if oldest is not None and oldest.state in _CERTAIN:
+            if oldest is not None and oldest.state in _CERTAIN and not self._is_awaited_by_consumer(oldest):
                 if oldest.id in self._in_hand():
                     self._over.append(oldest.id)
                 else:
                     self._forget(oldest)
 
+    def _is_awaited_by_consumer(self, record: JobRecord) -> bool:
+        return self._has_consumer and record.id in self._ended
+
     def _forget(self, record: JobRecord) -> None:
         del self._jobs[record.id]
+        self._ended.pop(record.id, None)
         if record.key is not None:
             del self._ids_by_key[record.key]
         for task_id in record.owned_ids:
@@ -117,6 +124,10 @@ class MemoryStore:
 
     def _keep(self, before: JobRecord | None, record: JobRecord) -> None:
         self._jobs[record.id] = record
+        if before is None or before.state is not record.state or record.handover_at is None:
+            self._ended.pop(record.id, None)
+        if record.state in HANDED_OVER and record.handover_at is not None:
+            self._ended[record.id] = record.handover_at  # the one that ended last stands last
         if before is None and record.key is not None:
             self._ids_by_key[record.key] = record.id
         if before is None or before.task_ids != record.task_ids:
@@ -146,10 +157,17 @@ class MemoryStore:
             if record is not None and not record.state.is_final:
                 yield record
 
-    async def jobs(self) -> AsyncIterator[JobRecord]:
-        for job_id in reversed(tuple(self._jobs)):
+    async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+        ids = sorted(self._jobs, key=lambda job_id: (self._jobs[job_id].created_at, job_id))
+        for job_id in reversed(ids) if query.newest_first else ids:
             record = self._jobs.get(job_id)
-            if record is not None:
+            if record is not None and query.matches(record):
+                yield record
+
+    async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        for record in tuple(self._jobs.values()):
+            results = (outcome for outcome in record.outcomes if isinstance(outcome, Succeeded))
+            if record.changed_at >= since and any(result.file is None for result in results):
                 yield record
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
@@ -174,6 +192,19 @@ class MemoryStore:
             heapq.heappop(self._due)
         return False
 
+    async def hand_over(self, now: float, *, lease_s: float) -> JobRecord | None:
+        self._has_consumer = True
+        for job_id, handover_at in self._ended.items():
+            if handover_at <= now:
+                record = self._jobs[job_id]
+                leased = record.but(handover_at=now + lease_s)
+                self._keep(record, leased)
+                return leased
+        return None
+
+    async def next_handover(self, now: float) -> float | None:
+        return max(0.0, min(self._ended.values()) - now) if self._ended else None
+
     async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
         open_jobs = [record for record in self._jobs.values() if not record.state.is_final]
         spread_s = min(SPREAD_S, len(open_jobs) / per_second)
@@ -187,12 +218,16 @@ class MemoryStore:
                 self._keep(record, record.but(due_at=now + spread_s * place / len(open_jobs)))
         return len(open_jobs)
 
-    async def purge(self, older_than: timedelta | float) -> int:
-        before, in_hand = SystemClock().time() - seconds(older_than), self._in_hand()
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
+        now = SystemClock().time() if now is None else now
+        before, in_hand = now - seconds(older_than), self._in_hand()
         old = [
             job
             for job in self._jobs.values()
-            if job.state.is_final and job.changed_at < before and job.id not in in_hand
+            if job.state.is_final
+            and job.changed_at < before
+            and job.id not in in_hand
+            and not self._is_awaited_by_consumer(job)
         ]
         for record in old:
             self._forget(record)
