@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, cast, overload
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
 import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
-from xiling_async.api.failures import error_of
 from xiling_async.errors import ConfigurationError, InvalidRequest
+from xiling_async.jobs.buyer import order_of
+from xiling_async.jobs.consumer import checked_lease
 from xiling_async.jobs.engine import Engine, Opening, Settings
-from xiling_async.jobs.exchange import Order
-from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
-from xiling_async.jobs.map import FanOut, Finished, Items, checked
+from xiling_async.jobs.job import Job, checked_timeout, job_of_task, resolve
+from xiling_async.jobs.map import FanOut, Finished, Items, MapOptions, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models import settings
+from xiling_async.models.query import checked_query
 from xiling_async.models.record import State
-from xiling_async.models.request import Request, Result, check_name, is_name
-from xiling_async.models.settings import Limits, Polling, Timeouts
+from xiling_async.models.request import Request, Result, is_name
+from xiling_async.models.settings import Limits, Polling, Timeouts, as_number
 from xiling_async.stores.base import Store
 from xiling_async.stores.memory import MemoryStore
 from xiling_async.telemetry.events import Hook, hooks_of
@@ -92,12 +95,12 @@ class Client:
             headers=settings.extra_headers(headers),
             save_to=settings.folder(save_to),
             allow_private=settings.instance("allow_private", allow_private, bool, "True or False"),
+            raises_uncertain=on_uncertain == "raise" or receiver is None,
             on_event=hooks_of(on_event),
             clock=SystemClock() if clock is None else settings.instance("clock", clock, Clock, _A_CLOCK),
         )
         if receiver is not None:
             receiver.check_reachable_from(service)
-        self._raises_uncertain = on_uncertain == "raise" or receiver is None
         self._settings = given
         self._engine = Engine(given)
         self._opening = Opening(self._engine)
@@ -137,8 +140,11 @@ class Client:
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request[R], *, key: str | None = None) -> Job[R]:
-        """Buy one job. The same `key` is the same job for ever: one paid POST, also after a restart.
+    async def submit(
+        self, request: Request[R], *, key: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Job[R]:
+        """Buy one job. The same `key` is the same job for ever: one paid POST, also after a restart. `metadata`: words
+        of your own, text by name, at most 16 KiB; the store keeps them with a job that is new (`Job.metadata`).
 
         Local files of the request are all checked before anything is sent, and uploaded before anything is bought,
         each content once per client; an upload that fails means that nothing was bought.
@@ -148,28 +154,8 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        return await self._submit(self._order(request, key))
-
-    def _order(self, request: Request[Any], key: str | None) -> Order:
         self._opening.check()
-        if not isinstance(request, Request):
-            raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
-        if key is not None:
-            check_name("key", key)
-        return Order(request=request, key=key)
-
-    async def _submit(self, order: Order) -> Job[Any]:
-        self._opening.check()
-        if order.key is not None:  # of a pair in `map`
-            check_name("key", order.key)
-        purchase = await self._engine.submission.submit(order)
-        entry, doubt = purchase.entry, purchase.doubt
-        job: Job[Any] = Job(entry, self._engine.job_context)
-        if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(entry.record, job=job)) from doubt
-        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
-            doubt.job = job
-            raise doubt
+        job: Job[R] = await self._engine.buyer.submit(order_of(request, key, metadata))
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
@@ -220,39 +206,49 @@ class Client:
         paths = await self._engine.downloads.download(result, to, options)
         return paths if what == "both" else paths[0]
 
-    async def run(self, request: Request[R], *, key: str | None = None, timeout: float | None = None) -> R:
+    async def run(
+        self,
+        request: Request[R],
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> R:
         """Submit, wait, and give the one result. `timeout`: seconds for all of it (None: `Timeouts.wait`).
 
         Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs, and for a
         timeout that is not above 0.
         """
+        self._opening.check()
         if timeout is not None and checked_timeout(timeout) <= 0:
             raise InvalidRequest(f"timeout must be above 0 seconds, or None, not {timeout}. Nothing was sent.")
-        if isinstance(request, Request) and request.task_count != 1:
-            raise InvalidRequest(
-                f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
-                "use `await (await client.submit(request))`."
-            )
-        order, clock = self._order(request, key), self._settings.clock
         limit_s = self._settings.timeouts.wait if timeout is None else timeout
-        began_at = clock.time()
-        try:
-            async with clock.timeout(limit_s):
-                job: Job[R] = await self._submit(order)
-        except TimeoutError:
-            if order.entry is None:
-                raise not_sent_in_time(order.key, limit_s) from None
-            raise Job[R](order.entry, self._engine.job_context).timed_out(limit_s) from None
-        (result,) = await job.result(limit_s - (clock.time() - began_at))
+        result: R = await self._engine.buyer.run(order_of(request, key, metadata), limit_s)
         return result
 
-    def map(self, items: Items[R], *, in_flight: int = 100, ordered: bool = False) -> AsyncGenerator[Finished[R], None]:
+    async def retry(self, job: Job[R], *, metadata: Mapping[str, str] | None = None) -> Job[R]:
+        """Buy exactly the failed tasks of a job again, as a job of its own whose `retry_of` names the one before: the
+        service was paid for them and could not do them, so this is paid again.
+
+        Its key is derived (`order-42~1`, then `~2`), so however many callers ask, and however often, each generation is
+        bought once; a retry that failed is itself bought again by `retry(retried)`. `metadata` (None: that of `job`).
+
+        Raises `InvalidRequest` for anything but a failed job (nothing was sent), and what `submit` raises.
+        """
+        self._opening.check()
+        return await self._engine.buyer.retry(job, metadata=metadata)
+
+    def map(
+        self, items: Items[R], *, in_flight: int = 100, ordered: bool = False, retries: int = 0
+    ) -> AsyncGenerator[Finished[R], None]:
         """Buy many jobs, and give each as it finishes: `async for done in client.map(requests)`.
 
         `items`: requests, or `(key, request)` pairs, of any iterable or asynchronous iterable. It is read lazily: at
         most `in_flight` items are started and not yet taken by the loop, and memory does not grow with its length.
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
-        With keys a run that was cut short can be repeated: what was bought is not bought again.
+        With keys a run that was cut short can be repeated: what was bought is not bought again. `retries`: how often the
+        failed tasks of an item are bought again (`retry`), each time paid; `Finished.results` then joins the good ones
+        in task order, and `Finished.job` is the last job.
 
         A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
         the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with
@@ -265,9 +261,10 @@ class Client:
         self._opening.check()
         if type(in_flight) is not int or in_flight < 1:
             raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        fan_out: FanOut[R] = FanOut(
-            checked(items), self._submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
-        )
+        if type(retries) is not int or retries < 0:
+            raise InvalidRequest(f"retries must be a whole number, 0 or more, not {retries!r}. Nothing was sent.")
+        options = MapOptions(in_flight=in_flight, ordered=ordered, retries=retries)
+        fan_out: FanOut[R] = FanOut(checked(items), self._engine.buyer, options, tasks=self._engine.maps)
         return fan_out.results()
 
     @overload
@@ -316,6 +313,57 @@ class Client:
         self._opening.check()
         async for slot in self._engine.registry.unfinished():
             yield Job(slot, self._engine.job_context)
+
+    async def jobs(
+        self,
+        *,
+        state: State | str | Collection[State | str] | None = None,
+        kind: type[Request[Any]] | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        since: float | None = None,
+    ) -> AsyncIterator[Job[Any]]:
+        """All jobs that the store remembers, the oldest first, read page by page.
+
+        `state`: those in this state, or in one of these. `kind`: a class of requests. `metadata`: those that have all
+        of these pairs. `since`: those made at this time (Unix seconds) or later.
+
+        Raises `InvalidRequest` for what is not one of these, `StoreError`, `ClientClosed`.
+        """
+        self._opening.check()
+        query = checked_query(state, kind, metadata, since)
+        async for entry in self._engine.registry.jobs(query):
+            yield Job(entry, self._engine.job_context)
+
+    async def completed(self, *, lease: float = 300.0) -> AsyncGenerator[Job[Any], None]:
+        """Every job that has ended and was not acknowledged, the one that ended first at first, then those that end
+        from now on, until the loop is left: `async for job in client.completed(): ...; await job.ack()`.
+
+        At least once: a job that is not acknowledged within `lease` seconds is given again, to whichever process asks,
+        also after a crash; until then no other consumer of the store has it. Jobs come in the states done, failed,
+        expired and unknown. Nothing is claimed before the loop asks for it.
+
+        Raises `InvalidRequest` for a lease that is not a number above 0, `StoreError` (nothing is lost: ask again),
+        `ClientClosed` when the client is closed.
+        """
+        self._opening.check()
+        async with aclosing(self._engine.consumers.jobs(checked_lease(lease))) as entries:
+            async for entry in entries:
+                yield Job(entry, self._engine.job_context)
+
+    async def purge(self, *, older_than: float) -> int:
+        """Forget the jobs that ended more than `older_than` seconds ago, with their keys, and give their space back;
+        returns how many. Where `completed` is used, jobs that were not acknowledged stay. A key that was forgotten buys
+        again.
+
+        Raises `InvalidRequest` for what is not a number of seconds, 0 or more, `StoreError`, `ClientClosed`.
+        """
+        self._opening.check()
+        age_s = as_number(older_than)
+        if age_s is None or not 0 <= age_s < math.inf:
+            raise InvalidRequest(
+                f"older_than must be a number of seconds, 0 or more, not {shown(older_than)}. Nothing was forgotten."
+            )
+        return await self._settings.store.purge(age_s, now=self._settings.clock.time())
 
     def stats(self) -> Stats:
         """What this client has seen since it was opened, as plain numbers; no I/O."""

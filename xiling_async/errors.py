@@ -3,6 +3,7 @@
 XilingError                      charged: "no" | "maybe" | "yes"
 ├─ InvalidRequest (ValueError)      no      the request breaks documented rules; nothing was sent
 ├─ ConfigurationError (ValueError)  no      the client is set up wrongly; nothing was sent
+├─ LimitReached                     no      a cap of the caller's own (`Limits.outputs`); nothing was sent
 ├─ NotSent                          no      the service was never reached (already tried again, safely)
 ├─ ServiceError                             the service answered no: status, code, message
 │  ├─ Unauthorized                  no      the key is missing, wrong or not allowed
@@ -144,6 +145,12 @@ class InvalidRequest(XilingError, ValueError):
 
 class ConfigurationError(XilingError, ValueError):
     """The client or the receiver is set up wrongly. Nothing was sent."""
+
+
+class LimitReached(XilingError):
+    """The submit would buy more than `Limits.outputs` allows this client. Nothing was sent."""
+
+    charged: Charged = "no"
 
 
 class NotSent(XilingError):

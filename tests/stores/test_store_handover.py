@@ -20,8 +20,9 @@ from xiling_async.models.lifecycle import (
     Refused,
     Verdict,
 )
+from xiling_async.models.query import JobQuery
 from xiling_async.models.record import Failed, JobRecord, State
-from xiling_async.stores.base import JobQuery, Store
+from xiling_async.stores.base import Store
 
 LEASE_S = 300.0
 
@@ -48,8 +49,8 @@ async def add_ended(store: Store, number: int, at: float, **known: Any) -> JobRe
 
 async def handed_over(store: Store, *, now: float = NOW) -> list[str]:
     ids = []
-    while (record := await store.hand_over(now, lease_s=LEASE_S)) is not None:
-        ids.append(record.id)
+    while (handed_over := await store.hand_over(now, lease_s=LEASE_S)) is not None:
+        ids.append(handed_over.record.id)
     return ids
 
 
@@ -98,11 +99,11 @@ async def test_every_end_that_may_have_cost_is_handed_over(store: Store) -> None
 async def test_an_acknowledged_job_is_not_handed_over_again(store: Store) -> None:
     record = await add_ended(store, 1, NOW)
     assert record.handover_at == 0
-    leased = await store.hand_over(NOW, lease_s=LEASE_S)
-    assert leased is not None
-    assert leased.handover_at is not None
-    assert leased.handover_at > 0
-    assert leased.version > record.version
+    handed_over = await store.hand_over(NOW, lease_s=LEASE_S)
+    assert handed_over is not None
+    assert not handed_over.is_again
+    assert handed_over.record.handover_at
+    assert handed_over.record.version > record.version
     assert await acknowledge(store, record.id) is Verdict.APPLIED
     assert await acknowledge(store, record.id) is Verdict.REPEAT
     assert await store.next_handover(NOW) is None
@@ -149,7 +150,7 @@ async def test_a_file_that_is_saved_changes_no_lease(store: Store) -> None:
     saved = FileSaved(at=NOW, task_id="t-1", file="t-1.mp4")
     change = await store.change(record.id, saved)
     assert change.record is not None
-    assert change.record.handover_at == leased.handover_at
+    assert change.record.handover_at == leased.record.handover_at
     assert await handed_over(store) == []
 
 
@@ -183,7 +184,7 @@ async def test_metadata_and_retry_of_are_kept(store: Store) -> None:
     await applied(store, job(2))
     await reopened_if_durable(store)
     kept, other = await store.get(record.id), await store.get(job(2).id)
-    assert kept is not None and other is not None  # noqa: PT018
+    assert kept is not None and other is not None
     assert (dict(kept.metadata), kept.retry_of) == (metadata, "f" * 32)
     assert (dict(other.metadata), other.retry_of) == ({}, None)
     for name, value in metadata.items():

@@ -7,7 +7,7 @@ here, another process says that something has changed, or a lease runs out; it n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from xiling_async._internal.clock import Clock
@@ -15,6 +15,7 @@ from xiling_async._internal.redact import shown
 from xiling_async.errors import ClientClosed, InvalidRequest
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
+from xiling_async.models.record import HANDED_OVER, JobRecord
 from xiling_async.models.settings import as_number
 
 LONGEST_LEASE_S: Final = 10 * 365 * 24 * 3600.0
@@ -26,3 +27,68 @@ def checked_lease(lease: object) -> float:
     if number is None or not 0 < number <= LONGEST_LEASE_S:
         raise InvalidRequest(f"lease must be a number of seconds above 0, not {shown(lease)}. Nothing was changed.")
     return number
+
+
+class Consumers:
+    """The loops of one client over `Client.completed`. They share nothing but the wake-up: the store decides who gets
+    which job."""
+
+    def __init__(self, registry: Registry, *, clock: Clock) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._sleeping: set[asyncio.Event] = set()
+        self._is_closed = False
+
+    async def jobs(self, lease_s: float) -> AsyncGenerator[JobEntry, None]:
+        """Each ended job that was not acknowledged, for as long as the loop asks. Raises `StoreError`, and
+        `ClientClosed` when the client is closed."""
+        woken = asyncio.Event()
+        self._sleeping.add(woken)
+        try:
+            while True:
+                woken.clear()  # what changes while the store is asked is not missed
+                entry = await self._next(lease_s)
+                if entry is not None:
+                    yield entry
+                else:
+                    await self._sleep(woken)
+        finally:
+            self._sleeping.discard(woken)
+
+    async def _next(self, lease_s: float) -> JobEntry | None:
+        self._check_open()
+        entry = await self._registry.hand_over(self._clock.time(), lease_s=lease_s)
+        if entry is not None:
+            self.wake()  # the others of this client sleep until the earliest lease ends: there is a new one
+        return entry
+
+    async def _sleep(self, woken: asyncio.Event) -> None:
+        wait_s = await self._registry.next_handover(self._clock.time())
+        timer = None if wait_s is None else self._clock.call_later(wait_s, woken.set)
+        try:
+            self._check_open()
+            await woken.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def changed(self, record: JobRecord) -> None:
+        """A job of this client has changed."""
+        if record.state in HANDED_OVER:
+            self.wake()
+
+    def wake(self) -> None:
+        """What is to be handed over is another now."""
+        for woken in self._sleeping:
+            woken.set()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self.wake()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed(
+                "The client was closed while jobs were handed over. What was not acknowledged stays in the store, and "
+                "is handed over again."
+            )

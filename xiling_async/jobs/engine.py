@@ -22,7 +22,9 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.transport import Transport
 from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
+from xiling_async.jobs.buyer import Buyer
 from xiling_async.jobs.callbacks import CallbackApplier
+from xiling_async.jobs.consumer import Consumers
 from xiling_async.jobs.context import Context
 from xiling_async.jobs.exchange import Exchange
 from xiling_async.jobs.job import JobContext
@@ -59,6 +61,7 @@ class Settings:
     headers: Mapping[str, str] = field(repr=False)
     save_to: Path | None
     allow_private: bool
+    raises_uncertain: bool
     on_event: tuple[Hook, ...]
     clock: Clock
 
@@ -117,6 +120,9 @@ class Engine:
             registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.poller.ask,
             auto_save=self._auto_save,
         )  # fmt: skip
+        self.buyer = Buyer(self.submission, self.job_context, given.raises_uncertain)
+        self.consumers = Consumers(registry, clock=given.clock)
+        registry.consumers = self.consumers
         self.maps = Tasks()  # of `Client.map`
         self._undo = AsyncExitStack()
 
@@ -148,6 +154,7 @@ class Engine:
             undo.push_async_callback(self.submission.close)
             undo.push_async_callback(self.uploads.close)
             undo.push_async_callback(self.maps.cancel)
+            undo.callback(self.consumers.close)
             self._undo = undo.pop_all()
 
     def _downloads(self) -> Downloads:
@@ -164,6 +171,7 @@ class Engine:
 
     def _changed(self, record: JobRecord) -> None:
         self.poller.changed(record)
+        self.consumers.changed(record)
         if self._auto_save is not None:
             self._auto_save.changed(record)
 

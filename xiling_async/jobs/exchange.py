@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from attrs import define, field
@@ -11,18 +12,20 @@ from attrs import define, field
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
-from xiling_async.errors import StoreError
+from xiling_async.errors import LimitReached, StoreError
 from xiling_async.jobs.context import Context
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
+from xiling_async.models.metadata import NO_METADATA
 from xiling_async.models.record import JobRecord, Refusal, State
 from xiling_async.models.request import Request
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.submission")
 
+NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would tell of a dead link
 
 
@@ -38,6 +41,8 @@ class Order:
 
     request: Request[Any]
     key: str | None = None
+    metadata: Mapping[str, str] = NO_METADATA
+    retry_of: str | None = None
     wanted: asyncio.Event | None = None
     entry: JobEntry | None = None
     held: str | None = None
@@ -60,6 +65,31 @@ class Sent:
     result: CreateResult | None
 
 
+class OutputLimit:
+    """How many outputs this client may still buy (`Limits.outputs`). What may have been bought counts."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._reserved = 0
+
+    def check(self, count: int) -> None:
+        """Raises `LimitReached` if so many more are too many."""
+        if self._most is not None and self._reserved + count > self._most:
+            raise LimitReached(
+                f"Limits.outputs is {self._most}, and this client has bought, or is buying, {self._reserved} outputs: "
+                f"a request for {count} more is not sent. Nothing was bought by it."
+            )
+
+    def reserve(self, count: int) -> None:
+        """Raises `LimitReached`, and then reserves nothing."""
+        self.check(count)
+        self._reserved += count
+
+    def release(self, count: int) -> None:
+        """They were not bought."""
+        self._reserved -= count
+
+
 class Exchange:
     """Sends POSTs, each at most once, and writes down what is known of them."""
 
@@ -78,20 +108,28 @@ class Exchange:
         self._calls = calls
         self._poller = poller
         self._receiver = receiver
+        self.output_limit = OutputLimit(context.limits.outputs)
 
     async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Sent:
         """Send the next POST of this order. `request`: its request with URLs only; `entry`: its job, if it has one."""
         self._calls.check()  # a session that cannot send is told before the intent
         record = self._new_record(order) if entry is None else entry.record
         in_hand = self._registry.jobs_in_hand
+        self.output_limit.reserve(request.task_count)
+        is_bought = False
         in_hand.hold(record.id)
         try:
             entry, is_ours = await self._intend(order, record, entry)
             order.entry = entry
             order.moved.set()
-            return Sent(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
+            is_bought = is_ours  # until it is known that it was not
+            result = await self._exchanged(entry, request) if is_ours else None
+            is_bought = is_ours and entry.record.state not in NOT_BOUGHT
+            return Sent(entry=entry, result=result)
         finally:
             in_hand.release(record.id)
+            if not is_bought:
+                self.output_limit.release(request.task_count)
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
         record = entry.record
@@ -112,7 +150,7 @@ class Exchange:
         now, request = self._clock.time(), order.request
         return JobRecord(
             id=self._registry.new_id(order.key), kind=request.kind.name, key=order.key, request=request,
-            asked=request.task_count, created_at=now, changed_at=now,
+            asked=request.task_count, created_at=now, changed_at=now, metadata=order.metadata, retry_of=order.retry_of,
         )  # fmt: skip
 
     async def _intend(self, order: Order, record: JobRecord, entry: JobEntry | None) -> tuple[JobEntry, bool]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 from attrs import frozen
@@ -18,8 +19,10 @@ from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as JobEntry
+from xiling_async.jobs.entry import Predicate
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
+from xiling_async.models.lifecycle import Verdict
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
 from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Timeouts, as_number
@@ -57,6 +60,12 @@ def not_sent_in_time(key: str | None, limit_s: float) -> WaitTimeout:
 
 def _is_final(record: JobRecord) -> bool:
     return record.state.is_final
+
+
+def _has_more(record: JobRecord, given: Set[str]) -> bool:
+    """Whether it is at its end, or has an outcome that is not among these."""
+    known = (outcome.task_id for outcome in record.outcomes if outcome is not None)
+    return record.state.is_final or any(task_id not in given for task_id in known)
 
 
 class Job(Generic[R]):
@@ -97,6 +106,26 @@ class Job(Generic[R]):
     def state(self) -> State:
         """Where the job stands, as far as this process knows; compares with its name: `job.state == "done"`."""
         return self._entry.record.state
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The caller's own words, as they were given to `submit`."""
+        return MappingProxyType(dict(self._entry.record.metadata))
+
+    @property
+    def retry_of(self) -> str | None:
+        """The id of the job whose failed tasks this one buys again (`Client.retry`)."""
+        return self._entry.record.retry_of
+
+    @property
+    def created_at(self) -> float:
+        """When the job was made: Unix seconds."""
+        return self._entry.record.created_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the job came to its end, as far as this process knows: Unix seconds; None while it is under way."""
+        return self._entry.record.ended_at
 
     @property
     def error(self) -> XilingError | None:
@@ -140,6 +169,39 @@ class Job(Generic[R]):
             raise cast("Exception", error_of(record, job=self))
         return cast("tuple[Succeeded[R] | Failed, ...]", record.outcomes)
 
+    async def as_completed(self) -> AsyncIterator[Succeeded[R] | Failed]:
+        """Each task's outcome as it becomes known, those that are known already first: with `generate_count=4` nobody
+        has to wait for the fourth to have the first. It waits `Timeouts.wait` seconds for each next one.
+
+        Raises as `outcomes` does, after the outcomes that are known.
+        """
+        given: set[str] = set()
+        while True:
+            for outcome in self._entry.record.outcomes:
+                if outcome is not None and outcome.task_id not in given:
+                    given.add(outcome.task_id)
+                    yield outcome
+            record = self._entry.record
+            if record.state.is_final and len(given) == sum(outcome is not None for outcome in record.outcomes):
+                break
+            await self._changed(None, lambda record: _has_more(record, given))
+        await self.outcomes()
+
+    async def ack(self) -> None:
+        """Write down that the application has dealt with the end of this job, so that `Client.completed` does not give
+        it again. Once more changes nothing; a consumer that had it longer than its lease may still say so.
+
+        Raises `InvalidRequest` for a job that has not ended, or that bought nothing, `StoreError`, `ClientClosed`.
+        """
+        self._check_loop()
+        self._entry = await self._context.registry.fresh(self._entry)
+        verdict = await self._context.registry.acknowledge(self._entry.record.id)
+        if verdict not in (Verdict.APPLIED, Verdict.REPEAT):
+            raise InvalidRequest(
+                f"Job {self.id} is {self.state.value}: only a job that has ended after it was bought can be "
+                "acknowledged. Nothing was changed."
+            )
+
     async def saved(self, timeout: float | None = None) -> tuple[Path, ...]:
         """The files in the folder of `Client(save_to=...)`, one for each task that succeeded, in task order, once they
         are saved. A download that fails is repeated until the result's link has expired. `timeout`: as in `result`.
@@ -170,16 +232,19 @@ class Job(Generic[R]):
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:
+        return await self._changed(timeout, _is_final)
+
+    async def _changed(self, timeout: float | None, predicate: Predicate) -> JobRecord:
         self._check_loop()
         limit_s = self._context.timeouts.wait if timeout is None else checked_timeout(timeout)
         try:
             async with self._context.clock.timeout(limit_s):
                 self._entry = await self._context.registry.fresh(self._entry)
-                return await self._context.registry.wait(self._entry, _is_final)
+                return await self._context.registry.wait(self._entry, predicate)
         except TimeoutError:
             with contextlib.suppress(StoreError):  # another process may have heard what was not told here
                 await self._context.registry.reread(self._entry)
-            if self._entry.record.state.is_final:
+            if predicate(self._entry.record):
                 return self._entry.record
             raise self.timed_out(limit_s) from None
 

@@ -11,20 +11,20 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from xiling_async._internal.redact import scrub
 from xiling_async._internal.tasks import Tasks
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed, XilingError
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem, XilingError
+from xiling_async.jobs.buyer import Buyer
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
-from xiling_async.models.record import Succeeded
+from xiling_async.models.record import Failed, State, Succeeded
 from xiling_async.models.request import Request
 
 R = TypeVar("R")
 Item = Request[R] | tuple[str, Request[R]]
 Items = Iterable[Item[R]] | AsyncIterable[Item[R]]
-Submit = Callable[[Order], Awaitable[Job[Any]]]
 
 
 @frozen(kw_only=True)
@@ -47,6 +47,32 @@ class Finished(Generic[R]):
     def ok(self) -> bool:
         """Every task of it succeeded."""
         return self.error is None
+
+
+@frozen(kw_only=True)
+class MapOptions:
+    """How `Client.map` runs: see there."""
+
+    in_flight: int
+    ordered: bool
+    retries: int
+
+
+@define
+class _Purchase(Generic[R]):
+    """What was bought for one item: its newest job, and the outcomes of its tasks in their order."""
+
+    job: Job[R] | None = None
+    outcomes: list[Succeeded[R] | Failed] = field(factory=list)
+
+    def add(self, outcomes: Iterable[Succeeded[R] | Failed]) -> None:
+        """Those of the first job, or of a retry: these stand in for the tasks that failed before."""
+        if not self.outcomes:
+            self.outcomes = list(outcomes)
+            return
+        places = [place for place, outcome in enumerate(self.outcomes) if isinstance(outcome, Failed)]
+        for place, outcome in zip(places, outcomes, strict=False):
+            self.outcomes[place] = outcome
 
 
 def checked(items: Items[R]) -> Items[R]:
@@ -85,13 +111,12 @@ class FanOut(Generic[R]):
     Nothing is sent but while the consumer waits for the next result: one that stops asking buys nothing more.
     """
 
-    def __init__(self, items: Items[R], submit: Submit, *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
+    def __init__(self, items: Items[R], buyer: Buyer, options: MapOptions, *, tasks: Tasks) -> None:
         self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
         self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        self._submit = submit
+        self._buyer = buyer
+        self._options = options
         self._tasks = tasks
-        self._in_flight = in_flight
-        self._ordered = ordered
         self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
         self._exhausted = False
         self._broken: Exception | None = None  # what the source raised: told when all that was started is done
@@ -134,7 +159,7 @@ class FanOut(Generic[R]):
     def _fill(self) -> list[Order]:
         """Start as many as there may be; those that were started now."""
         started: list[Order] = []
-        while not self._exhausted and self._pulled - self._taken < self._in_flight:
+        while not self._exhausted and self._pulled - self._taken < self._options.in_flight:
             try:
                 if isinstance(self._source, AsyncIterator):
                     if self._pull is None:
@@ -161,31 +186,42 @@ class FanOut(Generic[R]):
         task = self._tasks.start(self._run(self._pulled, order), name=f"xiling map {self._pulled}")
         self._pulled += 1
         self._running.add(task)
-        if self._ordered:
+        if self._options.ordered:
             self._order.append(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Finished[R]]) -> None:
         self._running.discard(task)
-        if not self._ordered:
+        if not self._options.ordered:
             self._order.append(task)
         self._news.set()
 
     async def _run(self, index: int, order: Order) -> Finished[R]:
-        job: Job[R] | None = None
-        key, request = order.key, order.request
+        purchase: _Purchase[R] = _Purchase()
+        error: XilingError | None = None
         try:
-            job = await self._submit(order)
-            results = await job.result()
+            await self._buy(order, purchase)
         except ClientClosed:
             raise
         except Exception as raised:
-            error = raised if isinstance(raised, XilingError) else _unexpected(raised, job)
-            known = job or cast("Job[R] | None", getattr(error, "job", None))
-            return Finished(index=index, key=key, request=request, job=known, results=_good(error), error=error)
+            error = raised if isinstance(raised, XilingError) else _unexpected(raised, purchase.job)
         finally:
             order.moved.set()
-        return Finished(index=index, key=key, request=request, job=job, results=results)
+        job = purchase.job or cast("Job[R] | None", getattr(error, "job", None))
+        results = tuple(outcome.result for outcome in purchase.outcomes if isinstance(outcome, Succeeded))
+        return Finished(index=index, key=order.key, request=order.request, job=job, results=results, error=error)
+
+    async def _buy(self, order: Order, purchase: _Purchase[R]) -> None:
+        """Raises why not every task of the item has succeeded in the end."""
+        purchase.job = await self._buyer.submit(order)
+        purchase.add(await purchase.job.outcomes())
+        for _ in range(self._options.retries):
+            if purchase.job.state is not State.FAILED:
+                break
+            purchase.job = await self._buyer.retry(purchase.job, wanted=self._wanted)
+            purchase.add(await purchase.job.outcomes())
+        if purchase.job.error is not None:
+            raise purchase.job.error
 
     async def _stop(self) -> None:
         tasks = {*self._running, *(() if self._pull is None else (self._pull,))}
@@ -209,8 +245,3 @@ def _unexpected(error: Exception, job: Job[Any] | None) -> XilingError:
     wrapped = XilingError(message, charged="yes" if job is not None and job.task_ids else "maybe", **known)
     wrapped.__cause__ = error
     return wrapped
-
-
-def _good(error: Exception) -> tuple[Any, ...]:
-    outcomes = error.outcomes if isinstance(error, TaskFailed) else ()
-    return tuple(outcome.result for outcome in outcomes if isinstance(outcome, Succeeded))

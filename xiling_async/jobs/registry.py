@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
@@ -19,7 +19,8 @@ from xiling_async.errors import ClientClosed, StoreError, XilingError
 from xiling_async.jobs import unwritten
 from xiling_async.jobs.entry import JobEntry, JobsInHand, Predicate, closed_error
 from xiling_async.jobs.unwritten import Answer, UnwrittenJob, UnwrittenJobs
-from xiling_async.models.lifecycle import Accepted, Change, Event, OutcomeReported, ResendStarted, Verdict
+from xiling_async.models.lifecycle import Accepted, Acknowledged, Change, Event, OutcomeReported, ResendStarted, Verdict
+from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
@@ -28,6 +29,12 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 log = logging.getLogger("xiling_async.jobs.registry")
 
 SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
+
+
+class HandoverWatcher(Protocol):
+    """Who is told when what is to be handed over has changed."""
+
+    def wake(self) -> None: ...
 
 
 class Registry:
@@ -51,6 +58,7 @@ class Registry:
         self._repairs = Tasks()
         self._writer = Tasks()
         self._closed = self._released = False
+        self.consumers: HandoverWatcher | None = None
         self.keyed_ids: WebhookReceiver | None = None  # gives keyed jobs their ids
 
     # --- entries -------------------------------------------------------------------------------------------------
@@ -275,6 +283,34 @@ class Registry:
     async def next_due(self) -> float | None:
         """`Store.next_due`, with the jobs that the store does not know of yet."""
         return await self._unwritten.next_due()
+
+    async def hand_over(self, now: float, *, lease_s: float) -> JobEntry | None:
+        """`Store.hand_over`. An entry that is held here is given, with all that is known of the job."""
+        handed_over = await self._store.hand_over(now, lease_s=lease_s)
+        if handed_over is None:
+            return None
+        self._monitor.handed_over(handed_over.record, is_again=handed_over.is_again, at=now)
+        return self.entry_of(handed_over.record)
+
+    async def next_handover(self, now: float) -> float | None:
+        """`Store.next_handover`."""
+        return await self._store.next_handover(now)
+
+    async def acknowledge(self, job_id: str) -> Verdict:
+        """Write that the application has dealt with the end of this job."""
+        now = self._clock.time()
+        change = await self.apply(job_id, Acknowledged(at=now))
+        if change.verdict is Verdict.APPLIED and change.record is not None:
+            self._monitor.acknowledged(change.record, at=now)
+        return change.verdict
+
+    async def jobs(self, query: JobQuery) -> AsyncIterator[JobEntry]:
+        async for record in self._store.jobs(query):
+            yield self.entry_of(record)
+
+    def handover_changed(self) -> None:
+        if self.consumers is not None:
+            self.consumers.wake()
 
     # --- what other processes do: the store tells (stores/base.py, `Watcher`) -------------------------------------
 

@@ -17,7 +17,7 @@ from xiling_async.api.failures import error_of
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
 from xiling_async.jobs.context import Context
 from xiling_async.jobs.entry import JobEntry, still_sending_error
-from xiling_async.jobs.exchange import Exchange, Order, Sent
+from xiling_async.jobs.exchange import NOT_BOUGHT, Exchange, Order, Sent
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.lifecycle import AnswerLost
@@ -25,7 +25,6 @@ from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
 from xiling_async.models.request import Request
 
 SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
-_NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
 @define(kw_only=True)
@@ -158,8 +157,9 @@ class Submission:
         while True:
             if entry is not None:
                 entry = await self._settled(entry, order)
-                if entry.record.state not in _NOT_BOUGHT:
+                if entry.record.state not in NOT_BOUGHT:
                     return Purchase(entry=entry)
+            self._exchange.output_limit.check(order.request.task_count)
             if not self._calls.creates.is_open:
                 order.moved.set()
             if sendable is None:  # uploads come before the intent: one that fails leaves nothing behind
@@ -175,7 +175,7 @@ class Submission:
             entry, result = sent.entry, sent.result
             if result is None:
                 continue  # the key was bought, or is being bought, by another process
-            if entry.record.state not in _NOT_BOUGHT:
+            if entry.record.state not in NOT_BOUGHT:
                 return Purchase(entry=entry, doubt=result.error)
             if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
                 self._uploads.forget(sendable)
@@ -278,8 +278,10 @@ class Submission:
 
 def _check_same(record: JobRecord, order: Order) -> None:
     """What was refused or never arrived bought nothing: its key is free for another request."""
+    if order.retry_of not in (None, record.retry_of) and record.request is not None:
+        raise _other_request(record.key or "", record)
     # A job without a request came back by its callback, and its key says which it is.
-    if record.request not in (order.request, None) and record.state not in _NOT_BOUGHT:
+    if record.request not in (order.request, None) and record.state not in NOT_BOUGHT:
         raise _other_request(record.key or "", record)
 
 

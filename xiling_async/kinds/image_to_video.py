@@ -142,6 +142,11 @@ class ImageToVideo(Request[Video]):
         count: object = self.generate_count
         return count if type(count) is int and count >= 1 else 1
 
+    def for_tasks(self, places: Sequence[int]) -> Self:
+        count = {"generate_count": len(places)}
+        extra = None if self.extra is None else {**self.extra, **count}
+        return self.restored({**values_of(self), **count, "extra": extra})
+
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))

@@ -126,7 +126,17 @@ class Acknowledged:
     at: float
 
 
-Event = Acknowledged | FileSaved | ResendStarted | Accepted | Refused | AnswerLost | OutcomeReported | Abandoned | PollScheduled
+Event = (
+    Acknowledged
+    | FileSaved
+    | ResendStarted
+    | Accepted
+    | Refused
+    | AnswerLost
+    | OutcomeReported
+    | Abandoned
+    | PollScheduled
+)
 
 
 class Verdict(Enum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from operator import attrgetter
@@ -108,6 +108,10 @@ class Request(Generic[R_co]):
     def task_count(self) -> int:
         """How many tasks, each with one output, this request asks for."""
         return 1
+
+    def for_tasks(self, places: Sequence[int]) -> Self:
+        """The request that buys only the tasks at these places again: what `Client.retry` sends."""
+        raise NotImplementedError
 
     def fields(self) -> dict[str, JSON]:
         """The wire's own field names with the values to send; absent ones are left out.

@@ -265,6 +265,9 @@ def _shown(value: object) -> str:
 class Limits:
     """How much at once: `submits` and `downloads` in flight, `submits_per_second`, `gets_per_second` (status GETs).
 
+    `outputs`: how many outputs (tasks) this client may buy while it is open; the submit beyond raises `LimitReached`
+    and sends nothing (None: no limit; what may have been bought counts).
+
     For the folder of `save_to`, in bytes: `saved_bytes`, how large all files in it may be together (None: no limit;
     with a limit, results are saved one at a time), and `free_bytes`, how much of its disk stays free.
     """
@@ -273,6 +276,7 @@ class Limits:
     submits_per_second: float | None = field(default=None, validator=optional(_finite))
     gets_per_second: float = field(default=20, validator=_finite)
     downloads: int = field(default=8, validator=_whole)
+    outputs: int | None = field(default=None, validator=optional(_whole))
     saved_bytes: int | None = field(default=None, validator=optional(_whole))
     free_bytes: int = field(default=64 * 1024**2, validator=_whole)
 

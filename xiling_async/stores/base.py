@@ -22,45 +22,27 @@ that inside one transaction. What it owes:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from typing import Final, Protocol, runtime_checkable
 
 from attrs import frozen
 
 from xiling_async.models.lifecycle import Change, Event
-from xiling_async.models.metadata import NO_METADATA
-from xiling_async.models.record import JobRecord, State
+from xiling_async.models.query import ALL_JOBS, JobQuery
+from xiling_async.models.record import JobRecord
 
 
 class UnusableDatabase(Exception):
     """This file or database cannot hold a store; the message says why."""
 
 
-@frozen(kw_only=True)
-class JobQuery:
-    """Which jobs a listing has, and in which order: the oldest first, or `newest_first`.
+@frozen
+class HandedOver:
+    """A job for a consumer. `is_again`: a consumer had it before, and did not acknowledge it."""
 
-    `states`: in one of these (None: in any). `kind`: its name. `metadata`: with all of these pairs. `since`: made at
-    this time (Unix seconds) or later.
-    """
-
-    states: frozenset[State] | None = None
-    kind: str | None = None
-    metadata: Mapping[str, str] = NO_METADATA
-    since: float | None = None
-    newest_first: bool = False
-
-    def matches(self, record: JobRecord) -> bool:
-        return (
-            (self.states is None or record.state in self.states)
-            and self.kind in (None, record.kind)
-            and (self.since is None or record.created_at >= self.since)
-            and self.metadata.items() <= record.metadata.items()
-        )
-
-
-ALL_JOBS: Final = JobQuery()
+    record: JobRecord
+    is_again: bool
 
 
 class Watcher(Protocol):
@@ -154,7 +136,7 @@ class Store(Protocol):
         """When the next job falls due."""
         ...
 
-    async def hand_over(self, now: float, *, lease_s: float) -> JobRecord | None:
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
         """The job for a consumer: of those that have ended and were not acknowledged (`record.HANDED_OVER`), and that
         no other consumer has, the one that ended first. For `lease_s` seconds no other consumer gets it. From the first
         call on, `purge` keeps what was not acknowledged."""

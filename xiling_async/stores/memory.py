@@ -15,8 +15,9 @@ from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.lifecycle import AnswerLost, Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
+from xiling_async.models.query import ALL_JOBS, JobQuery
 from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, State, Succeeded
-from xiling_async.stores.base import ALL_JOBS, SPREAD_S, JobQuery, Watcher, seconds
+from xiling_async.stores.base import SPREAD_S, HandedOver, Watcher, seconds
 
 _CERTAIN: Final = (State.DONE, State.FAILED, State.NOT_SENT, State.REJECTED)
 
@@ -158,7 +159,7 @@ class MemoryStore:
                 yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
-        ids = sorted(self._jobs, key=lambda job_id: (self._jobs[job_id].created_at, job_id))
+        ids = sorted(self._jobs, key=lambda job_id: self._jobs[job_id].created_at)
         for job_id in reversed(ids) if query.newest_first else ids:
             record = self._jobs.get(job_id)
             if record is not None and query.matches(record):
@@ -192,14 +193,14 @@ class MemoryStore:
             heapq.heappop(self._due)
         return False
 
-    async def hand_over(self, now: float, *, lease_s: float) -> JobRecord | None:
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
         self._has_consumer = True
         for job_id, handover_at in self._ended.items():
             if handover_at <= now:
                 record = self._jobs[job_id]
                 leased = record.but(handover_at=now + lease_s)
                 self._keep(record, leased)
-                return leased
+                return HandedOver(leased, is_again=handover_at > 0)
         return None
 
     async def next_handover(self, now: float) -> float | None:

@@ -117,7 +117,42 @@ class Downloaded:
     at: float
 
 
-Event = JobChanged | TaskEnded | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+@frozen(kw_only=True)
+class JobHandedOver:
+    """A consumer (`Client.completed`) was given an ended job. `is_again`: one had it before and did not acknowledge it
+    in time."""
+
+    job_id: str
+    key: str | None
+    kind: str
+    state: State
+    is_again: bool
+    at: float
+
+
+@frozen(kw_only=True)
+class JobAcknowledged:
+    """The application has dealt with an ended job (`Job.ack`)."""
+
+    job_id: str
+    key: str | None
+    kind: str
+    state: State
+    at: float
+
+
+Event = (
+    JobHandedOver
+    | JobAcknowledged
+    | JobChanged
+    | TaskEnded
+    | Submitted
+    | CallbackTaken
+    | CallbackRefused
+    | Polled
+    | Uploaded
+    | Downloaded
+)
 Hook = Callable[[Event], object]
 
 

@@ -19,7 +19,9 @@ from xiling_async.telemetry.events import (
     Downloaded,
     Event,
     Hook,
+    JobAcknowledged,
     JobChanged,
+    JobHandedOver,
     Polled,
     Submitted,
     TaskEnded,
@@ -48,7 +50,8 @@ class Stats:
     `submits`, `callbacks`, `polls`: by result. `callbacks_refused`: by reason. `retries`: of "submit", "upload",
     "download". `uploads`, `downloads`: by "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`;
     None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open. `unsaved`: results that
-    are known, and whose file is not in the folder of `save_to` yet.
+    are known, and whose file is not in the folder of `save_to` yet. `handover`: "handed_over" to consumers, "again"
+    (those of them that a consumer had before), and "acknowledged".
     """
 
     jobs: Mapping[State, int]
@@ -65,6 +68,7 @@ class Stats:
     mean_time_to_done: float | None
     gate_closed_until: float | None
     unsaved: int = 0
+    handover: Mapping[str, int] = MappingProxyType({})
 
     @property
     def gets(self) -> int:
@@ -107,6 +111,7 @@ class Monitor:
         self._uploads: Counter[str] = Counter()
         self._downloads: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._handover: Counter[str] = Counter()
 
     @property
     def _is_heard(self) -> bool:
@@ -143,6 +148,21 @@ class Monitor:
             self._tell(JobChanged(
                 job_id=record.id, key=record.key, kind=record.kind, state=record.state, was=was,
                 task_ids=record.task_ids, created_at=record.created_at, at=record.changed_at,
+            ))  # fmt: skip
+
+    def handed_over(self, record: JobRecord, *, is_again: bool, at: float) -> None:
+        self._handover["handed_over"] += 1
+        self._handover["again"] += is_again
+        if self._is_heard:
+            self._tell(JobHandedOver(
+                job_id=record.id, key=record.key, kind=record.kind, state=record.state, is_again=is_again, at=at,
+            ))  # fmt: skip
+
+    def acknowledged(self, record: JobRecord, *, at: float) -> None:
+        self._handover["acknowledged"] += 1
+        if self._is_heard:
+            self._tell(JobAcknowledged(
+                job_id=record.id, key=record.key, kind=record.kind, state=record.state, at=at,
             ))  # fmt: skip
 
     def _ended(self, record: JobRecord, outcome: Outcome) -> None:
@@ -258,6 +278,7 @@ class Monitor:
             mean_time_to_done=self._done_s / done if done else None,
             gate_closed_until=gate_closed_until,
             unsaved=unsaved,
+            handover=_frozen(self._handover),
         )
 
 
