@@ -246,9 +246,9 @@ class Client:
         `items`: requests, or `(key, request)` pairs, of any iterable or asynchronous iterable. It is read lazily: at
         most `in_flight` items are started and not yet taken by the loop, and memory does not grow with its length.
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
-        With keys a run that was cut short can be repeated: what was bought is not bought again. `retries`: how often the
-        failed tasks of an item are bought again (`retry`), each time paid; `Finished.results` then joins the good ones
-        in task order, and `Finished.job` is the last job.
+        With keys a run that was cut short can be repeated: what was bought is not bought again. `retries`: how often
+        the failed tasks of an item are bought again (`retry`), each time paid; `results` then joins the good ones
+        in task order, and `job` is the last job.
 
         A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
         the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with

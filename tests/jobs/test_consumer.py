@@ -20,13 +20,15 @@ async def next_of(jobs: AsyncIterator[Job[Any]]) -> Job[Any]:
     return await anext(jobs)
 
 
-async def bought(client: Client, count: int) -> list[Job[Any]]:
+async def bought(client: Client, count: int, clock: ManualClock | None = None) -> list[Job[Any]]:
     """So many jobs that have ended, in the order of their ends."""
     jobs = []
     for number in range(count):
         job = await client.submit(model_v(f"waves {number}"), key=f"order-{number}")
         await job.outcomes()
         jobs.append(job)
+        if clock is not None:
+            clock.advance(1)
     return jobs
 
 
@@ -182,17 +184,17 @@ async def test_it_outlives_the_process(tmp_path: Path) -> None:
     clock = ManualClock()
     async with Simulator() as sim:
         async with client_of(sim, store=SQLiteStore(tmp_path / "jobs.db"), clock=clock) as client:
-            first, second = await bought(client, 2)
+            first, second = await bought(client, 2, clock)
             async with aclosing(client.completed(lease=60)) as jobs:
                 acknowledged = await anext(jobs)
                 assert acknowledged.id == first.id
                 await acknowledged.ack()
                 assert (await anext(jobs)).id == second.id
         clock.advance(61)
-        async with client_of(sim, store=SQLiteStore(tmp_path / "jobs.db"), clock=clock) as client:
-            async with aclosing(client.completed()) as jobs:
-                assert (await anext(jobs)).id == second.id
-                assert client.stats().handover == {"handed_over": 1, "again": 1}
+        store = SQLiteStore(tmp_path / "jobs.db")
+        async with client_of(sim, store=store, clock=clock) as client, aclosing(client.completed()) as jobs:
+            assert (await anext(jobs)).id == second.id
+            assert client.stats().handover == {"handed_over": 1, "again": 1}
 
 
 async def test_many_consumers_share_the_jobs() -> None:
@@ -225,13 +227,16 @@ async def test_an_idle_consumer_asks_nothing() -> None:
             return await super().hand_over(now, lease_s=lease_s)
 
     store, clock = Counting(), ManualClock()
-    async with Simulator() as sim, client_of(sim, store=store, clock=clock) as client:
-        async with aclosing(client.completed()) as jobs:
-            waiting = await started(next_of(jobs))
+    async with (
+        Simulator() as sim,
+        client_of(sim, store=store, clock=clock) as client,
+        aclosing(client.completed()) as jobs,
+    ):
+        waiting = await started(next_of(jobs))
+        await settle()
+        before = store.asked
+        for _ in range(60):
+            clock.advance(60)
             await settle()
-            before = store.asked
-            for _ in range(60):
-                clock.advance(60)
-                await settle()
-            assert (before, store.asked) == (1, 1)
-            await gone(waiting)
+        assert (before, store.asked) == (1, 1)
+        await gone(waiting)

@@ -30,6 +30,7 @@ from xiling_async.models.lifecycle import (
     Verdict,
     decide,
 )
+from xiling_async.models.query import JobQuery
 from xiling_async.models.record import LEFT_BEHIND, Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.stores.base import SPREAD_S, Store
 from xiling_async.stores.memory import MemoryStore
@@ -578,13 +579,14 @@ async def test_all_jobs_are_listed_newest_first(store: Store) -> None:
     await asyncio.gather(*(store.add(job(number)) for number in range(1, 1_101)))
     await applied(store, job(500), refused())
     seen = []
-    async for record in store.jobs():
+    newest_first = JobQuery(newest_first=True)
+    async for record in store.jobs(newest_first):
         seen.append(int(record.id, 16))
         if len(seen) == 1:
             await store.add(job(2_000))
             await store.change(job(3).id, refused())
     assert seen == list(range(1_100, 0, -1))
-    assert [record.id async for record in store.jobs()][:2] == [job(2_000).id, job(1_100).id]
+    assert [record.id async for record in store.jobs(newest_first)][:2] == [job(2_000).id, job(1_100).id]
 
 
 # --- what is due ---------------------------------------------------------------------------------------------------

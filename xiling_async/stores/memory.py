@@ -16,8 +16,9 @@ from xiling_async.errors import ConfigurationError
 from xiling_async.models.lifecycle import AnswerLost, Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
 from xiling_async.models.query import ALL_JOBS, JobQuery
-from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, State, Succeeded
+from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, State
 from xiling_async.stores.base import SPREAD_S, HandedOver, Watcher, seconds
+from xiling_async.stores.rows import has_unsaved_result
 
 _CERTAIN: Final = (State.DONE, State.FAILED, State.NOT_SENT, State.REJECTED)
 
@@ -167,8 +168,7 @@ class MemoryStore:
 
     async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
         for record in tuple(self._jobs.values()):
-            results = (outcome for outcome in record.outcomes if isinstance(outcome, Succeeded))
-            if record.changed_at >= since and any(result.file is None for result in results):
+            if record.changed_at >= since and has_unsaved_result(record):
                 yield record
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:

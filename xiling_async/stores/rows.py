@@ -20,6 +20,7 @@ from cattrs import Converter
 
 from xiling_async._internal.redact import scrub
 from xiling_async.kinds import BY_NAME
+from xiling_async.models.metadata import NO_METADATA
 from xiling_async.models.record import Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.models.request import JSON, Request
 
@@ -28,7 +29,7 @@ log = logging.getLogger("xiling_async.stores")
 # One column each, in this order; a store may add columns of its own behind them.
 COLUMNS: Final = (
     "id", "key", "kind", "request", "asked", "created_at", "changed_at", "state", "attempt", "tasks", "refusal",
-    "due_at", "failed_asks", "version", "is_adopted",
+    "due_at", "failed_asks", "version", "is_adopted", "metadata", "retry_of", "handover_at",
 )  # fmt: skip
 
 _CALLBACK: Final = "callback"
@@ -72,7 +73,8 @@ def row_of(record: JobRecord) -> tuple[str | int | float | None, ...]:
     return (
         record.id, record.key, record.kind, request_row(record.request), record.asked, record.created_at,
         record.changed_at, record.state.value, record.attempt, tasks_row(record), refusal_row(record.refusal),
-        record.due_at, record.failed_asks, record.version, record.is_adopted,
+        record.due_at, record.failed_asks, record.version, record.is_adopted, metadata_row(record.metadata),
+        record.retry_of, record.handover_at,
     )  # fmt: skip
 
 
@@ -85,10 +87,24 @@ def record_of(row: Iterable[Any]) -> JobRecord:
     values["refusal"] = refusal_of(values["refusal"])
     values["state"] = State(values["state"])
     values["is_adopted"] = bool(values["is_adopted"])
+    values["metadata"] = metadata_of(values["metadata"])
     values["task_ids"] = tuple(task_id for task_id, *_ in tasks)
     values["outcomes"] = tuple(_outcome_of(kind, task_id, said) for task_id, said, *_ in tasks)
     values["unconfirmed"] = sum(_CALLBACK in marks for _, _, *marks in tasks)
     return JobRecord(**values)
+
+
+def metadata_row(metadata: Mapping[str, str]) -> str | None:
+    return _dumps(dict(metadata)) if metadata else None
+
+
+def metadata_of(row: str | None) -> Mapping[str, str]:
+    return NO_METADATA if row is None else {str(name): str(value) for name, value in json.loads(row).items()}
+
+
+def has_unsaved_result(record: JobRecord) -> bool:
+    """Whether a task has succeeded and its result has no file: for a column of its own, with an index."""
+    return any(isinstance(outcome, Succeeded) and outcome.file is None for outcome in record.outcomes)
 
 
 def request_row(request: Request[Any] | None) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -20,11 +21,22 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
+from xiling_async.models.query import ALL_JOBS, JobQuery
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
 from xiling_async.models.settings import instance, path_of
-from xiling_async.stores.base import SPREAD_S, Watcher, seconds
-from xiling_async.stores.rows import COLUMNS, RowReader, corrected_row, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.base import SPREAD_S, HandedOver, Watcher, seconds
+from xiling_async.stores.rows import (
+    COLUMNS,
+    RowReader,
+    corrected_row,
+    has_unsaved_result,
+    record_of,
+    refusal_row,
+    row_of,
+    tasks_row,
+)
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
+from xiling_async.stores.sqlite_schema import give_space_back
 from xiling_async.stores.sqlite_writer import Work, Writer
 
 log = logging.getLogger("xiling_async.stores")
@@ -35,12 +47,19 @@ _SELECT: Final = f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM j
 _BY_ID: Final = f"{_SELECT} WHERE id = ?"
 _BY_KEY: Final = f"{_SELECT} WHERE key = ?"
 _BY_TASK: Final = f"{_SELECT} WHERE id = (SELECT job_id FROM tasks WHERE task_id = ?)"
-_INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}, unsaved) VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
+_INSERT_METADATA: Final = "INSERT INTO metadata VALUES (?, ?, ?, ?)"
+_DELETE_METADATA: Final = "DELETE FROM metadata WHERE name = ? AND value = ? AND created_at = ? AND job_id = ?"
 _UPDATE: Final = (
     "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
-    "failed_asks = ?, version = ?, request = COALESCE(?, request) WHERE id = ?"
+    "failed_asks = ?, version = ?, handover_at = ?, unsaved = ?, request = COALESCE(?, request) WHERE id = ?"
 )
 _OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
+_HANDED_OVER: Final = "handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')"
+_NEXT_HANDOVER: Final = f"{_SELECT} WHERE {_HANDED_OVER} AND handover_at <= ? ORDER BY changed_at, id LIMIT 1"
+_UNSAVED: Final = (
+    f"{_SELECT} WHERE unsaved = 1 AND changed_at >= ? AND (changed_at, id) > (?, ?) ORDER BY changed_at, id LIMIT ?"
+)
 _PAGE: Final = 500
 _PURGE: Final = 5_000  # jobs looked at in one piece of work
 
@@ -139,7 +158,8 @@ class SQLiteStore:
                 known = known or _read(connection, _BY_TASK, task_id)
             if known is not None:
                 return known
-            connection.execute(_INSERT, row_of(record))
+            connection.execute(_INSERT, (*row_of(record), has_unsaved_result(record)))
+            connection.executemany(_INSERT_METADATA, _metadata_rows(record))
             _own(connection, record.id, record.owned_ids)
             return record
 
@@ -189,10 +209,17 @@ class SQLiteStore:
             for record in page:
                 yield record
 
-    async def jobs(self) -> AsyncIterator[JobRecord]:
-        before: int | None = 2**63 - 1
-        while before is not None:
-            page, before = await self._run(partial(_newest, reader=self._reader, before=before))
+    async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+        place: tuple[float, str] | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        while place is not None:
+            page, place = await self._run(partial(_listed, reader=self._reader, query=query, place=place))
+            for record in page:
+                yield record
+
+    async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        after: tuple[float, str] | None = (-math.inf, "")
+        while after is not None:
+            page, after = await self._run(partial(_unsaved, reader=self._reader, since=since, after=after))
             for record in page:
                 yield record
 
@@ -211,6 +238,27 @@ class SQLiteStore:
         def work(connection: sqlite3.Connection) -> float | None:
             (due_at,) = connection.execute("SELECT MIN(due_at) FROM jobs WHERE due_at IS NOT NULL").fetchone()
             return None if due_at is None else float(due_at)
+
+        return await self._run(work)
+
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
+        def work(connection: sqlite3.Connection) -> HandedOver | None:
+            connection.execute("INSERT OR IGNORE INTO kept VALUES ('consumer', x'')")
+            while row := connection.execute(_NEXT_HANDOVER, (now,)).fetchone():
+                connection.execute(
+                    "UPDATE jobs SET handover_at = ?, version = version + 1 WHERE id = ?", (now + lease_s, row[0])
+                )
+                for record in self._reader.records([row]):  # none, if it cannot be read: then the next job
+                    was_leased = bool(record.handover_at)
+                    return HandedOver(record.but(handover_at=now + lease_s), is_again=was_leased)
+            return None
+
+        return await self._run(work)
+
+    async def next_handover(self, now: float) -> float | None:
+        def work(connection: sqlite3.Connection) -> float | None:
+            (at,) = connection.execute(f"SELECT MIN(handover_at) FROM jobs WHERE {_HANDED_OVER}").fetchone()
+            return None if at is None else max(0.0, at - now)
 
         return await self._run(work)
 
@@ -238,8 +286,8 @@ class SQLiteStore:
 
         return await self._run(work)
 
-    async def purge(self, older_than: timedelta | float) -> int:
-        before = SystemClock().time() - seconds(older_than)
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
+        before = (SystemClock().time() if now is None else now) - seconds(older_than)
         purged = 0
         after: int | None = 0
         while after is not None:  # page by page: a submit does not wait for the whole of it
@@ -248,6 +296,7 @@ class SQLiteStore:
                 partial(_purge, reader=self._reader, before=before, after=after, in_hand=in_hand)
             )
             purged += count
+        await self._run(give_space_back, in_transaction=False)
         return purged
 
 
@@ -268,10 +317,60 @@ def _page(
     return reader.records(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
 
 
-def _newest(connection: sqlite3.Connection, reader: RowReader, before: int) -> tuple[list[JobRecord], int | None]:
-    query = f"SELECT {', '.join(COLUMNS)}, rowid FROM jobs WHERE rowid < ? ORDER BY rowid DESC LIMIT {_PAGE}"
-    rows = connection.execute(query, (before,)).fetchall()
-    return reader.records(row[:-1] for row in rows), rows[-1][-1] if rows else None
+def _listed(
+    connection: sqlite3.Connection, reader: RowReader, query: JobQuery, place: tuple[float, str]
+) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    """A page of a listing, and its last place."""
+    (name, value), *_ = (*query.metadata.items(), (None, None))
+    rows = connection.execute(
+        _listing(has_metadata=bool(query.metadata), newest_first=query.newest_first),
+        {
+            "created_at": place[0],
+            "id": place[1],
+            "states": None if query.states is None else json.dumps(sorted(query.states)),
+            "kind": query.kind,
+            "since": query.since,
+            "name": name,
+            "value": value,
+            "metadata": json.dumps(dict(query.metadata)),
+            "page": _PAGE,
+        },
+    ).fetchall()
+    created_at = COLUMNS.index("created_at")
+    return reader.records(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
+
+
+def _listing(*, has_metadata: bool, newest_first: bool) -> str:
+    """The statement of a listing: by the index of one pair of metadata, if there is one, else by that of the age."""
+    source, by = ("metadata AS m JOIN jobs ON jobs.id = m.job_id", "m.created_at, m.job_id")
+    if not has_metadata:
+        source, by = "jobs", "jobs.created_at, jobs.id"
+    after, order = ("<", "DESC") if newest_first else (">", "ASC")
+    with_metadata = (
+        "AND m.name = :name AND m.value = :value AND NOT EXISTS ("
+        "SELECT 1 FROM json_each(:metadata) AS pair WHERE NOT EXISTS (SELECT 1 FROM metadata AS other "
+        "WHERE other.name = pair.key AND other.value = pair.value AND other.created_at = m.created_at "
+        "AND other.job_id = m.job_id)) "
+    )
+    return (
+        f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM {source} WHERE ({by}) {after} (:created_at, :id) "
+        "AND (:states IS NULL OR jobs.state IN (SELECT value FROM json_each(:states))) "
+        "AND (:kind IS NULL OR jobs.kind = :kind) AND (:since IS NULL OR jobs.created_at >= :since) "
+        f"{with_metadata if has_metadata else ''}"
+        f"ORDER BY {by.replace(',', f' {order},')} {order} LIMIT :page"
+    )
+
+
+def _unsaved(
+    connection: sqlite3.Connection, reader: RowReader, since: float, after: tuple[float, str]
+) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    rows = connection.execute(_UNSAVED, (since, *after, _PAGE)).fetchall()
+    changed_at = COLUMNS.index("changed_at")
+    return reader.records(rows), (rows[-1][changed_at], rows[-1][0]) if rows else None
+
+
+def _metadata_rows(record: JobRecord) -> list[tuple[str, str, float, str]]:
+    return [(name, value, record.created_at, record.id) for name, value in record.metadata.items()]
 
 
 def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
@@ -279,8 +378,8 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
         _UPDATE,
         (
             record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
-            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, corrected_row(record),
-            record.id,
+            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, record.handover_at,
+            has_unsaved_result(record), corrected_row(record), record.id,
         ),
     )  # fmt: skip
 
@@ -308,10 +407,14 @@ def _purge(
     ).fetchone()
     if last is None:
         return 0, None
-    kept = "id NOT IN (SELECT value FROM json_each(?))"
+    kept = (
+        "id NOT IN (SELECT value FROM json_each(?)) AND (NOT EXISTS (SELECT 1 FROM kept WHERE name = 'consumer') "
+        f"OR NOT ({_HANDED_OVER}))"
+    )
     old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ? AND {kept}"
     chosen = (after, last, before, json.dumps([*in_hand]))
     ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
     for record in reader.records(ended):
         _disown(connection, record.owned_ids)
+        connection.executemany(_DELETE_METADATA, _metadata_rows(record))
     return connection.execute(f"DELETE {old}", chosen).rowcount, last

@@ -25,12 +25,32 @@ MIGRATIONS: Final = (
     ALTER TABLE jobs ADD COLUMN is_adopted INTEGER NOT NULL DEFAULT 0;
     UPDATE jobs SET is_adopted = 1 WHERE request IS NULL;
     """,
+    # Jobs that had ended count as acknowledged. `unsaved` is exact for what is written from now on; of the jobs of the
+    # last eight days (results live seven) all that have a result are looked at once.
+    """
+    ALTER TABLE jobs ADD COLUMN metadata TEXT;
+    ALTER TABLE jobs ADD COLUMN retry_of TEXT;
+    ALTER TABLE jobs ADD COLUMN handover_at REAL;
+    ALTER TABLE jobs ADD COLUMN unsaved INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET handover_at = 0 WHERE state IN ('sending', 'uncertain', 'accepted');
+    UPDATE jobs SET unsaved = 1 WHERE changed_at > strftime('%s', 'now') - 691200 AND tasks LIKE '%"succeeded"%';
+    CREATE TABLE metadata (
+        name TEXT NOT NULL, value TEXT NOT NULL, created_at REAL NOT NULL, job_id TEXT NOT NULL,
+        PRIMARY KEY (name, value, created_at, job_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX jobs_listed ON jobs (created_at, id, state, kind);
+    CREATE INDEX jobs_handover ON jobs (changed_at, id, handover_at)
+        WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
+    CREATE INDEX jobs_unsaved ON jobs (changed_at, id) WHERE unsaved = 1;
+    CREATE INDEX jobs_ended ON jobs (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
+    """,
 )
 APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database it is
 
 # Read back after they are set: SQLite ignores what it cannot do. EXCLUSIVE before WAL: then WAL needs no shared memory,
 # and every other program is refused (SQLite before 3.51.3 can lose data in WAL mode with several connections).
 # FULL: an fsync a commit. fullfsync: on macOS a plain fsync does not reach the disk.
+_INCREMENTAL: Final = 2  # auto_vacuum: the file shrinks when it is told to
 _FIRST: Final = ("locking_mode", "exclusive")
 _PRAGMAS: Final = (
     ("journal_mode", "wal"), ("synchronous", 2), ("fullfsync", 1), ("checkpoint_fullfsync", 1), ("cache_size", -16_000),
@@ -41,11 +61,23 @@ def prepare(connection: sqlite3.Connection) -> None:
     """Make the file ours and today's. Raises `UnusableDatabase` or `sqlite3.Error`; a foreign file is not touched."""
     _set(connection, *_FIRST)
     _check(connection, len(MIGRATIONS))
+    if connection.execute("PRAGMA user_version").fetchone() == (0,):
+        connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # possible before the first table only
     for pragma in _PRAGMAS:
         _set(connection, *pragma)
     migrate(connection, MIGRATIONS)
     connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written is refused now, not at the first job
     connection.execute("COMMIT")
+
+
+def give_space_back(connection: sqlite3.Connection) -> None:
+    """Make the file as small as what is in it. One that was made before files could shrink by themselves is rewritten
+    once, which takes as much space again meanwhile."""
+    if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+        connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+        connection.execute("VACUUM")
+    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def migrate_copy(connection: sqlite3.Connection) -> None:
