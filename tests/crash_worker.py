@@ -38,8 +38,9 @@ from xiling_async import (
     XilingError,
 )
 from xiling_async.models.lifecycle import Change, Event, OutcomeReported
+from xiling_async.models.query import ALL_JOBS, JobQuery
 from xiling_async.models.record import JobRecord, State
-from xiling_async.stores.base import Store, Watcher
+from xiling_async.stores.base import HandedOver, Store, Watcher
 
 
 @attrs.frozen(kw_only=True)
@@ -152,8 +153,17 @@ class FatalStore:
     def unfinished(self) -> AsyncIterator[JobRecord]:
         return self._inner.unfinished()
 
-    def jobs(self) -> AsyncIterator[JobRecord]:
-        return self._inner.jobs()
+    def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+        return self._inner.jobs(query)
+
+    def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        return self._inner.unsaved(since)
+
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
+        return await self._inner.hand_over(now, lease_s=lease_s)
+
+    async def next_handover(self, now: float) -> float | None:
+        return await self._inner.next_handover(now)
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         return await self._inner.claim(now, limit=limit, lease_s=lease_s)
@@ -161,8 +171,8 @@ class FatalStore:
     async def next_due(self) -> float | None:
         return await self._inner.next_due()
 
-    async def purge(self, older_than: timedelta | float) -> int:
-        return await self._inner.purge(older_than)
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
+        return await self._inner.purge(older_than, now=now)
 
 
 class LateStore(SQLiteStore):

@@ -171,7 +171,7 @@ class SlowStore(MemoryStore):
         finally:
             self.is_sick = is_sick
 
-    async def purge(self, older_than: timedelta | float) -> int:
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
         raise NotImplementedError
 
     @property

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from support import client_of, model_v, settle, started
 
 from xiling_async import Failed, ImageToVideo, InvalidRequest, Rejected, State, Succeeded, TaskFailed, WaitTimeout
+from xiling_async.models.record import Outcome
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
+
+
+async def next_of(outcomes: AsyncIterator[Outcome]) -> Outcome:
+    return await anext(outcomes)
+
 
 # --- tasks as they end -----------------------------------------------------------------------------------------------
 
@@ -23,7 +30,7 @@ async def test_each_task_is_given_as_it_ends() -> None:
         assert await sim.finish(second) == 200
         outcomes = job.as_completed()
         assert (await anext(outcomes)).task_id == second
-        waiting = await started(anext(outcomes))
+        waiting = await started(next_of(outcomes))
         await settle()
         assert not waiting.done()
         assert await sim.finish(first) == 200
@@ -52,7 +59,7 @@ async def test_a_wait_for_the_next_task_ends_in_time() -> None:
         assert await sim.finish(job.task_ids[0]) == 200
         outcomes = job.as_completed()
         await anext(outcomes)
-        waiting = await started(anext(outcomes))
+        waiting = await started(next_of(outcomes))
         await settle()
         clock.advance(1801)
         with pytest.raises(WaitTimeout):

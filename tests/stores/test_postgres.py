@@ -67,6 +67,9 @@ class Notes:
     def missing(self, job_ids: Iterable[str]) -> None:
         pass
 
+    def handover_changed(self) -> None:
+        pass
+
     def in_hand(self) -> frozenset[str]:
         return frozenset()
 

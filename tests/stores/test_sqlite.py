@@ -539,7 +539,8 @@ async def test_a_purge_goes_on_page_by_page(file: Path) -> None:
         connection.execute(
             "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO jobs SELECT "
             "printf('%032x', i), NULL, kind, request, asked, created_at, changed_at, state, attempt, "
-            'printf(\'[["t%d",{"failed":""}]]\', i), refusal, due_at, failed_asks, version, 0, NULL, NULL, 0, 0 FROM jobs, n'
+            'printf(\'[["t%d",{"failed":""}]]\', i), refusal, due_at, failed_asks, version, 0, NULL, NULL, 0, 0 '
+            "FROM jobs, n"
         )
         connection.execute("INSERT INTO tasks SELECT json_extract(tasks, '$[0][0]'), id FROM jobs WHERE key IS NULL")
         connection.execute("UPDATE jobs SET state = 'accepted' WHERE id = printf('%032x', 7777)")

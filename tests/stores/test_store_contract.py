@@ -150,6 +150,9 @@ class InHand:
     def missing(self, job_ids: Iterable[str]) -> None:
         pass
 
+    def handover_changed(self) -> None:
+        pass
+
     def in_hand(self) -> frozenset[str]:
         return self.job_ids
 

@@ -36,14 +36,14 @@ class Consumers:
     def __init__(self, registry: Registry, *, clock: Clock) -> None:
         self._registry = registry
         self._clock = clock
-        self._sleeping: set[asyncio.Event] = set()
+        self._sleeping: dict[asyncio.Event, None] = {}  # in the order in which they came
         self._is_closed = False
 
     async def jobs(self, lease_s: float) -> AsyncGenerator[JobEntry, None]:
         """Each ended job that was not acknowledged, for as long as the loop asks. Raises `StoreError`, and
         `ClientClosed` when the client is closed."""
         woken = asyncio.Event()
-        self._sleeping.add(woken)
+        self._sleeping[woken] = None
         try:
             while True:
                 woken.clear()  # what changes while the store is asked is not missed
@@ -53,7 +53,7 @@ class Consumers:
                 else:
                     await self._sleep(woken)
         finally:
-            self._sleeping.discard(woken)
+            del self._sleeping[woken]
 
     async def _next(self, lease_s: float) -> JobEntry | None:
         self._check_open()
@@ -79,7 +79,7 @@ class Consumers:
 
     def wake(self) -> None:
         """What is to be handed over is another now."""
-        for woken in self._sleeping:
+        for woken in tuple(self._sleeping):
             woken.set()
 
     def close(self) -> None:

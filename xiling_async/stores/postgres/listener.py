@@ -20,7 +20,7 @@ from xiling_async._internal.tasks import wait_out
 from xiling_async.stores.base import Watcher
 from xiling_async.stores.postgres.address import without_frames
 from xiling_async.stores.postgres.driver import Driver
-from xiling_async.stores.postgres.queries import Queries
+from xiling_async.stores.postgres.queries import HANDOVER, Queries
 from xiling_async.stores.postgres.schema import Connection, unquoted
 
 log = logging.getLogger("xiling_async.stores")
@@ -106,6 +106,7 @@ class Listener:
 
     def _reread_watched(self) -> None:
         if self.watcher is not None:
+            self.watcher.handover_changed()
             self._stale.update(dict.fromkeys(self.watcher.watched(), _ANY_VERSION))
 
     async def _connected_again(self) -> Any:
@@ -165,11 +166,14 @@ class Listener:
         return known is not None and known < version
 
     def _notified(self, connection: object, process: int, channel: str, payload: str) -> None:
-        """`<job id> <version>`, or the greeting. Every session of the database can send a notification: what does not
-        parse, or is about a job that is not awaited here, is dropped."""
+        """`<job id> <version>`, `HANDOVER`, or the greeting. Every session of the database can send a notification:
+        what does not parse, or is about a job that is not awaited here, is dropped."""
         name, _, version = payload.rpartition(" ")
         if payload == self.greeting:
             self._greeted.set()
+        elif payload == HANDOVER:
+            if self.watcher is not None:
+                self.watcher.handover_changed()
         elif _VERSION.fullmatch(version) and self._is_news(unquoted(name), int(version)):
             self._stale[unquoted(name)] = int(version)
             self._awake.set()

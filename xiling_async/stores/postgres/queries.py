@@ -12,20 +12,36 @@ from attrs import evolve
 from xiling_async.errors import NotSent
 from xiling_async.models.lifecycle import Change, Event, Verdict, decide
 from xiling_async.models.ownership import give_way
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
-from xiling_async.stores.base import SPREAD_S
+from xiling_async.models.query import JobQuery
+from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, Refusal, State
+from xiling_async.stores.base import SPREAD_S, HandedOver
 from xiling_async.stores.postgres.driver import ConcurrentChange
 from xiling_async.stores.postgres.schema import Connection, Names, hashed, quoted, unquoted
-from xiling_async.stores.rows import COLUMNS, RowReader, corrected_row, record_of, refusal_row, row_of, tasks_row
+from xiling_async.stores.rows import (
+    COLUMNS,
+    RowReader,
+    corrected_row,
+    has_unsaved_result,
+    metadata_row,
+    record_of,
+    refusal_row,
+    row_of,
+    tasks_row,
+)
 
 PAGE: Final = 500
 PURGE: Final = 2_000  # jobs forgotten in one transaction
-_ID, _KEY, _AGE = (COLUMNS.index(name) for name in ("id", "key", "created_at"))
+_ID, _KEY, _AGE, _CHANGED, _RETRY_OF = (
+    COLUMNS.index(name) for name in ("id", "key", "created_at", "changed_at", "retry_of")
+)
 _NOT_WRITTEN: Final = Refusal(
     error=NotSent.__name__, message="The store could not write the intent, so nothing was sent and nothing was bought."
 )
 _SQL: Final = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
 _STATEMENTS: Final = dict(re.findall(r"^-- (\w+) --\n(.*?)(?=^-- \w+ --$|\Z)", _SQL, re.DOTALL | re.MULTILINE))
+
+
+HANDOVER: Final = "handover"  # a notification: a job has ended, or a consumer has it, or has acknowledged it
 
 
 class Queries:
@@ -39,7 +55,7 @@ class Queries:
             **names.tables,
             "columns": ", ".join(f"jobs.{name}" for name in COLUMNS),
             "columns_to_insert": ", ".join(COLUMNS),
-            "values": ", ".join(f"${place}" for place in range(1, len(COLUMNS) + 4)),
+            "values": ", ".join(f"${place}" for place in range(1, len(COLUMNS) + 5)),
         }
         self._sql = {name: statement.format_map(words) for name, statement in _STATEMENTS.items()}
 
@@ -63,10 +79,20 @@ class Queries:
         """A page of the unfinished jobs behind this place, and its last place."""
         return self._page(await connection.fetch(self._sql["oldest_open_jobs"], *after, PAGE))
 
-    async def newest(
-        self, connection: Connection, before: tuple[float, str]
+    async def listed(
+        self, connection: Connection, query: JobQuery, place: tuple[float, str]
     ) -> tuple[list[JobRecord], tuple[float, str] | None]:
-        return self._page(await connection.fetch(self._sql["newest_jobs"], *before, PAGE))
+        """A page of a listing behind this place, and its last place."""
+        statement = self._sql["newest_jobs" if query.newest_first else "oldest_jobs"]
+        states = None if query.states is None else [*map(str, query.states)]
+        metadata = metadata_row(query.metadata)
+        return self._page(await connection.fetch(statement, *place, PAGE, states, query.kind, query.since, metadata))
+
+    async def unsaved(
+        self, connection: Connection, since: float, after: tuple[float, str]
+    ) -> tuple[list[JobRecord], tuple[float, str] | None]:
+        rows = await connection.fetch(self._sql["unsaved_jobs"], *after, PAGE, since)
+        return self.reader.records(rows), (rows[-1][_CHANGED], rows[-1][_ID]) if rows else None
 
     async def next_due(self, connection: Connection) -> float | None:
         due_at: float | None = await connection.fetchval(self._sql["next_due"])
@@ -90,8 +116,10 @@ class Queries:
         columns = [*row_of(record)]
         columns[_ID] = quoted(record.id)
         columns[_KEY] = None if record.key is None else quoted(record.key)
+        columns[_RETRY_OF] = None if record.retry_of is None else quoted(record.retry_of)
         key_hash = None if record.key is None else hashed(record.key)
-        if await connection.fetchval(self._sql["insert_job"], *columns, key_hash, self._owner_of(record), mark):
+        more = key_hash, self._owner_of(record), mark, has_unsaved_result(record)
+        if await connection.fetchval(self._sql["insert_job"], *columns, *more):
             if record.owned_ids:
                 await self._own(connection, record)
             return record
@@ -152,7 +180,8 @@ class Queries:
             self._sql["update_job"],
             quoted(record.id), record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
             refusal_row(record.refusal), record.due_at, record.failed_asks, record.version,
-            self._owner_of(record), mark, new, old, news, self.channel, corrected_row(record),
+            self._owner_of(record), mark, new, old, news, self.channel, corrected_row(record), record.handover_at,
+            has_unsaved_result(record), HANDOVER if _is_handover_news(before, record) else None,
         )  # fmt: skip
         if owned < len(new):
             raise ConcurrentChange("a task id is another job's")
@@ -166,6 +195,18 @@ class Queries:
     async def claim(self, connection: Connection, now: float, limit: int, lease_s: float) -> list[JobRecord]:
         rows = await connection.fetch(self._sql["claim_due_jobs"], now, limit, now + lease_s, self._owner)
         return self.reader.records([*row][:-1] for row in sorted(rows, key=lambda row: row["was_due"]))
+
+    async def hand_over(self, connection: Connection, lease_s: float) -> HandedOver | None:
+        await connection.execute(self._sql["note_consumer"])
+        while row := await connection.fetchrow(self._sql["hand_over_job"], lease_s, self.channel, HANDOVER):
+            *columns, was_handed_over_at, _ = row
+            for record in self.reader.records([columns]):  # none, if it cannot be read: then the next job
+                return HandedOver(record, is_again=was_handed_over_at > 0)
+        return None
+
+    async def next_handover(self, connection: Connection) -> float | None:
+        wait_s: float | None = await connection.fetchval(self._sql["next_handover"])
+        return None if wait_s is None else max(0.0, wait_s)
 
     async def recover_orphans(self, connection: Connection, now: float, doubt_s: float, per_second: float) -> int:
         """What was being sent by this owner or a dead one becomes uncertain. What else is open is looked after by the
@@ -227,7 +268,8 @@ class Queries:
 def _record(row: Sequence[Any]) -> JobRecord:
     columns = [*row]
     columns[_ID] = unquoted(columns[_ID])
-    columns[_KEY] = None if columns[_KEY] is None else unquoted(columns[_KEY])
+    for place in (_KEY, _RETRY_OF):
+        columns[place] = None if columns[place] is None else unquoted(columns[place])
     return record_of(columns)
 
 
@@ -240,4 +282,11 @@ def _is_news(before: JobRecord, record: JobRecord) -> bool:
     return any(
         getattr(before, name) != getattr(record, name)
         for name in ("state", "attempt", "task_ids", "outcomes", "refusal")
+    )
+
+
+def _is_handover_news(before: JobRecord, record: JobRecord) -> bool:
+    """Whether consumers may want to know of it: an end, or an acknowledgement."""
+    return record.state in HANDED_OVER and (
+        before.state is not record.state or before.handover_at != record.handover_at
     )

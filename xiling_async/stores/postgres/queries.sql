@@ -1,6 +1,6 @@
 -- Every statement of a PostgreSQL store, each under its name. {jobs}, {tasks}, {kept} and {owners} stand for the full
 -- names of the tables, {columns} for the columns of a job in the order of stores/rows.py, {values} for $1, $2, … one for
--- each of those columns and three more. They run with search_path = pg_catalog, so no other schema can give a name, a
+-- each of those columns and four more. They run with search_path = pg_catalog, so no other schema can give a name, a
 -- type or an operator another meaning. "Open" states are spelled as in the partial indexes of schema.py.
 
 -- job_by_id --
@@ -23,10 +23,47 @@ SELECT {columns} FROM {jobs} AS jobs
 WHERE state IN ('sending', 'uncertain', 'accepted') AND (created_at, id) > ($1, $2)
 ORDER BY created_at, id LIMIT $3
 
--- newest_jobs --
+-- oldest_jobs --
+-- $4: states, $5: kind, $6: since, $7: metadata; NULL: any.
 SELECT {columns} FROM {jobs} AS jobs
-WHERE (created_at, id) < ($1, $2)
+WHERE (created_at, id) > ($1, $2) AND ($4::text[] IS NULL OR state = ANY($4)) AND ($5::text IS NULL OR kind = $5)
+    AND ($6::float8 IS NULL OR created_at >= $6) AND ($7::jsonb IS NULL OR metadata @> $7)
+ORDER BY created_at, id LIMIT $3
+
+-- newest_jobs --
+-- As oldest_jobs, the other way round.
+SELECT {columns} FROM {jobs} AS jobs
+WHERE (created_at, id) < ($1, $2) AND ($4::text[] IS NULL OR state = ANY($4)) AND ($5::text IS NULL OR kind = $5)
+    AND ($6::float8 IS NULL OR created_at >= $6) AND ($7::jsonb IS NULL OR metadata @> $7)
 ORDER BY created_at DESC, id DESC LIMIT $3
+
+-- unsaved_jobs --
+SELECT {columns} FROM {jobs} AS jobs
+WHERE unsaved AND changed_at >= $4 AND (changed_at, id) > ($1, $2)
+ORDER BY changed_at, id LIMIT $3
+
+-- note_consumer --
+INSERT INTO {kept} VALUES ('consumer', '') ON CONFLICT DO NOTHING
+
+-- hand_over_job --
+-- Leases are measured by the clock of the database, since those of the replicas differ. Consumers that wait are told
+-- ($3), so that they know when this lease ends.
+WITH next AS (
+    SELECT id, handover_at FROM {jobs}
+    WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')
+        AND handover_at <= extract(epoch FROM clock_timestamp())
+    ORDER BY changed_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+), leased AS (
+    UPDATE {jobs} AS jobs
+    SET handover_at = extract(epoch FROM clock_timestamp()) + $1::float8, version = version + 1
+    FROM next WHERE jobs.id = next.id
+    RETURNING {columns}, next.handover_at AS was_handed_over_at
+)
+SELECT leased.*, pg_notify($2, $3) FROM leased
+
+-- next_handover --
+SELECT MIN(handover_at) - extract(epoch FROM clock_timestamp())::float8 FROM {jobs}
+WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')
 
 -- next_due --
 SELECT MIN(due_at) FROM {jobs}
@@ -41,7 +78,7 @@ INSERT INTO {kept} VALUES ('webhook secret', $1) ON CONFLICT DO NOTHING
 SELECT value FROM {kept} WHERE name = 'webhook secret'
 
 -- insert_job --
-INSERT INTO {jobs} ({columns_to_insert}, key_hash, owner, mark) VALUES ({values})
+INSERT INTO {jobs} ({columns_to_insert}, key_hash, owner, mark, unsaved) VALUES ({values})
 ON CONFLICT DO NOTHING RETURNING 1
 
 -- job_with_mark --
@@ -56,17 +93,20 @@ ORDER BY id FOR UPDATE
 
 -- update_job --
 -- The new task ids ($13) that were free are counted; ids that are no longer the job's ($14) are given back; whoever
--- listens on the channel ($16) is told ($15), all in the transaction of the change.
+-- listens on the channel ($16) is told ($15, and $20 if consumers may want to know), all in the transaction of the
+-- change.
 WITH own AS (
     INSERT INTO {tasks} SELECT unnest($13::bytea[]), $1 ON CONFLICT DO NOTHING RETURNING 1
 ), disowned AS (
     DELETE FROM {tasks} WHERE hash = ANY($14::bytea[])
 ), written AS (
     UPDATE {jobs} SET asked = $2, changed_at = $3, state = $4, attempt = $5, tasks = $6, refusal = $7, due_at = $8,
-        failed_asks = $9, version = $10, owner = $11, mark = $12, request = COALESCE($17, request)
+        failed_asks = $9, version = $10, owner = $11, mark = $12, request = COALESCE($17, request),
+        handover_at = $18, unsaved = $19
     WHERE id = $1
 )
-SELECT COUNT(*), CASE WHEN $15::text IS NOT NULL THEN pg_notify($16, $15) END FROM own
+SELECT COUNT(*), CASE WHEN $15::text IS NOT NULL THEN pg_notify($16, $15) END,
+    CASE WHEN $20::text IS NOT NULL THEN pg_notify($16, $20) END FROM own
 
 -- notify --
 SELECT pg_notify($1, $2)
@@ -147,5 +187,7 @@ RETURNING version
 DELETE FROM {jobs} WHERE id IN (
     SELECT id FROM {jobs}
     WHERE state NOT IN ('sending', 'uncertain', 'accepted') AND changed_at < $1 AND id <> ALL($3::text[])
+        AND (handover_at IS NULL OR state NOT IN ('done', 'failed', 'expired', 'unknown')
+            OR NOT EXISTS (SELECT 1 FROM {kept} WHERE name = 'consumer'))
     LIMIT $2 FOR UPDATE SKIP LOCKED
 )

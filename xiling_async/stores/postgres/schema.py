@@ -41,6 +41,23 @@ MIGRATIONS: Final = (
     ALTER TABLE {jobs} ADD COLUMN is_adopted BOOLEAN NOT NULL DEFAULT FALSE;
     UPDATE {jobs} SET is_adopted = TRUE WHERE request IS NULL;
     """,
+    # A job that a process of an older version makes or ends while this schema is in use is handed over as any other.
+    # Jobs that had ended count as acknowledged: their rows are not written again, however many there are. `unsaved` is
+    # exact for what is written from now on; of the jobs of the last eight days (results live seven) all that have a
+    # result are looked at once.
+    """
+    ALTER TABLE {jobs} ADD COLUMN metadata JSONB, ADD COLUMN retry_of TEXT,
+        ADD COLUMN handover_at DOUBLE PRECISION, ADD COLUMN unsaved BOOLEAN NOT NULL DEFAULT FALSE;
+    ALTER TABLE {jobs} ALTER COLUMN handover_at SET DEFAULT 0;
+    UPDATE {jobs} SET handover_at = 0 WHERE state IN ('sending', 'uncertain', 'accepted');
+    UPDATE {jobs} SET unsaved = TRUE
+        WHERE changed_at > extract(epoch FROM clock_timestamp()) - 691200 AND tasks LIKE '%"succeeded"%';
+    CREATE INDEX {jobs_metadata} ON {jobs} USING GIN (metadata jsonb_path_ops) WHERE metadata IS NOT NULL;
+    CREATE INDEX {jobs_state} ON {jobs} (state, created_at, id);
+    CREATE INDEX {jobs_handover} ON {jobs} (changed_at, id)
+        WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
+    CREATE INDEX {jobs_unsaved} ON {jobs} (changed_at, id) WHERE unsaved;
+    """,
 )
 _SET_VERSION: Final = """
     INSERT INTO {kept} VALUES ('schema', $1) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value
@@ -59,7 +76,18 @@ _OWNERS: Final = """
     FROM found JOIN pg_roles AS r ON r.oid = found.owner
 """
 _TABLES: Final = ("kept", "jobs", "tasks", "owners")
-_INDEXES: Final = ("tasks_job", "jobs_age", "jobs_due", "jobs_open", "jobs_over", "jobs_owned")
+_INDEXES: Final = (
+    "tasks_job",
+    "jobs_age",
+    "jobs_due",
+    "jobs_open",
+    "jobs_over",
+    "jobs_owned",
+    "jobs_metadata",
+    "jobs_state",
+    "jobs_handover",
+    "jobs_unsaved",
+)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_]{0,40}")
 _SCHEMA_BYTES: Final = 63  # PostgreSQL cuts longer names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -11,15 +12,16 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from functools import partial
 from types import NoneType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, ResendStarted, Verdict
+from xiling_async.models.query import ALL_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import as_number, type_name
-from xiling_async.stores.base import UnusableDatabase, Watcher, seconds
+from xiling_async.stores.base import HandedOver, UnusableDatabase, Watcher, seconds
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
@@ -296,15 +298,29 @@ class PostgresStore:
                 return
             after = last
 
-    async def jobs(self) -> AsyncIterator[JobRecord]:
-        queries, before = self._open_queries, (float("inf"), "")
-        while True:
-            page, last = await self._driver.read(partial(queries.newest, before=before))
+    async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+        queries = self._open_queries
+        place: tuple[float, str] | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        while place is not None:
+            page, place = await self._driver.read(partial(queries.listed, query=query, place=place))
             for record in page:
                 yield record
-            if last is None:
-                return
-            before = last
+
+    async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        queries, after = self._open_queries, cast("tuple[float, str] | None", (-math.inf, ""))
+        while after is not None:
+            page, after = await self._driver.read(partial(queries.unsaved, since=since, after=after))
+            for record in page:
+                yield record
+
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
+        """By the clock of the database: `now` is not used."""
+        queries = self._open_queries
+        return await self._driver.run(lambda connection: queries.hand_over(connection, lease_s))
+
+    async def next_handover(self, now: float) -> float | None:
+        """By the clock of the database: `now` is not used."""
+        return await self._driver.read(self._open_queries.next_handover)
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         queries = self._open_queries
@@ -321,8 +337,9 @@ class PostgresStore:
         self._doubt_s = doubt_s
         return count
 
-    async def purge(self, older_than: timedelta | float) -> int:
-        queries, before = self._open_queries, self._clock.time() - seconds(older_than)
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
+        queries = self._open_queries
+        before = (self._clock.time() if now is None else now) - seconds(older_than)
         purged = 0
         # Page by page: a submit does not wait for the whole of it.
         in_hand = self._in_hand()

@@ -36,7 +36,7 @@ async def failed_job(
     return job
 
 
-def counts(sim: Simulator) -> list[int]:
+def counts(sim: Simulator) -> list[object]:
     return [post.body["generate_count"] for post in sim.ledger.posts if post.body]
 
 
