@@ -109,10 +109,10 @@ async def wake(registry: Registry, times: int) -> None:
     entries = [registry.entry_of(intent(number)) for number in range(MOST)]
     for entry in entries:
         entry.is_current = True
-        entry.update(intent(0).but(state=State.ACCEPTED))
+        entry.update(intent(0).next_version(state=State.ACCEPTED))
     waiters = [asyncio.create_task(Job[Any](entry, desk).result()) for entry in entries]
     await asyncio.sleep(0)
-    done = intent(0).but(state=State.DONE, outcomes=(RESULT,), version=99)
+    done = intent(0).next_version(state=State.DONE, outcomes=(RESULT,), version=99)
     for entry, waiter in list(zip(entries, waiters, strict=True))[:times]:
         entry.update(done)
         await waiter

@@ -70,7 +70,7 @@ class UnwrittenJob:
         record = self.entry.record
         if record.due_at is None or record.due_at > now:
             return None
-        self.entry.replace(record.but(due_at=now + lease_s))
+        self.entry.replace(record.next_version(due_at=now + lease_s))
         return self.entry.record
 
 
@@ -190,7 +190,7 @@ class UnwrittenJobs:
 
 def due_now(record: JobRecord, now: float) -> JobRecord:
     """The record to write for a job that the store has lost: due at once, since its callbacks may be lost too."""
-    return record.but(due_at=now) if record.state is State.ACCEPTED else record
+    return record.next_version(due_at=now) if record.state is State.ACCEPTED else record
 
 
 def events_behind(record: JobRecord) -> list[Event]:

@@ -220,7 +220,7 @@ def _poll_scheduled(record: JobRecord, event: PollScheduled) -> Change:
 
 
 def _applied(record: JobRecord, **changes: Any) -> Change:
-    return Change(Verdict.APPLIED, record.but(**changes), record.state)
+    return Change(Verdict.APPLIED, record.next_version(**changes), record.state)
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
@@ -303,11 +303,10 @@ def _progressed(
     if len(outcomes) >= asked and None not in outcomes:
         state = State.FAILED if Failed in map(type, outcomes) else State.DONE
         due_at = None
-    changed = record.progressed(
-        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at,
-        unconfirmed=unconfirmed,
+    return _applied(
+        record, state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at,
+        unconfirmed=unconfirmed, refusal=None,
     )  # fmt: skip
-    return Change(Verdict.APPLIED, changed, record.state)
 
 
 _APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {
