@@ -163,13 +163,13 @@ class Client:
         if order.key is not None:  # of a pair in `map`
             check_name("key", order.key)
         purchase = await self._engine.submission.submit(order)
-        entry, doubt = purchase.entry, purchase.doubt
+        entry, answer_error = purchase.entry, purchase.answer_error
         job: Job[Any] = Job(entry, self._engine.job_context)
         if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(entry.record, job=job)) from doubt
-        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
-            doubt.job = job
-            raise doubt
+            raise cast("Exception", error_of(entry.record, job=job)) from answer_error
+        if answer_error is not None and answer_error.task_ids:  # bought, with too many or too few ids
+            answer_error.job = job
+            raise answer_error
         return job
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:

@@ -68,6 +68,13 @@ class Waiter:
     cancelled: bool = False
 
 
+class ChangeLog(list[JobRecord]):
+    """Every record that the registry reports as changed."""
+
+    def changed(self, record: JobRecord) -> None:
+        self.append(record)
+
+
 class Machine(RuleBasedStateMachine):
     """`model`: job id to a plain dictionary of what must be remembered of it."""
 
@@ -82,10 +89,10 @@ class Machine(RuleBasedStateMachine):
         self.model: dict[str, dict[str, Any]] = {}
         self.owner: dict[str, str] = {}
         self.waiters: list[Waiter] = []
-        self.told: list[JobRecord] = []
+        self.told = ChangeLog()
         self.store: Store = self.new_store()
         self.run(self.store.open())
-        self.registry = Registry(self.store, on_change=self.told.append)
+        self.registry = Registry(self.store, observers=[self.told])
 
     def new_store(self) -> Store:
         return MemoryStore()
@@ -280,7 +287,7 @@ class Machine(RuleBasedStateMachine):
                 assert record is not None and record.due_at is not None
                 assert self.now <= record.due_at <= self.now + min(60, len(is_open) / 10)
                 job["due"] = record.due_at
-        self.registry = Registry(self.store, on_change=self.told.append)
+        self.registry = Registry(self.store, observers=[self.told])
 
     def reopened(self, store: Store) -> Store:
         return store

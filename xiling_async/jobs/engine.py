@@ -23,16 +23,15 @@ from xiling_async.api.transport import Transport
 from xiling_async.errors import ClientClosed, ConfigurationError
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
 from xiling_async.jobs.callbacks import CallbackApplier
-from xiling_async.jobs.context import Context
 from xiling_async.jobs.exchange import Exchange
 from xiling_async.jobs.job import JobContext
-from xiling_async.jobs.poller import Poller
+from xiling_async.jobs.poller import Poller, PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import JobRecord, Outcome
+from xiling_async.models.record import Outcome
 from xiling_async.models.request import Kind
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
@@ -83,55 +82,56 @@ class KnownResults:
 class Engine:
     """Every part of one client, made of its settings; nothing runs before `open`."""
 
-    def __init__(self, given: Settings) -> None:
-        self._given = given
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        clock, limits, timeouts, store = settings.clock, settings.limits, settings.timeouts, settings.store
         self._transport = Transport(
-            given.base_url,
-            given.api_key,
-            timeouts=given.timeouts,
-            clock=given.clock,
-            headers=given.headers,
-            session=given.session,
+            settings.base_url,
+            settings.api_key,
+            timeouts=timeouts,
+            clock=clock,
+            headers=settings.headers,
+            session=settings.session,
         )
         dice = random.Random()  # noqa: S311 - spreads requests over time
-        self._monitor = monitor = Monitor(given.on_event)
-        self._calls = calls = Calls(self._transport, given.api_key, clock=given.clock, limits=given.limits, dice=dice)
-        context = Context(
-            clock=given.clock,
-            limits=given.limits,
-            timeouts=given.timeouts,
-            polling=given.polling,
-            dice=dice,
+        has_receiver = settings.receiver is not None
+        self._monitor = monitor = Monitor(settings.on_event)
+        self._calls = calls = Calls(self._transport, settings.api_key, clock=clock, limits=limits, dice=dice)
+        self._schedule = schedule = PollSchedule(clock, settings.polling, dice, has_receiver=has_receiver)
+        self.registry = registry = Registry(store, monitor=monitor, clock=clock)
+        self.poller = Poller(schedule, store=store, registry=registry, calls=calls, limits=limits, monitor=monitor)
+        self.uploads = Uploads(calls, clock, monitor=monitor)
+        exchange = Exchange(
+            schedule,
+            registry=registry,
+            calls=calls,
+            receiver=settings.receiver,
+            timeouts=timeouts,
             monitor=monitor,
         )
-        self.registry = registry = Registry(given.store, on_change=self._changed, monitor=monitor, clock=given.clock)
-        self.poller = poller = Poller(
-            context, store=given.store, registry=registry, calls=calls, has_receiver=given.receiver is not None
-        )
-        self.uploads = Uploads(calls, given.clock, monitor=monitor)
-        exchange = Exchange(context, registry=registry, calls=calls, poller=poller, receiver=given.receiver)
-        self.submission = Submission(context, registry=registry, calls=calls, uploads=self.uploads, exchange=exchange)
-        self.downloads = self._downloads()
-        self._auto_save = None if given.save_to is None else self._auto_save_to(given.save_to)
+        self.submission = Submission(exchange, registry=registry, calls=calls, uploads=self.uploads, limits=limits)
+        media = MediaTransport(timeouts=timeouts, clock=clock, limits=limits)
+        self.downloads = Downloads(media, KnownResults(self.poller, store), monitor=monitor)
+        self._auto_save = None if settings.save_to is None else self._auto_save_to(settings.save_to)
+        registry.observers = [self.poller] if self._auto_save is None else [self.poller, self._auto_save]
         self.job_context = JobContext(
-            registry=self.registry, clock=given.clock, timeouts=given.timeouts, ask=self.poller.ask,
-            auto_save=self._auto_save,
-        )  # fmt: skip
+            registry=registry, clock=clock, timeouts=timeouts, poller=self.poller, auto_save=self._auto_save
+        )
         self.maps = Tasks()  # of `Client.map`
         self._undo = AsyncExitStack()
 
     async def open(self) -> None:
         """Start everything, or leave nothing running."""
-        given = self._given
+        settings = self._settings
         async with AsyncExitStack() as undo:
-            await given.store.open()  # a store that refuses, since another client has it, is not ours to close
-            undo.push_async_callback(given.store.close)
+            await settings.store.open()  # a store that refuses, since another client has it, is not ours to close
+            undo.push_async_callback(settings.store.close)
             undo.push_async_callback(self._transport.close)
             self._transport.open()
             undo.push_async_callback(self.registry.close)
-            given.store.listen(self.registry)
-            unfinished = await given.store.recover_orphans(
-                given.clock.time(), doubt_s=given.timeouts.uncertain, per_second=given.limits.gets_per_second
+            settings.store.listen(self.registry)
+            unfinished = await settings.store.recover_orphans(
+                settings.clock.time(), doubt_s=settings.timeouts.uncertain, per_second=settings.limits.gets_per_second
             )
             self._monitor.found(unfinished)
             if unfinished:
@@ -140,9 +140,9 @@ class Engine:
             if self._auto_save is not None:  # closed when nothing can bring a result any more, and before the registry
                 undo.push_async_callback(self._auto_save.close)
                 await self._auto_save.start()
-            if given.receiver is not None:  # before the poller: a callback is cheaper than a GET
-                await self._start(given.receiver)
-                undo.push_async_callback(given.receiver.stop)
+            if settings.receiver is not None:  # before the poller: a callback is cheaper than a GET
+                await self._start(settings.receiver)
+                undo.push_async_callback(settings.receiver.stop)
             undo.push_async_callback(self.poller.close)
             self.poller.start()
             undo.push_async_callback(self.submission.close)
@@ -150,22 +150,14 @@ class Engine:
             undo.push_async_callback(self.maps.cancel)
             self._undo = undo.pop_all()
 
-    def _downloads(self) -> Downloads:
-        given = self._given
-        transport = MediaTransport(timeouts=given.timeouts, clock=given.clock, limits=given.limits)
-        return Downloads(transport, KnownResults(self.poller, given.store), monitor=self._monitor)
-
     def _auto_save_to(self, folder: Path) -> AutoSave:
-        given = self._given
+        settings = self._settings
         options = SaveOptions(
-            folder, allow_private=given.allow_private, limits=given.limits, stall_s=given.timeouts.stall
+            folder, allow_private=settings.allow_private, limits=settings.limits, stall_s=settings.timeouts.stall
         )
-        return AutoSave(options, store=given.store, registry=self.registry, downloads=self.downloads, clock=given.clock)
-
-    def _changed(self, record: JobRecord) -> None:
-        self.poller.changed(record)
-        if self._auto_save is not None:
-            self._auto_save.changed(record)
+        return AutoSave(
+            options, store=settings.store, registry=self.registry, downloads=self.downloads, clock=settings.clock
+        )
 
     def stats(self) -> Stats:
         in_flight = {
@@ -181,16 +173,15 @@ class Engine:
         await self._undo.aclose()
 
     async def _start(self, receiver: WebhookReceiver) -> None:
-        intake = CallbackApplier(
+        callbacks = CallbackApplier(
             registry=self.registry,
-            clock=self._given.clock,
-            first_due=self.poller.first_due,
-            on_callback=self.poller.heard_callback,
+            schedule=self._schedule,
             only_wakes=receiver.trust == "status",
             monitor=self._monitor,
         )
-        kept_secret = await self._given.store.secret(os.urandom(SECRET_BYTES))
-        await receiver.start(intake, self._given.clock, kept_secret, others_may_listen=self._given.store.is_shared)
+        store = self._settings.store
+        secret = await store.secret(os.urandom(SECRET_BYTES))
+        await receiver.start(callbacks, self._settings.clock, secret, others_may_listen=store.is_shared)
         self.registry.keyed_ids = receiver
 
 

@@ -11,19 +11,21 @@ from attrs import define, field
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
-from xiling_async.errors import StoreError
-from xiling_async.jobs.context import Context
-from xiling_async.jobs.entry import JobEntry
-from xiling_async.jobs.poller import Poller
+from xiling_async.errors import ProtocolError, StoreError
+from xiling_async.jobs.entry import JobEntry, still_sending_error
+from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
-from xiling_async.models.record import JobRecord, Refusal, State
+from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.models.request import Request
+from xiling_async.models.settings import Timeouts
+from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.submission")
 
-TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would tell of a dead link
+TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would have a dead link
+SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
 
 
 @define(kw_only=True, eq=False)
@@ -53,35 +55,42 @@ class Order:
 
 
 @define(kw_only=True)
-class Sent:
-    """What one POST of a job came to. `result`: None if the job was not ours to send."""
+class Purchase:
+    """A job, and what its last POST came to. `result`: None if this order did not send it."""
 
     entry: JobEntry
-    result: CreateResult | None
+    result: CreateResult | None = None
+
+    @property
+    def answer_error(self) -> ProtocolError | None:
+        """What was wrong with the answer of the service."""
+        return None if self.result is None else self.result.error
 
 
 class Exchange:
-    """Sends POSTs, each at most once, and writes down what is known of them."""
+    """Sends POSTs, each at most once, and records what is known of them."""
 
     def __init__(
         self,
-        context: Context,
+        schedule: PollSchedule,
         *,
         registry: Registry,
         calls: Calls,
-        poller: Poller,
         receiver: WebhookReceiver | None,
+        timeouts: Timeouts,
+        monitor: Monitor = UNWATCHED,
     ) -> None:
-        self._context = context
-        self._clock = context.clock
+        self._schedule = schedule
+        self._clock = schedule.clock
         self._registry = registry
         self._calls = calls
-        self._poller = poller
         self._receiver = receiver
+        self._timeouts = timeouts
+        self._monitor = monitor
 
-    async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Sent:
+    async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Purchase:
         """Send the next POST of this order. `request`: its request with URLs only; `entry`: its job, if it has one."""
-        self._calls.check()  # a session that cannot send is told before the intent
+        self._calls.check()  # raises for a session that cannot send, before the intent
         record = self._new_record(order) if entry is None else entry.record
         in_hand = self._registry.jobs_in_hand
         in_hand.hold(record.id)
@@ -89,9 +98,30 @@ class Exchange:
             entry, is_ours = await self._intend(order, record, entry)
             order.entry = entry
             order.moved.set()
-            return Sent(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
+            return Purchase(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
         finally:
             in_hand.release(record.id)
+
+    async def await_answer(self, entry: JobEntry) -> None:
+        """Wait until no POST of this job is under way, for as long as one of another process can take.
+
+        A job that is being sent as the store has it, and that no submit has in hand, becomes uncertain. Raises
+        `SubmitUncertain` when another process has not answered in time, `ClientClosed`, `StoreError`.
+        """
+        record = entry.record
+        if record.state is not State.SENDING:
+            return
+        if not self._registry.is_in_hand(record.id):
+            await self._registry.apply(record.id, self._lost(record, LEFT_BEHIND))
+            return
+        limit_s = self._timeouts.connect + self._timeouts.answer + SENDING_SLACK_S
+        try:
+            async with self._clock.timeout(limit_s):
+                await self._registry.wait(entry, lambda record: record.state is not State.SENDING)
+        except TimeoutError:
+            await self._registry.reread(entry)
+            if entry.record.state is State.SENDING:
+                raise still_sending_error(record, limit_s) from None
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
         record = entry.record
@@ -105,7 +135,7 @@ class Exchange:
         try:
             await self._write_down(entry, event, create)
         finally:
-            self._context.monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
+            self._monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
         return result
 
     def _new_record(self, order: Order) -> JobRecord:
@@ -145,7 +175,7 @@ class Exchange:
     def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Accepted | AnswerLost | Refused:
         now, attempt = self._clock.time(), record.attempt
         if result.refusal is None:
-            due_at = self._poller.first_due(create.kind)
+            due_at = self._schedule.first_due(create.kind)
             return Accepted(attempt=attempt, at=now, task_ids=result.task_ids, due_at=due_at)
         if result.action is RetryAction.UNCERTAIN:
             return self._lost(record, result.refusal)
@@ -153,9 +183,7 @@ class Exchange:
 
     def _lost(self, record: JobRecord, refusal: Refusal) -> AnswerLost:
         now = self._clock.time()
-        return AnswerLost(
-            attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._context.timeouts.uncertain
-        )
+        return AnswerLost(attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._timeouts.uncertain)
 
     async def _write_down(self, entry: JobEntry, event: Accepted | AnswerLost | Refused, create: Create) -> None:
         change = await self._registry.record_answer(entry, event)

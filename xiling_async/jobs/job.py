@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -18,6 +18,7 @@ from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
 from xiling_async.jobs.entry import JobEntry as JobEntry
+from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
@@ -34,7 +35,7 @@ class JobContext:
     registry: Registry
     clock: Clock
     timeouts: Timeouts
-    ask: Callable[[JobEntry], Awaitable[object]]  # one status GET for each task that has no outcome yet
+    poller: Poller
     auto_save: AutoSave | None = None
 
 
@@ -166,7 +167,7 @@ class Job(Generic[R]):
         """
         self._check_loop()
         self._entry = await self._context.registry.fresh(self._entry)
-        await self._context.ask(self._entry)
+        await self._context.poller.ask(self._entry)
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
@@ -30,13 +30,20 @@ log = logging.getLogger("xiling_async.jobs.registry")
 SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
 
 
+class Observer(Protocol):
+    """What is told of each record that changes: the poller, the auto-save."""
+
+    def changed(self, record: JobRecord) -> None: ...
+
+
 class Registry:
     """The one place where records change: commit, then tell those who wait."""
 
     def __init__(
         self,
         store: Store,
-        on_change: Callable[[JobRecord], None] = lambda record: None,
+        *,
+        observers: Sequence[Observer] = (),
         monitor: Monitor = UNWATCHED,
         clock: Clock | None = None,
     ) -> None:
@@ -45,7 +52,7 @@ class Registry:
         self._clock = SystemClock() if clock is None else clock
         self._entries: WeakValueDictionary[str, JobEntry] = WeakValueDictionary()
         self._unwritten = UnwrittenJobs(store)
-        self._on_change = on_change
+        self.observers: Sequence[Observer] = observers
         self.jobs_in_hand = JobsInHand()  # neither purged, nor taken for jobs that their sender has left
         self._commits = Tasks()
         self._repairs = Tasks()
@@ -104,7 +111,7 @@ class Registry:
         held = await self._store.add(record)
         if held is record:
             self._monitor.changed(held, None)
-        self._on_change(held)
+        self._notify(held)
         return held
 
     async def wait(self, entry: JobEntry, predicate: Predicate) -> JobRecord:
@@ -169,7 +176,7 @@ class Registry:
             self._take(entry, record)
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
-            self._on_change(record)
+            self._notify(record)
             self._tell_others(record, change.others)
 
     def _tell_others(self, record: JobRecord, others: Iterable[Change]) -> None:
@@ -178,7 +185,11 @@ class Registry:
             unwritten.log_given_up(record, owner)
             self.told(owner)
             self._monitor.changed(owner, was)
-            self._on_change(owner)
+            self._notify(owner)
+
+    def _notify(self, record: JobRecord) -> None:
+        for observer in self.observers:
+            observer.changed(record)
 
     async def _restored(self, job_id: str, event: Event, change: Change) -> Change:
         """The store has lost a job that is known here (a restored backup, a failover): write it again, then `event`."""
@@ -193,7 +204,7 @@ class Registry:
         record = unwritten.due_now(entry.record, self._clock.time())
         await self._store.add(record)
         entry.update(record)
-        self._on_change(record)
+        self._notify(record)
 
     async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
         """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
@@ -234,7 +245,7 @@ class Registry:
         self._written(held)
 
     def _written(self, held: UnwrittenJob) -> None:
-        self._on_change(held.entry.record)
+        self._notify(held.entry.record)
         self._tell_others(held.entry.record, held.gave_way)
 
     # --- finding -------------------------------------------------------------------------------------------------
@@ -320,7 +331,7 @@ class Registry:
             elif unwritten.has_lost(known, record) and known.id not in self._unwritten:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
-            self._on_change(entry.record)
+            self._notify(entry.record)
 
     # --- the end -------------------------------------------------------------------------------------------------
 

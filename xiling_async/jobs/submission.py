@@ -14,26 +14,16 @@ from attrs import define, field
 from xiling_async._internal.tasks import Shared, Tasks
 from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
-from xiling_async.jobs.context import Context
-from xiling_async.jobs.entry import JobEntry, still_sending_error
-from xiling_async.jobs.exchange import Exchange, Order, Sent
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem
+from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.exchange import Exchange, Order, Purchase
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.lifecycle import AnswerLost
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
+from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request
+from xiling_async.models.settings import Limits
 
-SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
-
-
-@define(kw_only=True)
-class Purchase:
-    """A job that was, or may have been, bought; `doubt`: what was wrong with the answer of the service."""
-
-    entry: JobEntry
-    doubt: ProtocolError | None = None
 
 
 @define(kw_only=True, eq=False)
@@ -43,9 +33,9 @@ class _Parcel:
     order: Order
     request: Request[Any]  # with URLs only
     entry: JobEntry | None
-    outcome: asyncio.Future[Sent | BaseException | None] = field(factory=lambda: _new_future())
+    outcome: asyncio.Future[Purchase | BaseException | None] = field(factory=lambda: _new_future())
 
-    def done(self, outcome: Sent | BaseException | None) -> None:
+    def done(self, outcome: Purchase | BaseException | None) -> None:
         if not self.outcome.done():  # else its caller has gone
             self.outcome.set_result(outcome)
 
@@ -63,18 +53,18 @@ class Submission:
 
     def __init__(
         self,
-        context: Context,
+        exchange: Exchange,
         *,
         registry: Registry,
         calls: Calls,
         uploads: Uploads,
-        exchange: Exchange,
+        limits: Limits,
     ) -> None:
-        self._context = context
         self._registry = registry
         self._calls = calls
         self._uploads = uploads
         self._exchange = exchange
+        self._most_senders = limits.submits
         self._queue: asyncio.Queue[_Parcel | None] = asyncio.Queue()
         self._senders = Tasks()
         self._idle = 0  # senders that wait for the queue
@@ -169,14 +159,14 @@ class Submission:
                 sendable = await self._uploads.sendable(order.request, files)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
-            sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))
-            if sent is None:
+            purchase = await self._send(_Parcel(order=order, request=sendable, entry=entry))
+            if purchase is None:
                 return None
-            entry, result = sent.entry, sent.result
+            entry, result = purchase.entry, purchase.result
             if result is None:
                 continue  # the key was bought, or is being bought, by another process
             if entry.record.state not in _NOT_BOUGHT:
-                return Purchase(entry=entry, doubt=result.error)
+                return purchase
             if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
                 self._uploads.forget(sendable)
             tries += 1
@@ -195,41 +185,18 @@ class Submission:
         order.moved.set()
         if self._closed:
             raise _closed()
-        await self._answered(entry)
+        await self._exchange.await_answer(entry)
         _check_same(entry.record, order)
         return entry
 
-    async def _answered(self, entry: JobEntry) -> None:
-        """Wait until no POST of this job is under way, for as long as one of another process can take.
-
-        A job that is being sent as the store has it, and that no submit has in hand, becomes uncertain. Raises
-        `SubmitUncertain` when another process has not answered in time, `ClientClosed`, `StoreError`.
-        """
-        record, timeouts = entry.record, self._context.timeouts
-        if record.state is not State.SENDING:
-            return
-        if not self._registry.is_in_hand(record.id):
-            now = self._context.clock.time()
-            lost = AnswerLost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + timeouts.uncertain)
-            await self._registry.apply(record.id, lost)
-            return
-        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
-        try:
-            async with self._context.clock.timeout(limit_s):
-                await self._registry.wait(entry, lambda record: record.state is not State.SENDING)
-        except TimeoutError:
-            await self._registry.reread(entry)
-            if entry.record.state is State.SENDING:
-                raise still_sending_error(record, limit_s) from None
-
     # --- the senders -------------------------------------------------------------------------------------------------
 
-    async def _send(self, parcel: _Parcel) -> Sent | None:
+    async def _send(self, parcel: _Parcel) -> Purchase | None:
         if self._closed:
             raise _closed()
         self._queue.put_nowait(parcel)
         if self._queue.qsize() > self._idle:
-            if len(self._senders) < self._context.limits.submits:
+            if len(self._senders) < self._most_senders:
                 self._senders.start(self._work(), name="xiling sender")
             else:
                 parcel.order.moved.set()
@@ -256,7 +223,7 @@ class Submission:
         finally:
             self._idle -= 1
 
-    async def _carry(self, parcel: _Parcel) -> Sent | None:
+    async def _carry(self, parcel: _Parcel) -> Purchase | None:
         if parcel.outcome.done():  # its caller has gone
             return None
         await self._calls.creates.turn()
@@ -267,13 +234,13 @@ class Submission:
             return None
         self._in_flight += 1
         try:
-            sent = await self._exchange.send(order, parcel.request, parcel.entry)
+            purchase = await self._exchange.send(order, parcel.request, parcel.entry)
         finally:
             self._in_flight -= 1
-        if sent.result is not None and order.held is None and not parcel.outcome.done():
-            order.held = sent.entry.record.id  # also in the pause before the next POST
+        if purchase.result is not None and order.held is None and not parcel.outcome.done():
+            order.held = purchase.entry.record.id  # also in the pause before the next POST
             self._registry.jobs_in_hand.hold(order.held)
-        return sent
+        return purchase
 
 
 def _check_same(record: JobRecord, order: Order) -> None:
