@@ -11,11 +11,11 @@ from attrs import define, field
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
-from xiling_async.errors import ProtocolError, StoreError
-from xiling_async.jobs.entry import JobEntry, still_sending_error
+from xiling_async.errors import ProtocolError, StoreError, SubmitUncertain, XilingError
+from xiling_async.jobs.entry import SHOWN, JobEntry, check_ids
 from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
-from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
+from xiling_async.models.lifecycle import Accepted, AnswerLost, Change, Refused, ResendStarted, Verdict
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Timeouts
@@ -25,7 +25,9 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 log = logging.getLogger("xiling_async.jobs.submission")
 
 TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would have a dead link
+SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
 SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
+Answer = Accepted | AnswerLost | Refused
 
 
 @define(kw_only=True, eq=False)
@@ -121,7 +123,7 @@ class Exchange:
         except TimeoutError:
             await self._registry.reread(entry)
             if entry.record.state is State.SENDING:
-                raise still_sending_error(record, limit_s) from None
+                raise _still_sending_error(record, limit_s) from None
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
         record = entry.record
@@ -172,7 +174,7 @@ class Exchange:
             expires_at=self._clock.time() + TOKEN_LIFE_S,
         )
 
-    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Accepted | AnswerLost | Refused:
+    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Answer:
         now, attempt = self._clock.time(), record.attempt
         if result.refusal is None:
             due_at = self._schedule.first_due(create.kind)
@@ -185,19 +187,39 @@ class Exchange:
         now = self._clock.time()
         return AnswerLost(attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._timeouts.uncertain)
 
-    async def _write_down(self, entry: JobEntry, event: Accepted | AnswerLost | Refused, create: Create) -> None:
-        change = await self._registry.record_answer(entry, event)
+    async def _write_down(self, entry: JobEntry, event: Answer, create: Create) -> None:
+        change = await self._record(entry, event)
         if change.verdict is Verdict.UNKNOWN_TASK and isinstance(event, Accepted):
             why = "The service answered with task ids that belong to another job."
             refusal = CreateResult.uncertain(why, create).refusal
             assert refusal is not None
-            await self._registry.record_answer(entry, self._lost(entry.record, refusal))
+            await self._record(entry, self._lost(entry.record, refusal))
         if entry.record.state is State.UNCERTAIN:
             log.warning("job %s attempt %d: fate unknown, not sent again", entry.record.id, entry.record.attempt)
 
+    async def _record(self, entry: JobEntry, event: Answer) -> Change:
+        """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
+        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought, if that
+        takes longer than `SOON_S`."""
+        before = entry.record
+        try:
+            change = await self._registry.commit(before.id, event)
+        except BaseException as error:
+            self._registry.hold(entry, event)
+            if not isinstance(error, Exception):
+                raise
+            log.warning("job %s: %s could not be written yet: %s", before.id, what := _summary(event), error)
+            if await self._registry.is_written(before.id, limit_s=SOON_S):
+                return Change(Verdict.APPLIED, entry.record)
+            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, what, error)
+            raise _unwritten_error(before, event, error) from error
+        if isinstance(event, Accepted):
+            check_ids(before, event, change)
+        return change
+
 
 def _named(
-    event: Accepted | AnswerLost | Refused,
+    event: Answer,
 ) -> tuple[Literal["accepted", "rejected", "not_sent", "uncertain"], str | None]:
     """What became of a POST in one word, and the name of its error."""
     match event:
@@ -207,3 +229,39 @@ def _named(
             return "rejected" if event.sent else "not_sent", event.refusal.error
         case AnswerLost():
             return "uncertain", event.refusal.error
+
+
+def _summary(event: Answer) -> str:
+    """What became of a POST, for the log."""
+    return f"bought tasks {', '.join(event.task_ids[:SHOWN])}" if isinstance(event, Accepted) else "its result"
+
+
+def _unwritten_error(record: JobRecord, event: Answer, cause: BaseException) -> StoreError:
+    """The POST is over, and the store could not write its result: what that means for the money, and what to do."""
+    said = str(cause) if isinstance(cause, XilingError) else type(cause).__name__
+    later = "The result is kept in memory and written as soon as the store takes it"
+    match event:
+        case Accepted(task_ids=ids):
+            return StoreError(
+                f"The job WAS bought: its task ids are {', '.join(ids)}. {later}; until then client.job(task_id) "
+                f"awaits it. Do not submit it again without its key. ({said})",
+                charged="yes", job_id=record.id, task_ids=ids,
+            )  # fmt: skip
+        case Refused():
+            return StoreError(
+                f"Nothing was bought: {event.refusal.message} {later}. ({said})", charged="no", job_id=record.id
+            )
+        case AnswerLost():
+            return StoreError(
+                f"The job may have been bought, and is never sent again: {event.refusal.message} {later}. ({said})",
+                charged="maybe", job_id=record.id,
+            )  # fmt: skip
+
+
+def _still_sending_error(record: JobRecord, limit_s: float) -> SubmitUncertain:
+    return SubmitUncertain(
+        f"Another process has been sending job {record.id} for more than {limit_s:g} s and has not written what became "
+        "of it. It may have been bought, so it is not sent from here. Wait for that process, or tell the job what was "
+        "bought: client.resolve().",
+        job_id=record.id,
+    )

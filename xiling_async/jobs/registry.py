@@ -10,24 +10,31 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
-from xiling_async.jobs import unwritten
-from xiling_async.jobs.entry import JobEntry, JobsInHand, Predicate, closed_error
-from xiling_async.jobs.unwritten import Answer, UnwrittenJob, UnwrittenJobs
-from xiling_async.models.lifecycle import Accepted, Change, Event, OutcomeReported, ResendStarted, Verdict
+from xiling_async.jobs.entry import (
+    JobEntry,
+    JobsInHand,
+    Predicate,
+    UnwrittenJob,
+    UnwrittenJobs,
+    closed_error,
+    due_now,
+    has_lost,
+    log_given_up,
+    lost_at_close,
+)
+from xiling_async.models.lifecycle import Change, Event, OutcomeReported, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.registry")
-
-SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
 
 
 class Observer(Protocol):
@@ -71,7 +78,7 @@ class Registry:
         entry = self._entries.get(record.id)
         if entry is None:
             entry = self._entries[record.id] = JobEntry(record, is_current=False)
-        elif record.id not in self._unwritten:
+        elif record.id not in self._unwritten.jobs:
             entry.update(record)
         return entry
 
@@ -155,34 +162,34 @@ class Registry:
     async def commit(self, job_id: str, event: Event) -> Change:
         """`apply`, for a caller in a task that is not cancelled half-way. Raises `StoreError`; what is told of a job
         with unwritten results is known in memory even then."""
-        held = self._unwritten.get(job_id)
+        held = self._unwritten.jobs.get(job_id)
         if held is not None:
             try:
                 await self._write(held)
             except Exception:
                 if not isinstance(event, ResendStarted):  # an intent that is not written is not sent
-                    self._hold(held.entry, event)
+                    self.hold(held.entry, event)
                 raise
         change = await self._store.change(job_id, event)
         if change.verdict is Verdict.NO_JOB and not isinstance(event, ResendStarted):
             change = await self._restored(job_id, event, change)
         if change.record is not None:
-            self._tell(change.record, change, event)
+            self._publish(change.record, change, event)
         return change
 
-    def _tell(self, record: JobRecord, change: Change, event: Event) -> None:
+    def _publish(self, record: JobRecord, change: Change, event: Event) -> None:
         entry = self._entries.get(record.id)
         if entry is not None:
             self._take(entry, record)
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._notify(record)
-            self._tell_others(record, change.others)
+            self._publish_previous_owners(record, change.others)
 
-    def _tell_others(self, record: JobRecord, others: Iterable[Change]) -> None:
+    def _publish_previous_owners(self, record: JobRecord, others: Iterable[Change]) -> None:
         """Of the jobs that gave tasks up to this one."""
         for owner, was in ((other.record, other.was) for other in others if other.record is not None):
-            unwritten.log_given_up(record, owner)
+            log_given_up(record, owner)
             self.told(owner)
             self._monitor.changed(owner, was)
             self._notify(owner)
@@ -201,40 +208,26 @@ class Registry:
 
     async def _add_again(self, entry: JobEntry) -> None:
         log.warning("job %s was not in the store any more: written again", entry.record.id)
-        record = unwritten.due_now(entry.record, self._clock.time())
+        record = due_now(entry.record, self._clock.time())
         await self._store.add(record)
         entry.update(record)
         self._notify(record)
 
-    async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
-        """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
-        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought, if that
-        takes longer than `SOON_S`."""
-        before = entry.record
-        try:
-            change = await self.commit(before.id, event)
-        except BaseException as error:
-            held = self._unwritten.get(before.id)
-            if held is None or event not in held.events:
-                self._hold(entry, event)
-            if not isinstance(error, Exception):
-                raise
-            log.warning("job %s: %s could not be written yet: %s", before.id, what := unwritten.summary(event), error)
-            if await self._unwritten.is_written(before.id, self._clock, limit_s=0.0 if self._released else SOON_S):
-                return Change(Verdict.APPLIED, entry.record)
-            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, what, error)
-            raise unwritten.unwritten_error(before, event, error) from error
-        if isinstance(event, Accepted):
-            unwritten.check_ids(before, event, change)
-        return change
-
     # --- what could not be written -------------------------------------------------------------------------------
 
-    def _hold(self, entry: JobEntry, event: Event) -> None:
+    def hold(self, entry: JobEntry, event: Event) -> None:
+        """Apply the event in memory, and write it in the background as soon as the store takes it."""
+        unwritten = self._unwritten.jobs.get(entry.record.id)
+        if unwritten is not None and event in unwritten.events:
+            return
         change = self._unwritten.hold(entry, event)
-        self._tell(entry.record, change, event)
-        if len(self._unwritten) and not self._closed and not len(self._writer):
+        self._publish(entry.record, change, event)
+        if self._unwritten.jobs and not self._closed and not len(self._writer):
             self._writer.start(self._write_again(), name="xiling unwritten results")
+
+    async def is_written(self, job_id: str, *, limit_s: float) -> bool:
+        """Whether all that is known of the job is written, after at most `limit_s` seconds; at once when closing."""
+        return await self._unwritten.is_written(job_id, self._clock, limit_s=0.0 if self._released else limit_s)
 
     async def _write_again(self) -> None:
         async for held in self._unwritten.written(self._clock):
@@ -246,7 +239,7 @@ class Registry:
 
     def _written(self, held: UnwrittenJob) -> None:
         self._notify(held.entry.record)
-        self._tell_others(held.entry.record, held.gave_way)
+        self._publish_previous_owners(held.entry.record, held.gave_way)
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -297,10 +290,10 @@ class Registry:
         return list(self._entries)
 
     def in_hand(self) -> frozenset[str]:
-        return self.jobs_in_hand.ids | self._unwritten.ids
+        return self.jobs_in_hand.ids | self._unwritten.jobs.keys()
 
     def told(self, record: JobRecord) -> None:
-        held, entry = self._unwritten.get(record.id), self._entries.get(record.id)
+        held, entry = self._unwritten.jobs.get(record.id), self._entries.get(record.id)
         if held is not None:
             held.rebase(record)
         elif entry is not None:
@@ -308,7 +301,7 @@ class Registry:
 
     def _take(self, entry: JobEntry, record: JobRecord) -> None:
         """Take what the store says; if it knows less than is known here, bring it to that."""
-        if entry.is_current and unwritten.has_lost(entry.record, record):
+        if entry.is_current and has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
         else:
             entry.update(record)
@@ -322,13 +315,13 @@ class Registry:
     async def _repair(self, entry: JobEntry) -> None:
         """A database that failed over may have lost its last changes: bring it to what this process knows."""
         known = entry.record
-        if known.id in self._unwritten:
+        if known.id in self._unwritten.jobs:
             return
         with contextlib.suppress(StoreError):  # the next look at all that is watched comes soon
             record = await self._store.get(known.id)
             if record is None:
                 await self._add_again(entry)
-            elif unwritten.has_lost(known, record) and known.id not in self._unwritten:
+            elif has_lost(known, record) and known.id not in self._unwritten.jobs:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
             self._notify(entry.record)
@@ -349,8 +342,8 @@ class Registry:
         await self._commits.drain()
         await self._repairs.cancel()
         await self._writer.cancel()
-        for held in self._unwritten:
+        for held in tuple(self._unwritten.jobs.values()):
             with contextlib.suppress(Exception):
                 await self._write(held)
-        if len(self._unwritten):
-            log.error("%s", unwritten.lost_at_close(held.entry.record for held in self._unwritten))
+        if self._unwritten.jobs:
+            log.error("%s", lost_at_close(held.entry.record for held in self._unwritten.jobs.values()))
