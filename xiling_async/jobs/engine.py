@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from attrs import field, frozen
@@ -20,19 +20,19 @@ from xiling_async._internal.finish import finish
 from xiling_async._internal.tasks import Tasks
 from xiling_async.api.calls import Calls
 from xiling_async.api.transport import Transport
-from xiling_async.errors import ClientClosed, ConfigurationError
+from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest
 from xiling_async.jobs.auto_save import AutoSave, SaveOptions
 from xiling_async.jobs.callbacks import CallbackApplier
-from xiling_async.jobs.exchange import Exchange
-from xiling_async.jobs.job import JobContext
+from xiling_async.jobs.exchange import Exchange, Order
+from xiling_async.jobs.job import Job, JobContext
 from xiling_async.jobs.poller import Poller, PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import Outcome
-from xiling_async.models.request import Kind
+from xiling_async.models.record import Outcome, State
+from xiling_async.models.request import Kind, Request, check_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.events import Hook
@@ -59,6 +59,7 @@ class Settings:
     save_to: Path | None
     allow_private: bool
     on_event: tuple[Hook, ...]
+    raises_uncertain: bool
     clock: Clock
 
 
@@ -80,7 +81,11 @@ class KnownResults:
 
 
 class Engine:
-    """Every part of one client, made of its settings; nothing runs before `open`."""
+    """Every part of one client, made of its settings; nothing runs before `open`.
+
+    It is opened and closed once, in one event loop, however often and by however many tasks it is asked. Either runs to
+    its end when its caller is cancelled, and then leaves nothing open.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -119,8 +124,68 @@ class Engine:
         )
         self.maps = Tasks()  # of `Client.map`
         self._undo = AsyncExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_entered = False
+        self._changes = asyncio.Lock()  # the second caller waits for the first
+        self.is_open = False
+
+    def enter(self) -> None:
+        """Raises `ConfigurationError` for a second `async with`: the inner one would close what the outer one uses."""
+        if self._is_entered:
+            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
+        self._is_entered = True
 
     async def open(self) -> None:
+        self._check_loop()
+        async with self._changes:
+            if self.is_open:
+                return
+            if self._loop is not None:
+                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
+            self._loop = asyncio.get_running_loop()
+            try:
+                await finish(self._start(), name="xiling open")
+            except asyncio.CancelledError:  # it may have come too late to stop anything
+                await finish(self._undo.aclose(), name="xiling close")
+                raise
+            self.is_open = True
+
+    async def close(self) -> None:
+        """Stop everything, the last started first: no new submits, then no receiver, then no store."""
+        self._check_loop()
+        self.is_open = False
+        async with self._changes:
+            await finish(self._undo.aclose(), name="xiling close")
+
+    def check_open(self) -> None:
+        """Raises `ClientClosed` when it is not open, `ConfigurationError` in another event loop."""
+        self._check_loop()
+        if not self.is_open:
+            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
+
+    async def submit(self, order: Order) -> Job[Any]:
+        """Buy the job of this order, or find the one of its key. Raises what `Client.submit` raises."""
+        self.check_open()
+        request: object = order.request
+        if not isinstance(request, Request):
+            raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
+        if order.key is not None:
+            check_name("key", order.key)
+        purchase = await self.submission.submit(order)
+        job: Job[Any] = Job(purchase.entry, self.job_context)
+        answer_error = purchase.answer_error
+        if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._settings.raises_uncertain:
+            raise cast("Exception", job.error) from answer_error
+        if answer_error is not None and answer_error.task_ids:  # bought, with too many or too few ids
+            answer_error.job = job
+            raise answer_error
+        return job
+
+    async def _start(self) -> None:
         """Start everything, or leave nothing running."""
         settings = self._settings
         async with AsyncExitStack() as undo:
@@ -141,7 +206,7 @@ class Engine:
                 undo.push_async_callback(self._auto_save.close)
                 await self._auto_save.start()
             if settings.receiver is not None:  # before the poller: a callback is cheaper than a GET
-                await self._start(settings.receiver)
+                await self._start_receiver(settings.receiver)
                 undo.push_async_callback(settings.receiver.stop)
             undo.push_async_callback(self.poller.close)
             self.poller.start()
@@ -168,11 +233,7 @@ class Engine:
         unsaved = 0 if self._auto_save is None else self._auto_save.outstanding
         return self._monitor.stats(in_flight, self._calls.closed_until, unsaved)
 
-    async def close(self) -> None:
-        """Stop everything, the last started first: no new submits, then no receiver, then no store."""
-        await self._undo.aclose()
-
-    async def _start(self, receiver: WebhookReceiver) -> None:
+    async def _start_receiver(self, receiver: WebhookReceiver) -> None:
         callbacks = CallbackApplier(
             registry=self.registry,
             schedule=self._schedule,
@@ -183,54 +244,3 @@ class Engine:
         secret = await store.secret(os.urandom(SECRET_BYTES))
         await receiver.start(callbacks, self._settings.clock, secret, others_may_listen=store.is_shared)
         self.registry.keyed_ids = receiver
-
-
-class Opening:
-    """Opens an engine and closes it: once, in one event loop, however often and by however many tasks it is asked.
-
-    Either is brought to its end when its caller is cancelled, and then leaves nothing open.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_entered = False
-        self._changes = asyncio.Lock()  # the second caller waits for the first
-        self.is_open = False
-
-    def enter(self) -> None:
-        """Raises `ConfigurationError` for a second `async with`: the inner one would close what the outer one uses."""
-        if self._is_entered:
-            raise ConfigurationError("A client is entered once: make a new one for each `async with`.")
-        self._is_entered = True
-
-    async def open(self) -> None:
-        self._check_loop()
-        async with self._changes:
-            if self.is_open:
-                return
-            if self._loop is not None:
-                raise ConfigurationError("A client is opened once: make a new one after it was closed.")
-            self._loop = asyncio.get_running_loop()
-            try:
-                await finish(self._engine.open(), name="xiling open")
-            except asyncio.CancelledError:
-                await finish(self._engine.close(), name="xiling close")  # it may have come too late to stop anything
-                raise
-            self.is_open = True
-
-    async def close(self) -> None:
-        self._check_loop()
-        self.is_open = False
-        async with self._changes:
-            await finish(self._engine.close(), name="xiling close")
-
-    def check(self) -> None:
-        """Raises `ClientClosed` when it is not open, `ConfigurationError` in another event loop."""
-        self._check_loop()
-        if not self.is_open:
-            raise ClientClosed("The client is not open: use it inside `async with Client(...)`. Nothing was sent.")
-
-    def _check_loop(self) -> None:
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar, cast
 from attrs import frozen
 
 from xiling_async._internal.redact import scrub
-from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed, XilingError
+from xiling_async.jobs.engine import Engine
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.models.record import Succeeded
@@ -24,7 +24,6 @@ from xiling_async.models.request import Request
 R = TypeVar("R")
 Item = Request[R] | tuple[str, Request[R]]
 Items = Iterable[Item[R]] | AsyncIterable[Item[R]]
-Submit = Callable[[Order], Awaitable[Job[Any]]]
 
 
 @frozen(kw_only=True)
@@ -64,7 +63,9 @@ def _pair(place: int, item: object) -> tuple[str | None, Request[Any]]:
     key, request = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
     if not isinstance(request, Request) or (item is not request and (not isinstance(key, str) or not key)):
         what = f"({type(key).__name__}, {type(request).__name__})" if item is not request else type(item).__name__
-        raise InvalidRequest(f"Item {place} of map is no request and no (key, request) pair: {what}. It was not sent.")
+        raise InvalidRequest(
+            f"Item {place} of map is neither a request nor a (key, request) pair: {what}. It was not sent."
+        )
     return key, request
 
 
@@ -80,16 +81,16 @@ def _check_keys(pairs: list[tuple[str | None, Request[Any]]]) -> None:
 
 
 class FanOut(Generic[R]):
-    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed.
+    """One call of `map`. The engine owns its tasks, and cancels them when it is closed.
 
     Nothing is sent but while the consumer waits for the next result: one that stops asking buys nothing more.
     """
 
-    def __init__(self, items: Items[R], submit: Submit, *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
+    def __init__(self, items: Items[R], engine: Engine, *, in_flight: int, ordered: bool) -> None:
         self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
         self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        self._submit = submit
-        self._tasks = tasks
+        self._engine = engine
+        self._tasks = engine.maps
         self._in_flight = in_flight
         self._ordered = ordered
         self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
@@ -175,7 +176,7 @@ class FanOut(Generic[R]):
         job: Job[R] | None = None
         key, request = order.key, order.request
         try:
-            job = await self._submit(order)
+            job = await self._engine.submit(order)
             results = await job.result()
         except ClientClosed:
             raise
