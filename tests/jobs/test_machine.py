@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
         name = job_id if by == "id" else job["key"] if by == "key" else next(iter(job["ids"]), None)
         slot = self.run(self.registry.find(job_id if name is None else name))
         assert slot is not None
-        slot = self.run(self.registry.fresh(slot))
+        slot = self.run(self.registry.up_to_date(slot))
         assert slot.record.id == job_id
         work = self.registry.wait(slot, lambda record: record.state.is_final)
         self.waiters.append(Waiter(job_id, slot, self.loop.create_task(work)))

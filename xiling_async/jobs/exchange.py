@@ -36,7 +36,7 @@ class Order:
 
     `wanted`: set while the caller waits for its job (a consumer of `map` may stop asking); None: always. Such a caller
     also waits for a service that is away. `entry`: the job, once its intent is written. `moved`: set when the POST
-    leaves, or has to wait for something. `held`: the id of its job in hand, from the first POST to the end of the
+    leaves, or has to wait for something. `job_in_hand`: the id of its job, from the first POST to the end of the
     purchase.
     """
 
@@ -44,7 +44,7 @@ class Order:
     key: str | None = None
     wanted: asyncio.Event | None = None
     entry: JobEntry | None = None
-    held: str | None = None
+    job_in_hand: str | None = None
     moved: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -238,22 +238,22 @@ def _summary(event: Answer) -> str:
 
 def _unwritten_error(record: JobRecord, event: Answer, cause: BaseException) -> StoreError:
     """The POST is over, and the store could not write its result: what that means for the money, and what to do."""
-    said = str(cause) if isinstance(cause, XilingError) else type(cause).__name__
+    reason = str(cause) if isinstance(cause, XilingError) else type(cause).__name__
     later = "The result is kept in memory and written as soon as the store takes it"
     match event:
         case Accepted(task_ids=ids):
             return StoreError(
                 f"The job WAS bought: its task ids are {', '.join(ids)}. {later}; until then client.job(task_id) "
-                f"awaits it. Do not submit it again without its key. ({said})",
+                f"awaits it. Do not submit it again without its key. ({reason})",
                 charged="yes", job_id=record.id, task_ids=ids,
             )  # fmt: skip
         case Refused():
             return StoreError(
-                f"Nothing was bought: {event.refusal.message} {later}. ({said})", charged="no", job_id=record.id
+                f"Nothing was bought: {event.refusal.message} {later}. ({reason})", charged="no", job_id=record.id
             )
         case AnswerLost():
             return StoreError(
-                f"The job may have been bought, and is never sent again: {event.refusal.message} {later}. ({said})",
+                f"The job may have been bought, and is never sent again: {event.refusal.message} {later}. ({reason})",
                 charged="maybe", job_id=record.id,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Where a task and its callback meet; written down before anyone is told.
+"""Where a task and its callback meet; each change is committed before its waiters wake.
 
 A `JobEntry` is the meeting place of one job. Entries live while there is a handle on the job; a job without one costs
 only its row in the store. What the store could not write is held, used, and written again until it is in.
@@ -72,9 +72,9 @@ class Registry:
     def entry_of(self, record: JobRecord) -> JobEntry:
         """The entry of this job, the same one for everybody who asks while it lives. A job made from a bare task id
         (`attempt` 0) joins the job that is known to have bought the task."""
-        held = None if record.attempt else self._unwritten.named(record.task_ids[0])
-        if held is not None:
-            return held
+        owner = None if record.attempt else self._unwritten.named(record.task_ids[0])
+        if owner is not None:
+            return owner
         entry = self._entries.get(record.id)
         if entry is None:
             entry = self._entries[record.id] = JobEntry(record, is_current=False)
@@ -87,39 +87,39 @@ class Registry:
         `entry.record is record`: it was written."""
         entry = JobEntry(record, is_current=True)
         known = self._entries.setdefault(record.id, entry)
-        held = await self._store.add(record)
-        if held is not record:
+        stored = await self._add(record)
+        if stored is not record:
             if known.record is record:  # ours was not written: it must not pass for the one that the store holds
-                known.restart(held)
-            return self.entry_of(held)
+                known.restart(stored)
+            return self.entry_of(stored)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)
-        self._monitor.changed(held, None)
         return known
 
-    async def fresh(self, entry: JobEntry) -> JobEntry:
+    async def _add(self, record: JobRecord) -> JobRecord:
+        """The record of this job in the store: this one, or the one that was there."""
+        stored = await self._store.add(record)
+        if stored is record:
+            self._monitor.changed(record, None)
+        return stored
+
+    async def up_to_date(self, entry: JobEntry) -> JobEntry:
         """The entry with no change missed. A job made from a bare task id is the job that bought the task, if the store
         knows it, and is written as one of its own if not."""
         while not entry.is_current and not self._closed:
             record = entry.record
-            held = None if record.attempt else await self._store.by_task(record.task_ids[0])
-            held = held or await self._store.get(record.id)
-            if held is None and not record.attempt:
-                held = await self._take_in(record)
-            if held is not None and held.id != record.id:
-                entry = self.entry_of(held)
+            stored = None if record.attempt else await self._store.by_task(record.task_ids[0])
+            stored = stored or await self._store.get(record.id)
+            if stored is None and not record.attempt:
+                stored = await self._add(record)
+                self._notify(stored)
+            if stored is not None and stored.id != record.id:
+                entry = self.entry_of(stored)
                 continue
             entry.is_current = True
-            if held is not None:
-                entry.update(held)
+            if stored is not None:
+                entry.update(stored)
         return entry
-
-    async def _take_in(self, record: JobRecord) -> JobRecord:
-        held = await self._store.add(record)
-        if held is record:
-            self._monitor.changed(held, None)
-        self._notify(held)
-        return held
 
     async def wait(self, entry: JobEntry, predicate: Predicate) -> JobRecord:
         """The job's record once it satisfies the predicate. Raises `ClientClosed` when the client is closed before."""
@@ -133,7 +133,7 @@ class Registry:
         return self._store.is_shared or job_id in self.jobs_in_hand
 
     async def reread(self, entry: JobEntry) -> None:
-        """Look into the store for what was not heard. Raises `StoreError`."""
+        """Look into the store for changes that were missed. Raises `StoreError`."""
         record = await self._store.get(entry.record.id)
         if record is not None:
             self.told(record)
@@ -146,29 +146,28 @@ class Registry:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    async def adopt(self, record: JobRecord, heard: OutcomeReported) -> Change:
-        """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
-        if await self._store.add(record) is record:
-            self._monitor.changed(record, None)
-        return await self.commit(record.id, heard)
+    async def adopt(self, record: JobRecord, event: OutcomeReported) -> Change:
+        """Add a job that the store has lost, because its token proves that it is ours; `event` names a task of it."""
+        await self._add(record)
+        return await self.commit(record.id, event)
 
     async def apply(self, job_id: str, event: Event) -> Change:
         """Commit what `event` does to the job, then wake those who wait for it. Cancelling the caller cancels no
         commit."""
         if self._closed:
-            raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
+            raise ClientClosed("The client is closed: this change of the job is not recorded.", job_id=job_id)
         return await self._commits.run_shielded(self.commit(job_id, event), name=f"xiling commit {job_id}")
 
     async def commit(self, job_id: str, event: Event) -> Change:
         """`apply`, for a caller in a task that is not cancelled half-way. Raises `StoreError`; what is told of a job
         with unwritten results is known in memory even then."""
-        held = self._unwritten.jobs.get(job_id)
-        if held is not None:
+        unwritten = self._unwritten.jobs.get(job_id)
+        if unwritten is not None:
             try:
-                await self._write(held)
+                await self._write(unwritten)
             except Exception:
                 if not isinstance(event, ResendStarted):  # an intent that is not written is not sent
-                    self.hold(held.entry, event)
+                    self.hold(unwritten.entry, event)
                 raise
         change = await self._store.change(job_id, event)
         if change.verdict is Verdict.NO_JOB and not isinstance(event, ResendStarted):
@@ -180,7 +179,7 @@ class Registry:
     def _publish(self, record: JobRecord, change: Change, event: Event) -> None:
         entry = self._entries.get(record.id)
         if entry is not None:
-            self._take(entry, record)
+            self._update(entry, record)
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
             self._notify(record)
@@ -230,16 +229,16 @@ class Registry:
         return await self._unwritten.is_written(job_id, self._clock, limit_s=0.0 if self._released else limit_s)
 
     async def _write_again(self) -> None:
-        async for held in self._unwritten.written(self._clock):
-            self._written(held)
+        async for job in self._unwritten.written(self._clock):
+            self._written(job)
 
-    async def _write(self, held: UnwrittenJob) -> None:
-        await self._unwritten.write(held)
-        self._written(held)
+    async def _write(self, job: UnwrittenJob) -> None:
+        await self._unwritten.write(job)
+        self._written(job)
 
-    def _written(self, held: UnwrittenJob) -> None:
-        self._notify(held.entry.record)
-        self._publish_previous_owners(held.entry.record, held.gave_way)
+    def _written(self, job: UnwrittenJob) -> None:
+        self._notify(job.entry.record)
+        self._publish_previous_owners(job.entry.record, job.gave_way)
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -259,9 +258,9 @@ class Registry:
 
     async def by_key(self, key: str) -> JobEntry | None:
         """The job of this key; also one that came back by its token alone, whose id is the key's."""
-        held = self._unwritten.named(key)
-        if held is not None and held.record.key == key:
-            return held
+        entry = self._unwritten.named(key)
+        if entry is not None and entry.record.key == key:
+            return entry
         record = await self._store.by_key(key)
         if record is None and self.keyed_ids is not None:
             for job_id in self.keyed_ids.job_ids(key)[1:]:  # of the first one, `add` knows
@@ -293,13 +292,13 @@ class Registry:
         return self.jobs_in_hand.ids | self._unwritten.jobs.keys()
 
     def told(self, record: JobRecord) -> None:
-        held, entry = self._unwritten.jobs.get(record.id), self._entries.get(record.id)
-        if held is not None:
-            held.rebase(record)
+        unwritten, entry = self._unwritten.jobs.get(record.id), self._entries.get(record.id)
+        if unwritten is not None:
+            unwritten.rebase(record)
         elif entry is not None:
-            self._take(entry, record)
+            self._update(entry, record)
 
-    def _take(self, entry: JobEntry, record: JobRecord) -> None:
+    def _update(self, entry: JobEntry, record: JobRecord) -> None:
         """Take what the store says; if it knows less than is known here, bring it to that."""
         if entry.is_current and has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
@@ -342,8 +341,8 @@ class Registry:
         await self._commits.drain()
         await self._repairs.cancel()
         await self._writer.cancel()
-        for held in tuple(self._unwritten.jobs.values()):
+        for job in tuple(self._unwritten.jobs.values()):
             with contextlib.suppress(Exception):
-                await self._write(held)
+                await self._write(job)
         if self._unwritten.jobs:
-            log.error("%s", lost_at_close(held.entry.record for held in self._unwritten.jobs.values()))
+            log.error("%s", lost_at_close(job.entry.record for job in self._unwritten.jobs.values()))

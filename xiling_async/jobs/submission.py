@@ -137,9 +137,9 @@ class Submission:
         try:
             return await self._purchased(order)
         finally:
-            if order.held is not None:
-                self._registry.jobs_in_hand.release(order.held)
-                order.held = None
+            if order.job_in_hand is not None:
+                self._registry.jobs_in_hand.release(order.job_in_hand)
+                order.job_in_hand = None
 
     async def _purchased(self, order: Order) -> Purchase | None:
         entry = None if order.key is None else await self._registry.by_key(order.key)
@@ -180,7 +180,7 @@ class Submission:
 
     async def _settled(self, entry: JobEntry, order: Order) -> JobEntry:
         """The job of this key once it is known whether it was bought. What was not bought may be sent corrected."""
-        entry = await self._registry.fresh(entry)
+        entry = await self._registry.up_to_date(entry)
         _check_same(entry.record, order)
         order.moved.set()
         if self._closed:
@@ -237,9 +237,9 @@ class Submission:
             purchase = await self._exchange.send(order, parcel.request, parcel.entry)
         finally:
             self._in_flight -= 1
-        if purchase.result is not None and order.held is None and not parcel.outcome.done():
-            order.held = purchase.entry.record.id  # also in the pause before the next POST
-            self._registry.jobs_in_hand.hold(order.held)
+        if purchase.result is not None and order.job_in_hand is None and not parcel.outcome.done():
+            order.job_in_hand = purchase.entry.record.id  # also in the pause before the next POST
+            self._registry.jobs_in_hand.hold(order.job_in_hand)
         return purchase
 
 
