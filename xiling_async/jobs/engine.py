@@ -31,8 +31,8 @@ from xiling_async.jobs.submission import Submission
 from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import Outcome, State
-from xiling_async.models.request import Kind, Request, check_name
+from xiling_async.models.record import State
+from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.events import Hook
@@ -61,23 +61,6 @@ class Settings:
     on_event: tuple[Hook, ...]
     raises_uncertain: bool
     clock: Clock
-
-
-@frozen
-class KnownResults:
-    """What the service and the store know of a task whose files are downloaded."""
-
-    poller: Poller
-    store: Store
-
-    async def outcome(self, kind: Kind[Any], task_id: str) -> Outcome | None:
-        """One status GET."""
-        return await self.poller.outcome(kind, task_id)
-
-    async def ended_at(self, task_id: str) -> float | None:
-        """When the result of this task was known, as far as the store knows."""
-        record = await self.store.by_task(task_id)
-        return record.changed_at if record is not None and record.state.is_final else None
 
 
 class Engine:
@@ -116,7 +99,7 @@ class Engine:
         )
         self.submission = Submission(exchange, registry=registry, calls=calls, uploads=self.uploads, limits=limits)
         media = MediaTransport(timeouts=timeouts, clock=clock, limits=limits)
-        self.downloads = Downloads(media, KnownResults(self.poller, store), monitor=monitor)
+        self.downloads = Downloads(media, self.poller, monitor=monitor)
         self._auto_save = None if settings.save_to is None else self._auto_save_to(settings.save_to)
         registry.observers = [self.poller] if self._auto_save is None else [self.poller, self._auto_save]
         self.job_context = JobContext(

@@ -145,6 +145,11 @@ class Poller:
             raise result.error
         return result.outcome
 
+    async def ended_at(self, task_id: str) -> float | None:
+        """When the result of this task was known, as far as the store knows."""
+        record = await self._store.by_task(task_id)
+        return record.changed_at if record is not None and record.state.is_final else None
+
     # --- the loop ------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:

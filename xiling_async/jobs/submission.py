@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Literal
 
-from attrs import define, field
+from attrs import define
 
 from xiling_async._internal.tasks import Shared, Tasks
 from xiling_async.api.calls import Calls
@@ -33,15 +33,11 @@ class _Parcel:
     order: Order
     request: Request[Any]  # with URLs only
     entry: JobEntry | None
-    outcome: asyncio.Future[Purchase | BaseException | None] = field(factory=lambda: _new_future())
+    outcome: asyncio.Future[Purchase | BaseException | None]
 
     def done(self, outcome: Purchase | BaseException | None) -> None:
         if not self.outcome.done():  # else its caller has gone
             self.outcome.set_result(outcome)
-
-
-def _new_future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
 
 
 class Submission:
@@ -159,7 +155,8 @@ class Submission:
                 sendable = await self._uploads.sendable(order.request, files)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
-            purchase = await self._send(_Parcel(order=order, request=sendable, entry=entry))
+            outcome = asyncio.get_running_loop().create_future()
+            purchase = await self._send(_Parcel(order=order, request=sendable, entry=entry, outcome=outcome))
             if purchase is None:
                 return None
             entry, result = purchase.entry, purchase.result

@@ -21,10 +21,7 @@ from xiling_async.errors import ConfigurationError
 from xiling_async.models.request import has_valid_host
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
-KEY_VARIABLES: Final = (
-    "XILING_API_KEY",
-    "KEEVX_API_KEY",
-)  # the second is the one the vendor tells its users to set
+KEY_VARIABLES: Final = ("XILING_API_KEY", "KEEVX_API_KEY")  # the second: the vendor tells its users to set it
 BASE_URL_VARIABLE: Final = "XILING_BASE_URL"
 SHORTEST_SECRET_BYTES: Final = 16  # of a webhook secret
 MOST_PROXIES: Final = 16  # one or two are usual
@@ -63,10 +60,7 @@ def base_url(value: str | URL | None) -> URL:
     if value is not None and not isinstance(value, (str, URL)):
         raise ConfigurationError(f"base_url must be text or a yarl.URL, not {type_name(value)}.")
     text = str(value or "").strip() or _from_environment(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
-    url = _http_url("The base URL", text)
-    if url.query_string or url.fragment or url.user or url.password:
-        raise ConfigurationError("The base URL must be just scheme, host and path: the key goes into a header.")
-    return url
+    return _http_url("The base URL", text)
 
 
 def callback_base(value: str | URL | None, port: int | None) -> URL | None:
@@ -77,10 +71,7 @@ def callback_base(value: str | URL | None, port: int | None) -> URL | None:
     if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
         raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
     if text:
-        url = _http_url("The receiver's public URL", text)
-        if url.query_string or url.fragment or url.user or url.password:
-            raise ConfigurationError("The receiver's public URL must be just scheme, host and path.")
-        return url
+        return _http_url("The receiver's public URL", text)
     if port is not None:
         return None
     raise ConfigurationError(
@@ -219,6 +210,8 @@ def _http_url(what: str, text: str) -> URL:
         raise ConfigurationError(
             f"{what} is plain http to {url.host}: keys and callback tokens could be read on the network. Use https."
         )
+    if url.query_string or url.fragment or url.user or url.password:
+        raise ConfigurationError(f"{what} must be just scheme, host and path.")
     return url
 
 
