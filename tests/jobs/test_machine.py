@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from support import model_v, settle
 
 from xiling_async import ClientClosed, Failed, MemoryStore, SQLiteStore, State, Succeeded, Video
-from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import (
     Abandoned,
@@ -63,7 +63,7 @@ class Waiter:
     """Somebody who waits for the end of a job; `cancelled` by us."""
 
     job_id: str
-    slot: Slot
+    slot: JobEntry
     task: asyncio.Task[JobRecord]
     cancelled: bool = False
 

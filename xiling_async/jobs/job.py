@@ -17,7 +17,7 @@ from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
-from xiling_async.jobs.entry import JobEntry as JobEntry
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution

@@ -95,12 +95,12 @@ class FanOut(Generic[R]):
         self._ordered = ordered
         self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
         self._exhausted = False
-        self._broken: Exception | None = None  # what the source raised: told when all that was started is done
+        self._source_error: Exception | None = None  # what the source raised: raised when all that was started is done
         self._pulled = 0
         self._taken = 0
         self._running: set[asyncio.Task[Finished[R]]] = set()
         self._order: deque[asyncio.Task[Finished[R]]] = deque()  # in which they are given out
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._wanted = asyncio.Event()  # set while the consumer waits
 
     async def results(self) -> AsyncGenerator[Finished[R], None]:
@@ -117,12 +117,12 @@ class FanOut(Generic[R]):
                 elif self._exhausted and not self._running:
                     break
                 else:
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         finally:
             await self._stop()
-        if self._broken is not None:
-            raise self._broken
+        if self._source_error is not None:
+            raise self._source_error
 
     def _take(self, task: asyncio.Task[Finished[R]]) -> Finished[R]:
         self._taken += 1
@@ -140,7 +140,7 @@ class FanOut(Generic[R]):
                 if isinstance(self._source, AsyncIterator):
                     if self._pull is None:
                         self._pull = self._tasks.start(_next(self._source), name="xiling map source")
-                        self._pull.add_done_callback(lambda _: self._news.set())
+                        self._pull.add_done_callback(lambda _: self._changed.set())
                     if not self._pull.done():
                         break
                     pull, self._pull = self._pull, None
@@ -155,7 +155,7 @@ class FanOut(Generic[R]):
             except asyncio.CancelledError:
                 raise ClientClosed("The client was closed while `map` was running: nothing more was sent.") from None
             except Exception as error:
-                self._exhausted, self._broken = True, error
+                self._exhausted, self._source_error = True, error
         return started
 
     def _start(self, order: Order) -> None:
@@ -170,7 +170,7 @@ class FanOut(Generic[R]):
         self._running.discard(task)
         if not self._ordered:
             self._order.append(task)
-        self._news.set()
+        self._changed.set()
 
     async def _run(self, index: int, order: Order) -> Finished[R]:
         job: Job[R] | None = None

@@ -27,7 +27,7 @@ _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
 @define(kw_only=True, eq=False)
-class _Parcel:
+class _QueuedPost:
     """One POST in the queue of the senders. `outcome`: of the POST; None: put back; or why it was not sent."""
 
     order: Order
@@ -61,7 +61,7 @@ class Submission:
         self._uploads = uploads
         self._exchange = exchange
         self._most_senders = limits.submits
-        self._queue: asyncio.Queue[_Parcel | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[_QueuedPost | None] = asyncio.Queue()
         self._senders = Tasks()
         self._idle = 0  # senders that wait for the queue
         self._in_flight = 0
@@ -75,9 +75,9 @@ class Submission:
         self._registry.release_waiters()  # one of them may wait for a job that another process sends
         self._calls.creates.end()
         while not self._queue.empty():
-            parcel = self._queue.get_nowait()
-            if parcel is not None:
-                parcel.done(_closed())
+            post = self._queue.get_nowait()
+            if post is not None:
+                post.done(_closed())
         for _ in range(len(self._senders)):
             self._queue.put_nowait(None)
         try:
@@ -156,7 +156,7 @@ class Submission:
             if self._is_patient(order):
                 await self._calls.creates.reachable()
             outcome = asyncio.get_running_loop().create_future()
-            purchase = await self._send(_Parcel(order=order, request=sendable, entry=entry, outcome=outcome))
+            purchase = await self._send(_QueuedPost(order=order, request=sendable, entry=entry, outcome=outcome))
             if purchase is None:
                 return None
             entry, result = purchase.entry, purchase.result
@@ -188,53 +188,53 @@ class Submission:
 
     # --- the senders -------------------------------------------------------------------------------------------------
 
-    async def _send(self, parcel: _Parcel) -> Purchase | None:
+    async def _send(self, post: _QueuedPost) -> Purchase | None:
         if self._closed:
             raise _closed()
-        self._queue.put_nowait(parcel)
+        self._queue.put_nowait(post)
         if self._queue.qsize() > self._idle:
             if len(self._senders) < self._most_senders:
                 self._senders.start(self._work(), name="xiling sender")
             else:
-                parcel.order.moved.set()
-        outcome = await parcel.outcome
+                post.order.moved.set()
+        outcome = await post.outcome
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
     async def _work(self) -> None:
-        while (parcel := await self._next()) is not None:
+        while (post := await self._next()) is not None:
             try:
-                parcel.done(await self._carry(parcel))
+                post.done(await self._send_post(post))
             except Exception as error:
-                parcel.done(error)
+                post.done(error)
             except asyncio.CancelledError:  # closing was cut short: the row tells the next client
-                parcel.done(_closed(charged="maybe"))
+                post.done(_closed(charged="maybe"))
                 raise
-            del parcel  # while a sender waits for the next one, it keeps no job alive
+            del post  # while a sender waits for the next one, it keeps no job alive
 
-    async def _next(self) -> _Parcel | None:
+    async def _next(self) -> _QueuedPost | None:
         self._idle += 1
         try:
             return await self._queue.get()
         finally:
             self._idle -= 1
 
-    async def _carry(self, parcel: _Parcel) -> Purchase | None:
-        if parcel.outcome.done():  # its caller has gone
+    async def _send_post(self, post: _QueuedPost) -> Purchase | None:
+        if post.outcome.done():  # its caller has gone
             return None
         await self._calls.creates.turn()
-        order = parcel.order
+        order = post.order
         is_put_back = not order.is_wanted or (self._is_patient(order) and not self._calls.creates.may_probe())
-        if parcel.outcome.done() or is_put_back:
+        if post.outcome.done() or is_put_back:
             self._calls.creates.give_back()
             return None
         self._in_flight += 1
         try:
-            purchase = await self._exchange.send(order, parcel.request, parcel.entry)
+            purchase = await self._exchange.send(order, post.request, post.entry)
         finally:
             self._in_flight -= 1
-        if purchase.result is not None and order.job_in_hand is None and not parcel.outcome.done():
+        if purchase.result is not None and order.job_in_hand is None and not post.outcome.done():
             order.job_in_hand = purchase.entry.record.id  # also in the pause before the next POST
             self._registry.jobs_in_hand.hold(order.job_in_hand)
         return purchase
