@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import attrs
 from lean import callback_request
 from speed import REQUEST
 
@@ -114,7 +115,7 @@ async def wake(registry: Registry, times: int) -> None:
         entry.update(intent(0).next_version(state=State.ACCEPTED))
     waiters = [asyncio.create_task(Job[Any](entry, desk).result()) for entry in entries]
     await asyncio.sleep(0)
-    done = intent(0).next_version(state=State.DONE, outcomes=(RESULT,), version=99)
+    done = attrs.evolve(intent(0), state=State.DONE, outcomes=(RESULT,), version=99)
     for entry, waiter in list(zip(entries, waiters, strict=True))[:times]:
         entry.update(done)
         await waiter

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Literal, Self
 
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 from yarl import URL
 
 from xiling_async._internal.redact import shown
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models.request import JSON, Kind, Media, Progress, Request, is_http_url
+from xiling_async.models.request import JSON, Kind, Media, Progress, Request, is_http_url, values_of
 
 PROMPT_CHARACTERS: Final = 1000
 GENERATE_COUNT: Final = range(1, 5)
@@ -146,10 +146,9 @@ class ImageToVideo(Request[Video]):
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
         self.check_sendable()
-        values = asdict(self, recurse=False)
         fields = {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
+            for name, value in values_of(self).items()
             if value is not None
         }
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented

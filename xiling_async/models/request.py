@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, cast
 from urllib.parse import quote
 
-from attrs import NOTHING, asdict, fields_dict, frozen
+from attrs import NOTHING, AttrsInstance, fields, fields_dict, frozen
 from yarl import URL
 
 from xiling_async._internal.redact import shown
@@ -16,6 +16,11 @@ from xiling_async.errors import InvalidRequest, Problem, ServiceError
 
 R_co = TypeVar("R_co", covariant=True)
 JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
+
+
+def values_of(instance: AttrsInstance) -> dict[str, Any]:
+    """The values of the fields of an attrs object by their names, in order."""
+    return {attribute.name: getattr(instance, attribute.name) for attribute in fields(type(instance))}
 
 
 class Progress(StrEnum):
@@ -91,7 +96,7 @@ class Request(Generic[R_co]):
     def local_files(self) -> dict[str, Path]:
         """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
         files: dict[str, Path] = {}
-        for name, value in asdict(self, recurse=False).items():
+        for name, value in values_of(self).items():
             if isinstance(value, Path):
                 files[name] = value
             elif isinstance(value, tuple):
@@ -106,7 +111,7 @@ class Request(Generic[R_co]):
                 return tuple(replaced(item) for item in value)
             return urls.get(value, value) if isinstance(value, Path) else value
 
-        return self.restored({name: replaced(value) for name, value in asdict(self, recurse=False).items()})
+        return self.restored({name: replaced(value) for name, value in values_of(self).items()})
 
     def check_sendable(self) -> None:
         """Raises `InvalidRequest` if there are files that have no URL yet."""
