@@ -262,8 +262,8 @@ class AutoSave:
             self._resolve(item, error)
             return
         self._has_failed.set()
-        level = logging.WARNING if item.tries == 1 else logging.INFO
-        log.log(level, "job %s: the result of task %s is not saved yet: %s", item.job_id, item.task_id, error)
+        report = log.warning if item.tries == 1 else log.info
+        report("job %s: the result of task %s is not saved yet: %s", item.job_id, item.task_id, error)
 
     def _resolve(self, item: Unsaved, end: Path | XilingError) -> None:
         if item.saved is not None and not item.saved.done():
