@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, cast, overload
 
 import aiohttp
 from yarl import URL
@@ -16,18 +15,19 @@ from yarl import URL
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError, InvalidRequest
-from xiling_async.jobs.buyer import order_of
 from xiling_async.jobs.consumer import checked_lease
-from xiling_async.jobs.engine import Engine, Opening, Settings
+from xiling_async.jobs.engine import Engine, Settings
+from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job, checked_timeout, job_of_task, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, MapOptions, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models import settings
-from xiling_async.models.query import checked_query
+from xiling_async.models.metadata import checked_metadata
+from xiling_async.models.query import checked_age, checked_query
 from xiling_async.models.record import State
 from xiling_async.models.request import Request, Result, is_name
-from xiling_async.models.settings import Limits, Polling, Timeouts, as_number
+from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.stores.memory import MemoryStore
 from xiling_async.telemetry.events import Hook, hooks_of
@@ -83,7 +83,7 @@ class Client:
         if session is not None:
             settings.instance("session", session, aiohttp.ClientSession, "an aiohttp.ClientSession")
         service = settings.base_url(base_url)
-        given = Settings(
+        self._settings = Settings(
             api_key=settings.api_key(api_key),
             base_url=service,
             receiver=receiver,
@@ -95,22 +95,20 @@ class Client:
             headers=settings.extra_headers(headers),
             save_to=settings.folder(save_to),
             allow_private=settings.instance("allow_private", allow_private, bool, "True or False"),
-            raises_uncertain=on_uncertain == "raise" or receiver is None,
             on_event=hooks_of(on_event),
+            raises_uncertain=on_uncertain == "raise" or receiver is None,
             clock=SystemClock() if clock is None else settings.instance("clock", clock, Clock, _A_CLOCK),
         )
         if receiver is not None:
             receiver.check_reachable_from(service)
-        self._settings = given
-        self._engine = Engine(given)
-        self._opening = Opening(self._engine)
+        self._engine = Engine(self._settings)
 
     def __repr__(self) -> str:
-        given: Settings | None = getattr(self, "_settings", None)
-        if given is None:  # an argument was refused
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is None:  # an argument was refused
             return "<Client, not set up>"
-        state = "open" if self._opening.is_open else "not open"
-        return f"<Client of {given.base_url.host}, {state}, store={given.store!r}>"
+        state = "open" if engine.is_open else "not open"
+        return f"<Client of {self._settings.base_url.host}, {state}, store={self._settings.store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -120,17 +118,17 @@ class Client:
 
         Raises `ConfigurationError` (another event loop; a client that was closed: make a new one), `StoreError`.
         """
-        await self._opening.open()
+        await self._engine.open()
         return self
 
     async def aclose(self) -> None:
         """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
         again. Cancelled, it stops waiting for what is under way, and leaves nothing behind all the same. Raises
         `ConfigurationError` in another event loop."""
-        await self._opening.close()
+        await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        self._opening.enter()
+        self._engine.enter()
         return await self.open()
 
     async def __aexit__(
@@ -154,9 +152,7 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        self._opening.check()
-        job: Job[R] = await self._engine.buyer.submit(order_of(request, key, metadata))
-        return job
+        return await self._engine.submit(Order(request=request, key=key, metadata=checked_metadata(metadata)))
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
         """The URL of this picture at the service: JPG, PNG or WebP by its bytes, at most 20 MB. `submit` does this by
@@ -165,7 +161,7 @@ class Client:
         It may take `Timeouts.connect + answer`, and a second for each 64 KiB; it costs nothing, and is repeated when
         it fails. Raises `InvalidRequest`, `NotSent`, `ServiceError`, `ProtocolError`, `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         return await self._engine.uploads.upload(source)
 
     @overload
@@ -199,7 +195,7 @@ class Client:
         and the service has no other, `IntegrityError` when length or hash are not as announced, `InvalidRequest`,
         `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         options = DownloadOptions(
             what=what, allow_private=allow_private, overwrite=overwrite, progress=progress, max_bytes=max_bytes
         )
@@ -219,12 +215,11 @@ class Client:
         Raises what `submit` and `Job.result` raise; `InvalidRequest` for a request with several outputs, and for a
         timeout that is not above 0.
         """
-        self._opening.check()
         if timeout is not None and checked_timeout(timeout) <= 0:
             raise InvalidRequest(f"timeout must be above 0 seconds, or None, not {timeout}. Nothing was sent.")
         limit_s = self._settings.timeouts.wait if timeout is None else timeout
-        result: R = await self._engine.buyer.run(order_of(request, key, metadata), limit_s)
-        return result
+        order = Order(request=request, key=key, metadata=checked_metadata(metadata))
+        return cast("R", await self._engine.run(order, limit_s))
 
     async def retry(self, job: Job[R], *, metadata: Mapping[str, str] | None = None) -> Job[R]:
         """Buy exactly the failed tasks of a job again, as a job of its own whose `retry_of` names the one before: the
@@ -235,8 +230,7 @@ class Client:
 
         Raises `InvalidRequest` for anything but a failed job (nothing was sent), and what `submit` raises.
         """
-        self._opening.check()
-        return await self._engine.buyer.retry(job, metadata=metadata)
+        return await self._engine.retry(job, metadata=metadata)
 
     def map(
         self, items: Items[R], *, in_flight: int = 100, ordered: bool = False, retries: int = 0
@@ -247,8 +241,8 @@ class Client:
         most `in_flight` items are started and not yet taken by the loop, and memory does not grow with its length.
         `ordered`: in the order of the source. One that fails harms no other: look at `Finished.ok` and `.error`.
         With keys a run that was cut short can be repeated: what was bought is not bought again. `retries`: how often
-        the failed tasks of an item are bought again (`retry`), each time paid; `results` then joins the good ones
-        in task order, and `job` is the last job.
+        the failed tasks of an item are bought again (`retry`), each time paid; `results` then joins the good ones in
+        task order, and `job` is the last job.
 
         A service that goes away is waited for, up to 10 minutes, if it has answered before. Nothing is sent but while
         the loop waits for the next result: leaving it, however it happens, submits nothing more. `async with
@@ -258,14 +252,9 @@ class Client:
 
         Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
         """
-        self._opening.check()
-        if type(in_flight) is not int or in_flight < 1:
-            raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        if type(retries) is not int or retries < 0:
-            raise InvalidRequest(f"retries must be a whole number, 0 or more, not {retries!r}. Nothing was sent.")
+        self._engine.check_open()
         options = MapOptions(in_flight=in_flight, ordered=ordered, retries=retries)
-        fan_out: FanOut[R] = FanOut(checked(items), self._engine.buyer, options, tasks=self._engine.maps)
-        return fan_out.results()
+        return FanOut(checked(items), self._engine, options).results()
 
     @overload
     def job(self, task_id: str) -> Job[Video]: ...
@@ -279,7 +268,7 @@ class Client:
 
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         return job_of_task(task_id, kind, self._engine.job_context)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
@@ -287,13 +276,13 @@ class Client:
 
         Raises `StoreError`, `ClientClosed`, `InvalidRequest` for what is not text.
         """
-        self._opening.check()
+        self._engine.check_open()
         if not isinstance(key_or_job_id_or_task_id, str):
             raise InvalidRequest(f"find takes a key, a job id or a task id, not {shown(key_or_job_id_or_task_id)}.")
         if not is_name(key_or_job_id_or_task_id):
             return None
-        slot = await self._engine.registry.find(key_or_job_id_or_task_id)
-        return None if slot is None else Job(slot, self._engine.job_context)
+        entry = await self._engine.registry.find(key_or_job_id_or_task_id)
+        return None if entry is None else Job(entry, self._engine.job_context)
 
     async def resolve(
         self, key_or_job_id: str, *, task_ids: Iterable[str] | None = None, not_bought: bool = False
@@ -305,14 +294,14 @@ class Client:
 
         Raises `InvalidRequest` for a job that is unknown or whose fate is known, and for tasks of another job.
         """
-        self._opening.check()
+        self._engine.check_open()
         return await resolve(await self.find(key_or_job_id), task_ids, not_bought=not_bought)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
-        self._opening.check()
-        async for slot in self._engine.registry.unfinished():
-            yield Job(slot, self._engine.job_context)
+        self._engine.check_open()
+        async for entry in self._engine.registry.unfinished():
+            yield Job(entry, self._engine.job_context)
 
     async def jobs(
         self,
@@ -329,7 +318,7 @@ class Client:
 
         Raises `InvalidRequest` for what is not one of these, `StoreError`, `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         query = checked_query(state, kind, metadata, since)
         async for entry in self._engine.registry.jobs(query):
             yield Job(entry, self._engine.job_context)
@@ -345,7 +334,7 @@ class Client:
         Raises `InvalidRequest` for a lease that is not a number above 0, `StoreError` (nothing is lost: ask again),
         `ClientClosed` when the client is closed.
         """
-        self._opening.check()
+        self._engine.check_open()
         async with aclosing(self._engine.consumers.jobs(checked_lease(lease))) as entries:
             async for entry in entries:
                 yield Job(entry, self._engine.job_context)
@@ -357,13 +346,8 @@ class Client:
 
         Raises `InvalidRequest` for what is not a number of seconds, 0 or more, `StoreError`, `ClientClosed`.
         """
-        self._opening.check()
-        age_s = as_number(older_than)
-        if age_s is None or not 0 <= age_s < math.inf:
-            raise InvalidRequest(
-                f"older_than must be a number of seconds, 0 or more, not {shown(older_than)}. Nothing was forgotten."
-            )
-        return await self._settings.store.purge(age_s, now=self._settings.clock.time())
+        self._engine.check_open()
+        return await self._settings.store.purge(checked_age(older_than), now=self._settings.clock.time())
 
     def stats(self) -> Stats:
         """What this client has seen since it was opened, as plain numbers; no I/O."""

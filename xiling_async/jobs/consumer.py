@@ -15,8 +15,11 @@ from xiling_async._internal.redact import shown
 from xiling_async.errors import ClientClosed, InvalidRequest
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
+from xiling_async.models.lifecycle import Acknowledged, Verdict
 from xiling_async.models.record import HANDED_OVER, JobRecord
 from xiling_async.models.settings import as_number
+from xiling_async.stores.base import Store
+from xiling_async.telemetry.stats import Monitor
 
 LONGEST_LEASE_S: Final = 10 * 365 * 24 * 3600.0
 
@@ -33,9 +36,11 @@ class Consumers:
     """The loops of one client over `Client.completed`. They share nothing but the wake-up: the store decides who gets
     which job."""
 
-    def __init__(self, registry: Registry, *, clock: Clock) -> None:
+    def __init__(self, registry: Registry, *, store: Store, clock: Clock, monitor: Monitor) -> None:
         self._registry = registry
+        self._store = store
         self._clock = clock
+        self._monitor = monitor
         self._sleeping: dict[asyncio.Event, None] = {}  # in the order in which they came
         self._is_closed = False
 
@@ -57,13 +62,16 @@ class Consumers:
 
     async def _next(self, lease_s: float) -> JobEntry | None:
         self._check_open()
-        entry = await self._registry.hand_over(self._clock.time(), lease_s=lease_s)
-        if entry is not None:
-            self.wake()  # the others of this client sleep until the earliest lease ends: there is a new one
-        return entry
+        now = self._clock.time()
+        handed_over = await self._store.hand_over(now, lease_s=lease_s)
+        if handed_over is None:
+            return None
+        self._monitor.handed_over(handed_over.record, is_again=handed_over.is_again, at=now)
+        self.wake()  # the others of this client sleep until the earliest lease ends: there is a new one
+        return self._registry.entry_of(handed_over.record)
 
     async def _sleep(self, woken: asyncio.Event) -> None:
-        wait_s = await self._registry.next_handover(self._clock.time())
+        wait_s = await self._store.next_handover(self._clock.time())
         timer = None if wait_s is None else self._clock.call_later(wait_s, woken.set)
         try:
             self._check_open()
@@ -71,6 +79,14 @@ class Consumers:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    async def acknowledge(self, job_id: str) -> Verdict:
+        """Write that the application has dealt with the end of this job."""
+        now = self._clock.time()
+        change = await self._registry.apply(job_id, Acknowledged(at=now))
+        if change.verdict is Verdict.APPLIED and change.record is not None:
+            self._monitor.acknowledged(change.record, at=now)
+        return change.verdict
 
     def changed(self, record: JobRecord) -> None:
         """A job of this client has changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
@@ -18,8 +18,9 @@ from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
-from xiling_async.jobs.entry import JobEntry as JobEntry
-from xiling_async.jobs.entry import Predicate
+from xiling_async.jobs.consumer import Consumers
+from xiling_async.jobs.entry import JobEntry, Predicate
+from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
 from xiling_async.models.lifecycle import Verdict
@@ -37,7 +38,8 @@ class JobContext:
     registry: Registry
     clock: Clock
     timeouts: Timeouts
-    ask: Callable[[JobEntry], Awaitable[object]]  # one status GET for each task that has no outcome yet
+    poller: Poller
+    consumers: Consumers
     auto_save: AutoSave | None = None
 
 
@@ -62,10 +64,10 @@ def _is_final(record: JobRecord) -> bool:
     return record.state.is_final
 
 
-def _has_more(record: JobRecord, given: Set[str]) -> bool:
+def _has_more(record: JobRecord, yielded: Set[str]) -> bool:
     """Whether it is at its end, or has an outcome that is not among these."""
     known = (outcome.task_id for outcome in record.outcomes if outcome is not None)
-    return record.state.is_final or any(task_id not in given for task_id in known)
+    return record.state.is_final or any(task_id not in yielded for task_id in known)
 
 
 class Job(Generic[R]):
@@ -170,21 +172,20 @@ class Job(Generic[R]):
         return cast("tuple[Succeeded[R] | Failed, ...]", record.outcomes)
 
     async def as_completed(self) -> AsyncIterator[Succeeded[R] | Failed]:
-        """Each task's outcome as it becomes known, those that are known already first: with `generate_count=4` nobody
-        has to wait for the fourth to have the first. It waits `Timeouts.wait` seconds for each next one.
+        """Each task's outcome as it becomes known, those that are known already first: with `generate_count=4` the
+        first can be used before the fourth is there. It waits `Timeouts.wait` seconds for each next one.
 
         Raises as `outcomes` does, after the outcomes that are known.
         """
-        given: set[str] = set()
+        yielded: set[str] = set()
         while True:
-            for outcome in self._entry.record.outcomes:
-                if outcome is not None and outcome.task_id not in given:
-                    given.add(outcome.task_id)
+            record = await self._changed(None, lambda record: _has_more(record, yielded))
+            for outcome in record.outcomes:
+                if outcome is not None and outcome.task_id not in yielded:
+                    yielded.add(outcome.task_id)
                     yield outcome
-            record = self._entry.record
-            if record.state.is_final and len(given) == sum(outcome is not None for outcome in record.outcomes):
+            if record.state.is_final:
                 break
-            await self._changed(None, lambda record: _has_more(record, given))
         await self.outcomes()
 
     async def ack(self) -> None:
@@ -194,8 +195,8 @@ class Job(Generic[R]):
         Raises `InvalidRequest` for a job that has not ended, or that bought nothing, `StoreError`, `ClientClosed`.
         """
         self._check_loop()
-        self._entry = await self._context.registry.fresh(self._entry)
-        verdict = await self._context.registry.acknowledge(self._entry.record.id)
+        self._entry = await self._context.registry.up_to_date(self._entry)
+        verdict = await self._context.consumers.acknowledge(self._entry.record.id)
         if verdict not in (Verdict.APPLIED, Verdict.REPEAT):
             raise InvalidRequest(
                 f"Job {self.id} is {self.state.value}: only a job that has ended after it was bought can be "
@@ -227,8 +228,8 @@ class Job(Generic[R]):
         Raises `ConfigurationError` in another event loop.
         """
         self._check_loop()
-        self._entry = await self._context.registry.fresh(self._entry)
-        await self._context.ask(self._entry)
+        self._entry = await self._context.registry.up_to_date(self._entry)
+        await self._context.poller.ask(self._entry)
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:
@@ -239,10 +240,10 @@ class Job(Generic[R]):
         limit_s = self._context.timeouts.wait if timeout is None else checked_timeout(timeout)
         try:
             async with self._context.clock.timeout(limit_s):
-                self._entry = await self._context.registry.fresh(self._entry)
+                self._entry = await self._context.registry.up_to_date(self._entry)
                 return await self._context.registry.wait(self._entry, predicate)
         except TimeoutError:
-            with contextlib.suppress(StoreError):  # another process may have heard what was not told here
+            with contextlib.suppress(StoreError):  # another process may have written what was missed here
                 await self._context.registry.reread(self._entry)
             if predicate(self._entry.record):
                 return self._entry.record
@@ -296,7 +297,7 @@ async def resolve(job: Job[Any] | None, task_ids: Iterable[str] | None, *, not_b
     for task_id in ids or ():
         check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
     registry, now = job._context.registry, job._context.clock.time()
-    job._entry = entry = await registry.fresh(job._entry)
+    job._entry = entry = await registry.up_to_date(job._entry)
     event = resolution.resolved(entry.record, ids, now)
     if event is not None:
         resolution.check_applied(await registry.apply(entry.record.id, event), event)

@@ -14,9 +14,8 @@ from typing import Any, Generic, TypeVar, cast
 from attrs import define, field, frozen
 
 from xiling_async._internal.redact import scrub
-from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, XilingError
-from xiling_async.jobs.buyer import Buyer
+from xiling_async.jobs.engine import Engine
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.models.record import Failed, State, Succeeded
@@ -57,9 +56,15 @@ class MapOptions:
     ordered: bool
     retries: int
 
+    def __attrs_post_init__(self) -> None:
+        for name, least in (("in_flight", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InvalidRequest(f"{name} must be a whole number of at least {least}, not {value!r}.")
+
 
 @define
-class _Purchase(Generic[R]):
+class _Bought(Generic[R]):
     """What was bought for one item: its newest job, and the outcomes of its tasks in their order."""
 
     job: Job[R] | None = None
@@ -90,7 +95,9 @@ def _pair(place: int, item: object) -> tuple[str | None, Request[Any]]:
     key, request = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
     if not isinstance(request, Request) or (item is not request and (not isinstance(key, str) or not key)):
         what = f"({type(key).__name__}, {type(request).__name__})" if item is not request else type(item).__name__
-        raise InvalidRequest(f"Item {place} of map is no request and no (key, request) pair: {what}. It was not sent.")
+        raise InvalidRequest(
+            f"Item {place} of map is neither a request nor a (key, request) pair: {what}. It was not sent."
+        )
     return key, request
 
 
@@ -106,25 +113,25 @@ def _check_keys(pairs: list[tuple[str | None, Request[Any]]]) -> None:
 
 
 class FanOut(Generic[R]):
-    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed.
+    """One call of `map`. The engine owns its tasks, and cancels them when it is closed.
 
     Nothing is sent but while the consumer waits for the next result: one that stops asking buys nothing more.
     """
 
-    def __init__(self, items: Items[R], buyer: Buyer, options: MapOptions, *, tasks: Tasks) -> None:
+    def __init__(self, items: Items[R], engine: Engine, options: MapOptions) -> None:
         self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
         self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        self._buyer = buyer
+        self._engine = engine
+        self._tasks = engine.maps
         self._options = options
-        self._tasks = tasks
         self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
         self._exhausted = False
-        self._broken: Exception | None = None  # what the source raised: told when all that was started is done
+        self._source_error: Exception | None = None  # what the source raised: raised when all that was started is done
         self._pulled = 0
         self._taken = 0
         self._running: set[asyncio.Task[Finished[R]]] = set()
         self._order: deque[asyncio.Task[Finished[R]]] = deque()  # in which they are given out
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._wanted = asyncio.Event()  # set while the consumer waits
 
     async def results(self) -> AsyncGenerator[Finished[R], None]:
@@ -141,12 +148,12 @@ class FanOut(Generic[R]):
                 elif self._exhausted and not self._running:
                     break
                 else:
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         finally:
             await self._stop()
-        if self._broken is not None:
-            raise self._broken
+        if self._source_error is not None:
+            raise self._source_error
 
     def _take(self, task: asyncio.Task[Finished[R]]) -> Finished[R]:
         self._taken += 1
@@ -164,7 +171,7 @@ class FanOut(Generic[R]):
                 if isinstance(self._source, AsyncIterator):
                     if self._pull is None:
                         self._pull = self._tasks.start(_next(self._source), name="xiling map source")
-                        self._pull.add_done_callback(lambda _: self._news.set())
+                        self._pull.add_done_callback(lambda _: self._changed.set())
                     if not self._pull.done():
                         break
                     pull, self._pull = self._pull, None
@@ -179,7 +186,7 @@ class FanOut(Generic[R]):
             except asyncio.CancelledError:
                 raise ClientClosed("The client was closed while `map` was running: nothing more was sent.") from None
             except Exception as error:
-                self._exhausted, self._broken = True, error
+                self._exhausted, self._source_error = True, error
         return started
 
     def _start(self, order: Order) -> None:
@@ -194,34 +201,34 @@ class FanOut(Generic[R]):
         self._running.discard(task)
         if not self._options.ordered:
             self._order.append(task)
-        self._news.set()
+        self._changed.set()
 
     async def _run(self, index: int, order: Order) -> Finished[R]:
-        purchase: _Purchase[R] = _Purchase()
+        bought: _Bought[R] = _Bought()
         error: XilingError | None = None
         try:
-            await self._buy(order, purchase)
+            await self._buy(order, bought)
         except ClientClosed:
             raise
         except Exception as raised:
-            error = raised if isinstance(raised, XilingError) else _unexpected(raised, purchase.job)
+            error = raised if isinstance(raised, XilingError) else _unexpected(raised, bought.job)
         finally:
             order.moved.set()
-        job = purchase.job or cast("Job[R] | None", getattr(error, "job", None))
-        results = tuple(outcome.result for outcome in purchase.outcomes if isinstance(outcome, Succeeded))
+        job = bought.job or cast("Job[R] | None", getattr(error, "job", None))
+        results = tuple(outcome.result for outcome in bought.outcomes if isinstance(outcome, Succeeded))
         return Finished(index=index, key=order.key, request=order.request, job=job, results=results, error=error)
 
-    async def _buy(self, order: Order, purchase: _Purchase[R]) -> None:
+    async def _buy(self, order: Order, bought: _Bought[R]) -> None:
         """Raises why not every task of the item has succeeded in the end."""
-        purchase.job = await self._buyer.submit(order)
-        purchase.add(await purchase.job.outcomes())
+        bought.job = await self._engine.submit(order)
+        bought.add(await bought.job.outcomes())
         for _ in range(self._options.retries):
-            if purchase.job.state is not State.FAILED:
+            if bought.job.state is not State.FAILED:
                 break
-            purchase.job = await self._buyer.retry(purchase.job, wanted=self._wanted)
-            purchase.add(await purchase.job.outcomes())
-        if purchase.job.error is not None:
-            raise purchase.job.error
+            bought.job = await self._engine.retry(bought.job, wanted=order.wanted)
+            bought.add(await bought.job.outcomes())
+        if bought.job.error is not None:
+            raise bought.job.error
 
     async def _stop(self) -> None:
         tasks = {*self._running, *(() if self._pull is None else (self._pull,))}

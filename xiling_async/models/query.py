@@ -73,3 +73,13 @@ def _kind_name(kind: type[Request[Any]] | str) -> str:
     if not isinstance(kind, type) or not issubclass(kind, Request) or kind is Request:
         raise InvalidRequest(f"kind must be a class of requests such as ImageToVideo, not {shown(kind)}.")
     return kind.kind.name
+
+
+def checked_age(older_than: float) -> float:
+    """The seconds of `Client.purge`. Raises `InvalidRequest` for what cannot be an age."""
+    age_s = as_number(older_than)
+    if age_s is None or not 0 <= age_s < math.inf:
+        raise InvalidRequest(
+            f"older_than must be a number of seconds, 0 or more, not {shown(older_than)}. Nothing was forgotten."
+        )
+    return age_s

@@ -230,7 +230,7 @@ class SQLiteStore:
                 "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
                 [(now + lease_s, row[0]) for row in due],
             )
-            return [record.but(due_at=now + lease_s) for record in self._reader.records(due)]
+            return [record.next_version(due_at=now + lease_s) for record in self._reader.records(due)]
 
         return await self._run(work)
 
@@ -250,7 +250,7 @@ class SQLiteStore:
                 )
                 for record in self._reader.records([row]):  # none, if it cannot be read: then the next job
                     was_leased = bool(record.handover_at)
-                    return HandedOver(record.but(handover_at=now + lease_s), is_again=was_leased)
+                    return HandedOver(record.next_version(handover_at=now + lease_s), is_again=was_leased)
             return None
 
         return await self._run(work)
