@@ -143,7 +143,7 @@ class Registry:
         commit."""
         if self._closed:
             raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
-        return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")
+        return await self._commits.run_shielded(self.commit(job_id, event), name=f"xiling commit {job_id}")
 
     async def commit(self, job_id: str, event: Event) -> Change:
         """`apply`, for a caller in a task that is not cancelled half-way. Raises `StoreError`; what is told of a job

@@ -129,7 +129,7 @@ class Submission:
             entry = self._keyed[key] = (order, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
         try:
-            return await shared.join()
+            return await shared.wait()
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is None or caller.cancelling():
