@@ -19,6 +19,7 @@ from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord, Refusal, State
 from xiling_async.models.request import Request
+from xiling_async.telemetry.events import Submitted
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.submission")
@@ -105,7 +106,11 @@ class Exchange:
         try:
             await self._write_down(entry, event, create)
         finally:
-            self._context.monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
+            outcome, error = _named(event)
+            self._context.monitor.emit(Submitted(
+                job_id=record.id, key=record.key, kind=record.kind, attempt=entry.record.attempt, result=outcome,
+                error=error, task_ids=entry.record.task_ids, began_at=began_at, at=event.at,
+            ))  # fmt: skip
         return result
 
     def _new_record(self, order: Order) -> JobRecord:
