@@ -134,11 +134,11 @@ Event = JobChanged | TaskEnded | ExchangeEvent
 Hook = Callable[[Event], object]
 
 
-def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
+def hooks_of(on_event: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
     """Raises `ConfigurationError` for what cannot be called with an event."""
-    hooks: tuple[object, ...] = () if given is None else (given,)
-    if isinstance(given, (list, tuple)) and not callable(given):
-        hooks = tuple(given)
+    hooks: tuple[object, ...] = () if on_event is None else (on_event,)
+    if isinstance(on_event, (list, tuple)) and not callable(on_event):
+        hooks = tuple(on_event)
     for hook in hooks:
         call = type(hook).__call__ if callable(hook) else None
         if call is None or iscoroutinefunction(hook) or iscoroutinefunction(call):
