@@ -30,7 +30,7 @@ from support import (
     token_of,
 )
 
-from xiling_async import ReceiverLimits, State, WebhookReceiver
+from xiling_async import ReceiverOptions, State, WebhookReceiver
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
 from xiling_async.webhooks.asgi import ASGIApp, Message
@@ -115,7 +115,7 @@ async def test_callbacks_through_an_application(make: Callable[[WebhookReceiver]
 async def test_a_mounted_receiver_has_its_own_limits_and_leaves_the_rest_alone() -> None:
     """Size, declared or not, encoding and method are refused as by our own server; the user's routes are his."""
     async with (
-        under_uvicorn(mounted, "/xiling", limits=ReceiverLimits(body_bytes=2_000)) as (receiver, origin),
+        under_uvicorn(mounted, "/xiling", options=ReceiverOptions(body_bytes=2_000)) as (receiver, origin),
         Simulator(manual=True) as sim,
         client_of(sim, receiver=receiver) as client,
         plain_session() as session,
@@ -164,9 +164,9 @@ async def test_a_mounted_body_that_stalls_is_cut_at_its_deadline() -> None:
 
 async def test_only_from_allowed_networks_as_uvicorn_sees_them() -> None:
     """uvicorn resolves its own proxy's X-Forwarded-For: then the peer is whom it names, and none is to be counted."""
-    options: dict[str, Any] = {"allowed_networks": ["203.0.113.0/24"]}
+    options = ReceiverOptions(allowed_networks=["203.0.113.0/24"])
     async with (
-        under_uvicorn(mounted, "/xiling", **options) as (receiver, _),
+        under_uvicorn(mounted, "/xiling", options=options) as (receiver, _),
         Simulator(manual=True) as sim,
         client_of(sim, receiver=receiver) as client,
         plain_session() as session,

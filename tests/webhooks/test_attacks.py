@@ -25,7 +25,7 @@ import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_port import Scene, connected, nothing_told, resident, scene, until_closed
+from open_port import Scene, clean_records, connected, resident, scene, until_closed
 from support import (
     GatedStore,
     NotingStore,
@@ -44,7 +44,7 @@ from support import (
 )
 from yarl import URL
 
-from xiling_async import ConfigurationError, ReceiverLimits, State, WebhookReceiver
+from xiling_async import ConfigurationError, ReceiverOptions, State, WebhookReceiver
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
 
@@ -54,15 +54,15 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def clean_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No attack leaves a traceback or an error, and no token gets into a log, at whatever level."""
-    with nothing_told(caplog):
+    with clean_records(caplog):
         yield
 
 
 def unix_receiver(path: Path, **options: Any) -> WebhookReceiver:
-    return WebhookReceiver("http://127.0.0.1:9/prefix/of/a/proxy", path=path, **options)
+    return WebhookReceiver("http://127.0.0.1:9/prefix/of/a/proxy", options=ReceiverOptions(path=path, **options))
 
 
-def pushing(count: int) -> bytes:
+def forged_requests(count: int) -> bytes:
     return b"".join(http(f"/{'A' * 80}", b"{}").replace(b"Connection: close\r\n", b"") for _ in range(count))
 
 
@@ -71,7 +71,7 @@ def pushing(count: int) -> bytes:
 
 async def test_the_limits_are_those_that_were_given() -> None:
     """A body one byte larger than its limit is refused, also by `handle`."""
-    receiver = WebhookReceiver(port=0, limits=ReceiverLimits(body_bytes=1_000))
+    receiver = WebhookReceiver(port=0, options=ReceiverOptions(body_bytes=1_000))
     async with scene(receiver=receiver) as on:
         fitting = on.callback().ljust(1_000)
         assert status_of(await raw_exchange(on.port, http(on.path, fitting + b" "))) == 413
@@ -100,18 +100,18 @@ async def test_a_large_head_is_refused(head: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"POST /", b"POST /x HTTP/1.1\r\nHost: x\r\nA: "], ids=["nothing", "line", "head"]
+    "sent", [b"", b"POST /", b"POST /x HTTP/1.1\r\nHost: x\r\nA: "], ids=["nothing", "line", "head"]
 )
-async def test_a_slow_head_is_cut(said: bytes) -> None:
+async def test_a_slow_head_is_cut(sent: bytes) -> None:
     """A byte now and then does not keep a connection: the head has one deadline."""
     loop = asyncio.get_running_loop()
-    async with scene(limits=ReceiverLimits(header_s=0.3)) as on, connected(on.port) as (reader, writer):
+    async with scene(options=ReceiverOptions(header_s=0.3)) as on, connected(on.port) as (reader, writer):
         begun = loop.time()
         reading = asyncio.create_task(until_closed(reader))
-        writer.write(said)
+        writer.write(sent)
         while not reading.done():
             with contextlib.suppress(OSError):
-                writer.write(b"x" if said else b"")
+                writer.write(b"x" if sent else b"")
             await asyncio.wait([reading], timeout=0.02)
         assert reading.result() == b""
         assert 0.25 <= loop.time() - begun < 5
@@ -143,14 +143,14 @@ async def test_slow_bodies_are_cut_and_honest_callbacks_pass_by() -> None:
         assert len(await on.job) == 4
 
 
-async def test_whoever_does_not_read_is_cut(tmp_path: Path) -> None:
-    """Requests without end whose answers nobody reads: bounded memory, then we hang up; others are served meanwhile."""
+async def test_a_client_that_does_not_read_is_cut(tmp_path: Path) -> None:
+    """Requests without end whose answers are not read: bounded memory, then an abort; others are served meanwhile."""
     path = tmp_path / "xiling.sock"  # its buffers are small; those of TCP grow to megabytes
-    async with scene(receiver=unix_receiver(path, limits=ReceiverLimits(linger_s=0.05))) as on:
+    async with scene(receiver=unix_receiver(path, linger_s=0.05)) as on:
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.connect(str(path))
             deaf.setblocking(False)
-            loop, flood = asyncio.get_running_loop(), pushing(500)
+            loop, flood = asyncio.get_running_loop(), forged_requests(500)
             before, most = resident(), 0
             with pytest.raises(OSError):
                 for _ in range(2_000):
@@ -203,7 +203,7 @@ async def swallowed(port: int, head: bytes, piece: bytes) -> tuple[int, bytes]:
 )
 async def test_endless_chunks_are_cut(head: str, piece: bytes) -> None:
     """A body without a length ends where ours does; memory stays where it was."""
-    async with scene(limits=ReceiverLimits(body_bytes=32 * 1024)) as on:
+    async with scene(options=ReceiverOptions(body_bytes=32 * 1024)) as on:
         path = on.path if head == "right" else f"/{'A' * 80}"
         tracemalloc.start()
         try:
@@ -260,7 +260,7 @@ async def test_5000_pipelined_requests() -> None:
     """Each is refused, in order, on one connection, while an honest callback on another one has its turn."""
     async with scene(count=2) as on, connected(on.port) as (reader, writer):
         asked = len(on.store.asked)
-        writer.write(pushing(5_000) + http(f"/{'A' * 80}", b"{}"))
+        writer.write(forged_requests(5_000) + http(f"/{'A' * 80}", b"{}"))
         reading = asyncio.create_task(until_closed(reader))
         assert await on.sim.finish(on.job.task_ids[0]) == 200
         assert not reading.done()
@@ -270,7 +270,7 @@ async def test_5000_pipelined_requests() -> None:
 
 
 async def test_5000_pipelined_callbacks() -> None:
-    """Somebody who has the URL repeats a callback as fast as he can: one end, and 5,000 times 200."""
+    """A client that has the URL repeats a callback as fast as it can: one end, and 5,000 times 200."""
     async with scene() as on, connected(on.port) as (reader, writer):
         writer.write(on.honest().replace(b"Connection: close\r\n", b"") * 4_999 + on.honest())
         answers = (await until_closed(reader)).split(b"HTTP/1.1 ")
@@ -279,7 +279,7 @@ async def test_5000_pipelined_callbacks() -> None:
 
 
 async def test_600_idle_connections_while_300_honest_callbacks_come() -> None:
-    """Below the cap nobody notices the idle ones: 300 jobs, 300 times 200."""
+    """Below the cap the idle ones disturb no one: 300 jobs, 300 times 200."""
     async with scene() as on, contextlib.AsyncExitStack() as stack:
         for number in range(600):
             _, writer = await stack.enter_async_context(connected(on.port))
@@ -291,8 +291,8 @@ async def test_600_idle_connections_while_300_honest_callbacks_come() -> None:
 
 
 async def test_idle_connections_beyond_the_cap_make_room() -> None:
-    """The longest idle goes for each newcomer: never are there more than the cap, and honest ones always get in."""
-    async with scene(limits=ReceiverLimits(connections=50)) as on, contextlib.AsyncExitStack() as stack:
+    """The longest idle one is closed for each new one: never more than the cap, and honest ones always connect."""
+    async with scene(options=ReceiverOptions(connections=50)) as on, contextlib.AsyncExitStack() as stack:
         idle = []
         for number in range(200):
             idle.append(await stack.enter_async_context(connected(on.port)))
@@ -304,17 +304,17 @@ async def test_idle_connections_beyond_the_cap_make_room() -> None:
         assert await asyncio.gather(*(on.sim.finish(job.task_ids[0]) for job in jobs)) == [200] * 40
 
 
-async def test_a_callback_under_way_is_not_sent_away() -> None:
-    """With every place in use for a callback, a newcomer is refused; whoever is inside is answered."""
+async def test_a_callback_under_way_is_not_evicted() -> None:
+    """With every connection in use for a callback, a new one is refused; the others are answered."""
     store = GatedStore()
-    async with scene(count=2, limits=ReceiverLimits(connections=2), store=store) as on:
+    async with scene(count=2, options=ReceiverOptions(connections=2), store=store) as on:
         store.gate.clear()
-        inside = [asyncio.create_task(raw_exchange(on.port, on.honest(place))) for place in range(2)]
+        under_way = [asyncio.create_task(raw_exchange(on.port, on.honest(place))) for place in range(2)]
         await store.reached.wait()
         await settle(500)
         assert await raw_exchange(on.port, on.honest()) == b""
         store.gate.set()
-        assert [status_of(await one) for one in inside] == [200, 200]
+        assert [status_of(await one) for one in under_way] == [200, 200]
         assert status_of(await raw_exchange(on.port, on.honest())) == 200
 
 
@@ -344,7 +344,7 @@ SHAPES = {
     "a chunk size with 0x": "Transfer-Encoding: chunked\r\n\r\n0x{x}\r\n{body}\r\n0\r\n\r\n",
     "a negative chunk": "Transfer-Encoding: chunked\r\n\r\n-{x}\r\n{body}\r\n0\r\n\r\n",
     "a chunk beyond 64 bits": "Transfer-Encoding: chunked\r\n\r\n1000000000000000{x}\r\n{body}\r\n0\r\n\r\n",
-    "a chunk that is longer than said": "Transfer-Encoding: chunked\r\n\r\n5\r\n{body}\r\n0\r\n\r\n",
+    "a chunk that is longer than sent": "Transfer-Encoding: chunked\r\n\r\n5\r\n{body}\r\n0\r\n\r\n",
     "an upgrade": "Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: {n}\r\n\r\n{body}",
     "a length of nothing": "Content-Length:\r\n\r\n{body}",
     "no length": "A: b\r\n\r\n{body}",
@@ -354,8 +354,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_request_in_disguise_smuggles_nothing(shape: str) -> None:
-    """Whoever reads its length in another way than a proxy would, the request inside its body is never served."""
-    async with scene(count=2, limits=ReceiverLimits(body_s=0.2, header_s=0.2)) as on:
+    """However its length is read, by us or by a proxy, the request inside its body is never served."""
+    async with scene(count=2, options=ReceiverOptions(body_s=0.2, header_s=0.2)) as on:
         inner = on.honest(1).decode()
         outer = json.dumps({**json.loads(on.callback(0)), "x": "PLACE"}).replace("PLACE", "\r\n\r\n")
         body = outer + inner
@@ -367,8 +367,8 @@ async def test_a_request_in_disguise_smuggles_nothing(shape: str) -> None:
         }
         sent = f"POST {on.path} HTTP/1.1\r\nHost: x\r\n{SHAPES[shape].format(**values)}"
         answer = await raw_exchange(on.port, sent.encode())
-        heard = [item for item in on.store.asked if getattr(item, "task_id", None) == on.job.task_ids[1]]
-        assert heard == []
+        applied = [item for item in on.store.asked if getattr(item, "task_id", None) == on.job.task_ids[1]]
+        assert applied == []
         assert b" 200 " not in answer
         assert b" 500 " not in answer and b" 503 " not in answer
         assert await on.sim.finish(on.job.task_ids[0]) == 200
@@ -411,7 +411,7 @@ async def test_one_token_has_one_claim_however_it_is_spelt() -> None:
 
 @pytest.mark.parametrize("ending", ["Content-Length: 900", "Transfer-Encoding: chunked"])
 async def test_a_sender_that_hangs_up_is_no_error(ending: str, caplog: pytest.LogCaptureFixture) -> None:
-    """In the middle of a body: nothing is written, nobody is alarmed."""
+    """In the middle of a body: nothing is written or logged."""
     async with scene() as on:
         asked = list(on.store.asked)
         async with connected(on.port) as (_, writer):
@@ -426,7 +426,7 @@ async def test_a_sender_that_hangs_up_is_no_error(ending: str, caplog: pytest.Lo
 
 async def test_a_sender_that_waits_for_a_go_ahead_gets_it() -> None:
     """`Expect: 100-continue`: told to go on when its token is good, refused at once when it is not."""
-    async with scene(limits=ReceiverLimits(linger_s=0.05)) as on:
+    async with scene(options=ReceiverOptions(linger_s=0.05)) as on:
         async with connected(on.port) as (reader, writer):
             writer.write(http(on.path, b"", "Expect: 100-continue", length=len(on.callback())))
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -589,23 +589,23 @@ def test_the_fuzzers_first_inputs_and_their_neighbours(name: str) -> None:
 )
 async def test_a_callback_from_elsewhere_is_404(options: dict[str, Any], sent: list[str], status: int) -> None:
     """With a good token, too; and a load balancer may ask how we are from anywhere."""
-    async with scene(receiver=WebhookReceiver(port=0, **options)) as on:
+    async with scene(receiver=WebhookReceiver(port=0, options=ReceiverOptions(**options))) as on:
         assert status_of(await raw_exchange(on.port, on.honest(0, *sent))) == status
         assert status_of(await raw_exchange(on.port, http("/healthz", method="GET"))) == 200
 
 
-@pytest.mark.parametrize("given_networks", [(), "10.0.0.0/8", ["10.0.0.1/8"], ["x"], [""], [None]])
-def test_networks_that_are_none_are_refused(given_networks: Any) -> None:
-    """An empty list would shut everybody out, one text is no list, host bits are a slip."""
+@pytest.mark.parametrize("networks", [(), "10.0.0.0/8", ["10.0.0.1/8"], ["x"], [""], [None]])
+def test_networks_that_are_none_are_refused(networks: Any) -> None:
+    """An empty list would refuse all, text is not a list, host bits are a slip."""
     with pytest.raises(ConfigurationError, match="allowed_networks"):
-        WebhookReceiver(port=0, allowed_networks=given_networks)
+        ReceiverOptions(allowed_networks=networks)
 
 
 @pytest.mark.parametrize("count", [-1, 17, True, "1", None])
 def test_a_proxy_count_that_is_none_is_refused(count: Any) -> None:
     """0 to 16."""
     with pytest.raises(ConfigurationError, match="trusted_proxies"):
-        WebhookReceiver(port=0, trusted_proxies=count)
+        ReceiverOptions(trusted_proxies=count)
 
 
 # --- how it is -----------------------------------------------------------------------------------------------------
@@ -637,7 +637,7 @@ async def test_no_answer_to_a_request_tells_the_versions() -> None:
 
 
 async def test_a_body_under_way_is_waited_for_at_the_end() -> None:
-    """Leaving the client: half a callback may become a whole one; nobody else gets in any more."""
+    """Leaving the client: half a callback may become a whole one; no other connection is accepted."""
     async with Simulator(manual=True) as sim:
         store = NotingStore()
         client = client_of(sim, store=store)
@@ -663,7 +663,7 @@ async def test_a_body_under_way_is_waited_for_at_the_end() -> None:
 async def test_a_body_that_never_ends_does_not_hold_up_the_end() -> None:
     """After `shutdown_s` we hang up on it."""
     async with Simulator(manual=True) as sim, contextlib.AsyncExitStack() as stack:
-        receiver = WebhookReceiver(port=0, limits=ReceiverLimits(shutdown_s=0.1))
+        receiver = WebhookReceiver(port=0, options=ReceiverOptions(shutdown_s=0.1))
         async with client_of(sim, receiver=receiver) as client:
             job = await client.submit(model_v())
             url = str(sim.ledger.posts[-1].callback_url)
@@ -694,7 +694,7 @@ async def secure_scene(
 ) -> AsyncIterator[tuple[Scene, ssl.SSLContext]]:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    async with scene(receiver=WebhookReceiver(port=0, tls=tls, limits=ReceiverLimits(**limits))) as on:
+    async with scene(receiver=WebhookReceiver(port=0, options=ReceiverOptions(tls=tls, **limits))) as on:
         assert on.url.startswith("https://127.0.0.1:")
         yield on, trusting
 
@@ -734,8 +734,8 @@ async def test_a_request_that_comes_with_the_end_of_the_handshake(authority: tru
                 assert status_of(answer) == 200
 
 
-async def test_those_who_only_connect_are_counted_before_tls(authority: trustme.CA, tls: ssl.SSLContext) -> None:
-    """No handshake is needed to fill a server: so they are counted, cut, and make room, before it."""
+async def test_connections_are_counted_before_tls(authority: trustme.CA, tls: ssl.SSLContext) -> None:
+    """No handshake is needed to fill a server: so they are counted, closed, and evicted, before it."""
     async with (
         secure_scene(authority, tls, connections=20, header_s=0.5) as (on, trusting),
         contextlib.AsyncExitStack() as stack,
@@ -750,13 +750,13 @@ async def test_those_who_only_connect_are_counted_before_tls(authority: trustme.
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 500, b"\x16\x03\x01\x02\x00" + b"\xff" * 512]
+    "sent", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 500, b"\x16\x03\x01\x02\x00" + b"\xff" * 512]
 )
-async def test_what_is_no_tls_is_cut(authority: trustme.CA, tls: ssl.SSLContext, said: bytes) -> None:
+async def test_what_is_no_tls_is_cut(authority: trustme.CA, tls: ssl.SSLContext, sent: bytes) -> None:
     """Plain HTTP or garbage on the TLS port: no traceback, and the next one is served."""
     async with secure_scene(authority, tls) as (on, trusting):
         for _ in range(30):
-            assert b"HTTP" not in await raw_exchange(on.port, said)
+            assert b"HTTP" not in await raw_exchange(on.port, sent)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
             assert await post(session, on.url, on.callback()) == 200
 
@@ -771,31 +771,33 @@ async def test_the_end_in_the_middle_of_a_handshake(authority: trustme.CA, tls: 
             assert await until_closed(reader) == b""
 
 
-@pytest.mark.parametrize("options", [{"tls": "yes", "port": 0}, {"tls": True, "port": 0}])
-def test_a_tls_context_that_is_none_is_refused(options: Any) -> None:
+@pytest.mark.parametrize("tls", ["yes", True])
+def test_a_tls_context_that_is_none_is_refused(tls: Any) -> None:
     """It is Python's own SSLContext."""
     with pytest.raises(ConfigurationError, match="SSLContext"):
-        WebhookReceiver(**options)
+        ReceiverOptions(tls=tls)
 
 
 def test_ways_in_that_exclude_each_other(tmp_path: Path, tls: ssl.SSLContext) -> None:
     """A port or a path; TLS only with a port; networks behind a socket only through a proxy's word."""
     url = "https://media.example.com/x"
     for options in (
-        {"port": 0, "path": tmp_path / "s"}, {"tls": tls}, {"tls": tls, "path": tmp_path / "s"},
+        {"tls": tls}, {"tls": tls, "path": tmp_path / "s"},
         {"path": tmp_path / "s", "allowed_networks": ["10.0.0.0/8"]},
     ):  # fmt: skip
         with pytest.raises(ConfigurationError):
-            WebhookReceiver(url, **options)
+            WebhookReceiver(url, options=ReceiverOptions(**options))
+    with pytest.raises(ConfigurationError, match="not both"):
+        WebhookReceiver(url, port=0, options=ReceiverOptions(path=tmp_path / "s"))
     with pytest.raises(ConfigurationError, match="cannot reach this receiver"):
-        WebhookReceiver(path=tmp_path / "s")
+        WebhookReceiver(options=ReceiverOptions(path=tmp_path / "s"))
 
 
 async def test_callbacks_through_a_unix_socket(tmp_path: Path) -> None:
     """The proxy strips its prefix and says whom it saw; the socket's file goes with the client."""
     path = tmp_path / "xiling.sock"
     receiver = unix_receiver(path, allowed_networks=["203.0.113.0/24"], trusted_proxies=1)
-    async with scene(receiver=receiver, limits=None) as on:
+    async with scene(receiver=receiver) as on:
         assert receiver.port is None
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
             seen = {"X-Forwarded-For": "203.0.113.9"}

@@ -79,8 +79,8 @@ async def test_handle_takes_a_callback_from_any_framework() -> None:
         assert len(await job) == 3
 
 
-async def test_a_cancelled_handle_takes_nobodys_news_with_it() -> None:
-    """A framework cancels the call while the callback is being written (its sender hung up): who waits hears of it."""
+async def test_a_cancelled_handle_loses_no_callback() -> None:
+    """The sender hangs up while its callback is being written, so the framework cancels the call: nothing is lost."""
     receiver, store = WebhookReceiver(port=0), GatedStore()
     async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver, store=store) as client:
         job, url = await pending(sim, client)
@@ -232,7 +232,7 @@ def test_any_path_and_body_through_handle_is_answered(deep: bool, caplog: pytest
 
 @asynccontextmanager
 async def served(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
-    """Somebody's own aiohttp application."""
+    """A user's own aiohttp application."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     try:
@@ -257,7 +257,7 @@ async def test_add_to_serves_inside_the_users_application(path: str) -> None:
         receiver.add_to(app, path)
         base = f"{origin}{path.rstrip('/')}"
         async with served(app, listening), Simulator(manual=True) as sim, plain_session() as session:
-            assert await post(session, f"{base}/token", b"{}") == 503  # nobody is there yet
+            assert await post(session, f"{base}/token", b"{}") == 503  # the client is not open yet
             async with client_of(sim, receiver=receiver) as client:
                 job, url = await pending(sim, client)
                 assert url == f"{base}/{token_of(url)}"
@@ -293,15 +293,15 @@ async def test_a_port_in_use_is_said_and_leaves_nothing_open() -> None:
             assert len(sim.ledger.posts) == 1
 
 
-async def test_port_0_is_a_free_port_and_is_told() -> None:
+async def test_port_0_is_a_free_port_that_can_be_read() -> None:
     """Once started, `port` and `public_url` say where it listens; before and after, nothing."""
     receiver = WebhookReceiver(port=0)
-    told = [(receiver.port, receiver.public_url)]
+    before_and_after = [(receiver.port, receiver.public_url)]
     async with Simulator() as sim, client_of(sim, receiver=receiver):
         assert receiver.port
         assert receiver.public_url == f"http://127.0.0.1:{receiver.port}"
-    told.append((receiver.port, receiver.public_url))
-    assert told == [(0, None), (0, None)]
+    before_and_after.append((receiver.port, receiver.public_url))
+    assert before_and_after == [(0, None), (0, None)]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -474,7 +474,7 @@ async def test_a_callback_without_its_envelope_fields_is_taken() -> None:
 
 @pytest.mark.parametrize("status", ["PENDING", "PROCESSING", "QUEUED", "succeeded", ""])
 async def test_progress_is_no_end(status: str) -> None:
-    """A status that is not an end, also one that nobody documented, is answered 200 and the wait goes on."""
+    """A status that is not an end, also an undocumented one, is answered 200 and the wait goes on."""
     async with Simulator(manual=True) as sim, client_of(sim) as client, plain_session() as session:
         job, url = await pending(sim, client)
         waiting = await started(job.result())
@@ -524,20 +524,20 @@ async def test_the_first_end_stays(first: str, second: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("sent", "message"),
     [("The prompt was refused", "The prompt was refused"), (None, ""), ("", ""), ("half an emoji \ud83d", None)],
 )
-async def test_a_failure_is_told_whatever_its_message(message: str | None, told: str | None) -> None:
+async def test_a_failure_ends_its_job_whatever_its_message(sent: str | None, message: str | None) -> None:
     """A failed task ends its job; a message may be missing, or be cut in the middle of a character."""
     async with Simulator(manual=True) as sim, client_of(sim) as client, plain_session() as session:
         job, url = await pending(sim, client)
-        body = callback_body(job.task_ids[0], "FAILED", video_url="", thumbnail_url="", error_message=message)
+        body = callback_body(job.task_ids[0], "FAILED", video_url="", thumbnail_url="", error_message=sent)
         assert await post(session, url, body) == 200
         with pytest.raises(TaskFailed) as failed:
             await job
         (outcome,) = failed.value.outcomes
         assert isinstance(outcome, Failed)
-        assert told is None or outcome.message == told
+        assert message is None or outcome.message == message
 
 
 async def test_trust_status_believes_the_service_alone() -> None:
@@ -568,7 +568,7 @@ async def test_trust_status_believes_the_service_alone() -> None:
     ],
 )  # fmt: skip
 def test_a_public_url_that_cannot_work_is_refused(url: str) -> None:
-    """No URL, no https, a query, a password: said at once."""
+    """No URL, no https, a query, a password: refused at once."""
     with pytest.raises(ConfigurationError):
         WebhookReceiver(url)
 
@@ -618,7 +618,7 @@ async def test_a_host_that_does_not_exist_is_said() -> None:
 
 
 async def test_a_receiver_that_is_not_mounted_warns_at_the_first_submit(caplog: pytest.LogCaptureFixture) -> None:
-    """A public URL without port and mount is easily forgotten: said once, and not to those that are mounted."""
+    """A public URL without port and mount is easily forgotten: one warning, and none for those that are mounted."""
     url = "http://127.0.0.1:9/x"
     mounted = WebhookReceiver(url), WebhookReceiver(url), WebhookReceiver(url)
     mounted[0].add_to(web.Application())

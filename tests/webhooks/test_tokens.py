@@ -104,7 +104,7 @@ def test_a_token_expires() -> None:
 
 @pytest.mark.parametrize(("wanted", "signed"), [(-5.0, 0), (0.0, 0), (1e300, 2**40 - 1)])
 def test_an_expiry_beyond_the_field_is_clamped(wanted: float, signed: int) -> None:
-    """Before 1970 or after the year 36812 is the nearest that can be said."""
+    """Before 1970 or after the year 36812 is the nearest time that fits."""
     verified = SIGNER.verify(token(expires_at=wanted), 0)
     assert verified is not None
     assert verified.expires_at == signed
@@ -203,9 +203,9 @@ def test_a_signer_shows_no_secret() -> None:
 
 def test_what_is_out_of_range_cannot_be_signed() -> None:
     """A kind or an attempt that the token has no room for is an error, never another kind or attempt."""
-    for said in (
+    for fields in (
         {"kind_number": 256}, {"tasks": -1}, {"tasks": 256}, {"attempt": 65_536}, {"attempt": -1},
         {"job_id": "abcd"}, {"job_id": "ab" * 17}, {"job_id": "x" * 32}, {"job_id": ""},
     ):  # fmt: skip
         with pytest.raises((struct.error, ValueError)):
-            token(**said)
+            token(**fields)
