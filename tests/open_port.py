@@ -46,7 +46,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(*, count: int = 1, options: ReceiverOptions | None = None, **others: Any) -> AsyncIterator[Scene]:
-    receiver = others.pop("receiver", None) or WebhookReceiver(port=0, options=options)
+    receiver = others.pop("receiver", None) or WebhookReceiver(port=0, options=options or ReceiverOptions())
     store = others.pop("store", None) or NotingStore()
     async with (
         Simulator(manual=True) as sim,

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import StreamReader, web
 
 from xiling_async._internal.clock import SystemClock
-from xiling_async.webhooks.handler import BROKEN, TOO_SLOW, IncomingRequest, Reply, SenderGone, WebhookHandler
+from xiling_async.webhooks.handler import TOO_SLOW, IncomingRequest, Reply, SenderGone, WebhookHandler
 from xiling_async.webhooks.options import ReceiverOptions
 
 Application = web.Application
@@ -23,15 +23,14 @@ class AiohttpRequest(IncomingRequest):
 
     def __init__(self, request: web.BaseRequest) -> None:
         headers = request.headers
+        transfer = headers.get("Transfer-Encoding", "chunked")  # aiohttp does not unpack "gzip, chunked"
         super().__init__(
             method=request.method,
             path=request.path,
             peer=request.remote,
             forwarded=headers.getall("X-Forwarded-For", ()),
             content_length=request.content_length,
-            # aiohttp passes the body of "gzip, chunked" on as it came.
-            is_encoded="Content-Encoding" in headers
-            or headers.get("Transfer-Encoding", "chunked").lower() != "chunked",
+            is_encoded="Content-Encoding" in headers or transfer.lower() != "chunked",
             is_complete=request.content.is_eof(),
         )
         self._request = request
@@ -87,10 +86,6 @@ def add_route(app: web.Application, path: str, handler: WebhookHandler) -> None:
     """Callbacks at `path`/<token> of an application of the user."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        try:
-            reply = await handler.serve(AiohttpRequest(request))
-        except SenderGone:
-            reply = BROKEN
-        return await respond(request, reply, handler.options)
+        return await respond(request, await handler.serve(AiohttpRequest(request)), handler.options)
 
     app.router.add_route("*", f"{path.rstrip('/')}/{{xiling_token}}", serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from xiling_async.webhooks.handler import IncomingRequest, SenderGone, WebhookHandler
+from xiling_async.webhooks.handler import BROKEN, IncomingRequest, SenderGone, WebhookHandler
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,9 +40,8 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 
 async def _http(handler: WebhookHandler, request: _ASGIRequest, send: Send) -> None:
-    try:
-        reply = await handler.serve(request)
-    except SenderGone:
+    reply = await handler.serve(request)
+    if reply is BROKEN:
         return
     headers = {"Content-Length": str(len(reply.body)), **reply.headers}
     if not request.is_complete:

@@ -72,9 +72,9 @@ class SenderGone(Exception):
     """The sender hung up before its request was complete."""
 
 
-@define
+@define(eq=False, repr=False)
 class IncomingRequest:
-    """A request as its server sees it. Here the body has been read; the adapters have subclasses that read it."""
+    """A request as its server sees it. Its path holds a secret. The adapters have subclasses that read its body."""
 
     method: str
     path: str
@@ -114,7 +114,7 @@ class WebhookHandler:
         self.options = options
         networks = options.allowed_networks
         self._allowlist = None if networks is None else IPAllowlist(networks, options.trusted_proxies)
-        self._signer: TokenSigner | None = None
+        self.signer: TokenSigner | None = None
         self._callbacks: Callbacks | None = None
         self._clock: Clock | None = None
         self._bodies: Counter[str] = Counter()  # by job id: those that are being read
@@ -125,17 +125,17 @@ class WebhookHandler:
         return self._callbacks is not None
 
     def open(self, signer: TokenSigner, callbacks: Callbacks, clock: Clock) -> None:
-        self._signer, self._callbacks, self._clock = signer, callbacks, clock
+        self.signer, self._callbacks, self._clock = signer, callbacks, clock
 
     async def close(self) -> None:
         """Wait for the commits under way, then answer 503."""
         try:
             await self._commits.drain()
         finally:
-            self._signer = self._callbacks = None
+            self.signer = self._callbacks = None
 
     async def serve(self, request: IncomingRequest) -> Reply:
-        """The answer to this request. Raises `SenderGone` if the sender has hung up, and nothing else."""
+        """The answer to this request: `BROKEN` if its sender has hung up. Raises nothing."""
         token = self._authenticate(request)
         if isinstance(token, Reply):
             return token if token is OK else self._refuse(token)
@@ -143,7 +143,7 @@ class WebhookHandler:
             return self._refuse(ENCODED, token)
         body = await self._read(request, token)
         if isinstance(body, Reply):
-            return self._refuse(body, token)
+            return body if body is BROKEN else self._refuse(body, token)
         if request.may_be_cancelled:
             commit = self._take(token, body)
             return await self._commits.outlive(commit, name=f"xiling callback of job {token.job_id}")
@@ -158,9 +158,9 @@ class WebhookHandler:
             return NOT_FOUND
         if self._allowlist is not None and not self._allowlist.allows(request.peer, request.forwarded):
             return NOT_FOUND
-        if self._signer is None or self._clock is None:
+        if self.signer is None or self._clock is None:
             return UNAVAILABLE
-        token = self._signer.verify(path.rpartition("/")[2], self._clock.time())
+        token = self.signer.verify(path.rpartition("/")[2], self._clock.time())
         return NOT_FOUND if token is None or token.kind_number not in BY_NUMBER else token
 
     async def _read(self, request: IncomingRequest, token: CallbackToken) -> bytes | Reply:
@@ -180,6 +180,8 @@ class WebhookHandler:
             return TOO_LARGE if body is None else body
         except TimeoutError:
             return TOO_SLOW
+        except SenderGone:
+            return BROKEN
         finally:
             self._bodies[token.job_id] -= 1
             if not self._bodies[token.job_id]:
@@ -202,13 +204,8 @@ class WebhookHandler:
             log.exception("job %s: a callback could not be taken; answered 503", token.job_id)
             return self._refuse(UNAVAILABLE, token)
         if verdict not in (Verdict.APPLIED, Verdict.REPEAT):
-            log.warning(
-                "job %s attempt %d: callback of task %s: %s",
-                token.job_id,
-                token.attempt,
-                report.task_id,
-                verdict.value,
-            )
+            job = token.job_id, token.attempt
+            log.warning("job %s attempt %d: callback of task %s: %s", *job, report.task_id, verdict.value)
         reply = _OF_VERDICT[verdict]
         return reply if reply is OK else self._refuse(reply, token)
 

@@ -75,10 +75,7 @@ class ConnectionLimiter(Generic[C]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._entries: dict[C, _Entry] = {}
-        self._idle: dict[bool, dict[str, dict[C, None]]] = {
-            False: {},
-            True: {},
-        }  # by is_known and network, oldest first
+        self._idle: list[dict[str, dict[C, None]]] = [{}, {}]  # by is_known, by network; the longest idle first
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -91,7 +88,7 @@ class ConnectionLimiter(Generic[C]):
         """Whether it may stay, and which connection has to be closed for it. A new one is idle."""
         evicted: C | None = None
         if len(self._entries) >= self._most:
-            networks = self._idle[False] or self._idle[True]
+            networks = self._idle[0] or self._idle[1]
             if not networks:
                 return False, None
             largest = max(networks.values(), key=len)

@@ -11,13 +11,7 @@ from yarl import URL
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
-from xiling_async.models.settings import (
-    callback_base,
-    check_reachable,
-    instance,
-    is_loopback,
-    webhook_secrets,
-)
+from xiling_async.models.settings import callback_base, check_reachable, instance, is_loopback, webhook_secrets
 from xiling_async.webhooks import aiohttp_adapter
 from xiling_async.webhooks.asgi import ASGIApp, application
 from xiling_async.webhooks.handler import Callbacks, IncomingRequest, Reply, WebhookHandler
@@ -51,7 +45,7 @@ class WebhookReceiver:
         host: str = "127.0.0.1",
         port: int | None = None,
         trust: Literal["callback", "status"] = "callback",
-        options: ReceiverOptions | None = None,
+        options: ReceiverOptions = ReceiverOptions(),  # noqa: B008 - frozen
     ) -> None:
         if trust not in ("callback", "status"):
             raise ConfigurationError(f'trust must be "callback" or "status", not {trust!r}.')
@@ -62,14 +56,13 @@ class WebhookReceiver:
         self._host = host
         self._port = port
         self.trust = trust
-        self._options = instance("options", options or ReceiverOptions(), ReceiverOptions, "a ReceiverOptions(...)")
+        self._options = instance("options", options, ReceiverOptions, "a ReceiverOptions(...)")
         if port is not None and self._options.path is not None:
             raise ConfigurationError("Give the receiver a port or the path of a Unix socket, not both.")
         if port is None and self._options.tls is not None:
             raise ConfigurationError("tls is for the receiver's own server: give it a port.")
         self._handler = WebhookHandler(self._options)
         self._server: CallbackServer | None = None
-        self._signer: TokenSigner | None = None
         self._has_server = port is not None or self._options.path is not None
         self._can_be_called = self._has_server
 
@@ -105,8 +98,7 @@ class WebhookReceiver:
         if self._has_server:
             await self._listen()
         self._can_be_called = self._can_be_called or others_may_listen
-        self._signer = TokenSigner(self._own_secrets or (kept_secret,), str(self._base))
-        self._handler.open(self._signer, callbacks, clock)
+        self._handler.open(TokenSigner(self._own_secrets or (kept_secret,), str(self._base)), callbacks, clock)
 
     async def _listen(self) -> None:
         path = self._options.path
@@ -135,11 +127,8 @@ class WebhookReceiver:
         try:
             await self._stop_listening()
         finally:
-            try:
-                await self._handler.close()
-            finally:
-                self._signer = None
-                self._base = self._configured_base
+            self._base = self._configured_base
+            await self._handler.close()
 
     async def _stop_listening(self) -> None:
         running, self._server = self._server, None
@@ -148,9 +137,9 @@ class WebhookReceiver:
 
     def callback_url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
         """The address that the callbacks of one POST are to be sent to; it is a secret until the job ends."""
-        assert self._signer is not None, "the client starts the receiver before it submits"
+        assert self._handler.signer is not None, "the client starts the receiver before it submits"
         if not self._can_be_called:
-            self._can_be_called = True  # said once
+            self._can_be_called = True  # one warning is enough
             log.warning(
                 "the receiver gets no callbacks for %s: it has no port and is not mounted. Give it a port, "
                 "mount it with asgi() or add_to(), or call handle() for each request. Until then every job is polled.",
@@ -159,12 +148,12 @@ class WebhookReceiver:
         token = CallbackToken(
             kind_number=kind_number, tasks=tasks, job_id=job_id, attempt=attempt, expires_at=expires_at
         )
-        return self._signer.sign(token)
+        return self._handler.signer.sign(token)
 
     def job_ids(self, key: str) -> tuple[str, ...]:
         """The id of the job that has this key; then those by secrets that are still accepted and sign no more."""
-        assert self._signer is not None, "the client starts the receiver before it submits"
-        return self._signer.job_ids(key)
+        assert self._handler.signer is not None, "the client starts the receiver before it submits"
+        return self._handler.signer.job_ids(key)
 
     def add_to(self, app: aiohttp_adapter.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""

@@ -19,7 +19,7 @@ from aiohttp import web
 from xiling_async._internal.tasks import Tasks
 from xiling_async._internal.threads import Threads
 from xiling_async.webhooks.aiohttp_adapter import REAL_TIME, AiohttpRequest, respond
-from xiling_async.webhooks.handler import BROKEN, OK, UNAVAILABLE, SenderGone, WebhookHandler
+from xiling_async.webhooks.handler import BROKEN, OK, WebhookHandler
 from xiling_async.webhooks.limits import ConnectionLimiter
 from xiling_async.webhooks.server_log import AiohttpLog, log
 from xiling_async.webhooks.sockets import UnixSocket, accept, affordable, listen_on_port
@@ -167,11 +167,6 @@ class CallbackServer:
         reply = BROKEN
         try:
             reply = await self._handler.serve(_CountedRequest(request, self._limiter))
-        except SenderGone:
-            pass
-        except Exception as error:
-            log.error("a request could not be served (%s); answered 503", type(error).__name__)
-            reply = UNAVAILABLE
         finally:  # before the rest of a refused body is read: it can be evicted meanwhile
             self._limiter.mark_idle(request.protocol, is_known=reply is OK and request.method == "POST")
             self._answered.set()
