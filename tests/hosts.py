@@ -56,7 +56,7 @@ class Seen:
         return None
 
 
-Answer = Callable[[Seen, int], bytes]  # the request, and the how manieth it is, from 1
+Answer = Callable[[Seen, int], bytes]  # the request, and its number, from 1
 
 
 class Host:

@@ -44,10 +44,8 @@ async def _http(handler: WebhookHandler, request: _ASGIRequest, send: Send) -> N
     if reply is BROKEN:
         return
     headers = {"Content-Length": str(len(reply.body)), **reply.headers}
-    if not request.is_complete:
-        headers["Connection"] = "close"  # otherwise servers read, and throw away, whatever is still sent
-    if not request.is_http_1:
-        headers.pop("Connection", None)  # a stream of HTTP/2 has none
+    if request.is_http_1 and not request.is_complete:
+        headers["Connection"] = "close"  # otherwise servers read, and discard, what is still sent
     head = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": reply.status, "headers": head})
     await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else reply.body})

@@ -40,21 +40,24 @@ class Reply:
     body: bytes
 
 
-def _reply(status: int, text: str, **headers: str) -> Reply:
-    fixed = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
-    return Reply(status, {**fixed, **headers}, text.encode())
+PLAIN_TEXT: Final = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+RETRY_LATER: Final = {**PLAIN_TEXT, "Retry-After": "10"}
+
+
+def _reply(status: int, text: str, headers: Mapping[str, str] = PLAIN_TEXT) -> Reply:
+    return Reply(status, headers, text.encode())
 
 
 OK: Final = _reply(200, "ok")
 NOT_FOUND: Final = _reply(404, "not found")  # the one answer to every wrong token, for every reason
-TOO_LARGE: Final = _reply(413, "too large", Connection="close")
-TOO_SLOW: Final = _reply(408, "too slow", Connection="close")
-TOO_MANY: Final = _reply(503, "too many at once", Connection="close", **{"Retry-After": "10"})
+TOO_LARGE: Final = _reply(413, "too large")
+TOO_SLOW: Final = _reply(408, "too slow")
+TOO_MANY: Final = _reply(503, "too many at once", RETRY_LATER)
 ENCODED: Final = _reply(415, "send it without Content-Encoding")
-BROKEN: Final = _reply(400, "the body broke off", Connection="close")
+BROKEN: Final = _reply(400, "the body broke off")
 MALFORMED: Final = _reply(400, "not a callback")
 UNKNOWN_TASK: Final = _reply(409, "not a task of this job")
-UNAVAILABLE: Final = _reply(503, "try again later", **{"Retry-After": "10"})
+UNAVAILABLE: Final = _reply(503, "try again later", RETRY_LATER)
 _OF_VERDICT: Final = {
     Verdict.APPLIED: OK,
     Verdict.REPEAT: OK,

@@ -34,7 +34,6 @@ class CallbackServer:
         self._handler = handler
         self._options = options = handler.options
         self._limiter: ConnectionLimiter[web.RequestHandler] = ConnectionLimiter(affordable(options.connections))
-        self._accepted: dict[web.RequestHandler, socket] = {}  # until its task has begun
         self._opening: dict[web.RequestHandler, asyncio.Task[None]] = {}
         self._answered = asyncio.Event()
         self._tasks = Tasks()
@@ -80,7 +79,7 @@ class CallbackServer:
             steps.push_async_callback(self._threads.close)
             steps.push_async_callback(self._web.abort, self._options.linger_s)
             steps.push_async_callback(self._web.shutdown, self._options.linger_s)
-            steps.push_async_callback(self._answer_the_last)
+            steps.push_async_callback(self._finish_requests)
             if self._unix_socket is not None:
                 steps.push_async_callback(self._threads.run, self._unix_socket.remove)
                 if self._unix_socket.socket is not None:
@@ -90,7 +89,7 @@ class CallbackServer:
             self._listening = []
             await self._tasks.cancel()
 
-    async def _answer_the_last(self) -> None:
+    async def _finish_requests(self) -> None:
         """Close idle connections; give the others their answers. (aiohttp's `shutdown` reads no more of a body.)"""
         for http in self._limiter.select(busy=False):
             if http in self._web.transports:
@@ -130,17 +129,15 @@ class CallbackServer:
             log.warning("a connection was refused: all that may be open are in use")
             sock.close()
             return
-        self._accepted[http] = sock
-        self._opening[http] = opening = self._tasks.start(self._open(http), name="xiling connection")
-        opening.add_done_callback(lambda _: self._opened(http))
+        self._opening[http] = opening = self._tasks.start(self._open(http, sock), name="xiling connection")
+        opening.add_done_callback(lambda _: self._opened(http, sock))
 
-    async def _open(self, http: web.RequestHandler) -> None:
+    async def _open(self, http: web.RequestHandler, sock: socket) -> None:
         """Connect an accepted socket with its protocol, after the TLS handshake if there is one."""
         deadlines: dict[str, Any] = {}
         if self._options.tls is not None:
             deadlines["ssl_handshake_timeout"] = self._options.header_s
             deadlines["ssl_shutdown_timeout"] = self._options.linger_s
-        sock = self._accepted.pop(http)
         try:
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: http, sock, ssl=self._options.tls, **deadlines)
@@ -152,13 +149,11 @@ class CallbackServer:
             self._web.abort_one(http)
             raise
 
-    def _opened(self, http: web.RequestHandler) -> None:
+    def _opened(self, http: web.RequestHandler, sock: socket) -> None:
         """Its task has ended; cancelled, it may not have begun."""
         del self._opening[http]
-        sock = self._accepted.pop(http, None)
-        if sock is not None:
-            sock.close()
         if http not in self._web.transports:
+            sock.close()
             self._limiter.remove(http)
 
     # --- requests ------------------------------------------------------------------------------------------------
