@@ -18,6 +18,8 @@ from support import NotingStore, callback_body, client_of, http, model_v, port_o
 from xiling_async import Client, Job, ReceiverOptions, Video, WebhookReceiver
 from xiling_async.simulator import Simulator
 
+MIB = 2**20
+
 
 @attrs.frozen
 class Scene:
@@ -98,3 +100,19 @@ def resident() -> int:
     """This process's memory as Linux counts it; elsewhere nothing is measured."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
+
+
+async def swallowed(port: int, head: bytes, piece: bytes) -> tuple[int, bytes]:
+    """How many bytes a server lets us send after this head, and what it answers."""
+    taken = 0
+    async with connected(port) as (reader, writer):
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(head)
+        reading = asyncio.create_task(until_closed(reader))
+        with contextlib.suppress(OSError):
+            while taken < 64 * MIB:
+                writer.write(piece)
+                await writer.drain()
+                taken += len(piece)
+        writer.transport.abort()
+        return taken, await reading

@@ -25,7 +25,7 @@ import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_port import Scene, clean_records, connected, resident, scene, until_closed
+from open_port import MIB, Scene, clean_records, connected, resident, scene, swallowed, until_closed
 from support import (
     GatedStore,
     NotingStore,
@@ -47,8 +47,6 @@ from yarl import URL
 from xiling_async import ConfigurationError, ReceiverOptions, State, WebhookReceiver
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
-
-MIB = 2**20
 
 
 @pytest.fixture(autouse=True)
@@ -174,21 +172,6 @@ async def test_a_body_that_declares_5_gb_is_not_read(path: str, status: int) -> 
         assert taken < 8 * MIB  # the kernel's own buffers
         assert status_of(await raw_exchange(on.port, head)) == status
         assert await on.sim.finish(on.job.task_ids[0]) == 200
-
-
-async def swallowed(port: int, head: bytes, piece: bytes) -> tuple[int, bytes]:
-    """How many bytes a server lets us send after this head, and what it answers."""
-    taken = 0
-    async with connected(port) as (reader, writer):
-        writer.transport.set_write_buffer_limits(0)
-        writer.write(head)
-        reading = asyncio.create_task(until_closed(reader))
-        with contextlib.suppress(OSError):
-            while taken < 256 * MIB:
-                writer.write(piece)
-                await writer.drain()
-                taken += len(piece)
-        return taken, await reading
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,13 @@ import pytest
 import trustme
 import uvicorn
 from aiohttp import web
-from open_port import clean_records, connected, resident, scene, until_closed
+from open_port import MIB, clean_records, connected, resident, scene, swallowed, until_closed
 from support import callback_body, client_of, http, model_v, plain_session, port_of, post, settle, status_of, token_of
 
 from xiling_async import ReceiverOptions, State, WebhookReceiver
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
 from xiling_async.webhooks.server_log import OncePerMinute, log
-
-MIB = 2**20
 
 needs_loopback_addresses = pytest.mark.skipif(sys.platform != "linux", reason="127.0.1.1 is this machine on Linux only")
 
@@ -234,22 +232,6 @@ async def test_a_mounted_receiver_does_not_swallow_what_it_refuses(mount: Mount,
         assert answer == b"" or status_of(answer) == (413 if token == "valid" else 404)
         assert answer == b"" or b"connection: close\r\n" in answer.lower()
         assert await sim.finish(task_id) == 200
-
-
-async def swallowed(port: int, head: bytes, piece: bytes) -> tuple[int, bytes]:
-    """How many bytes a server lets us send after this head, and what it answers."""
-    taken = 0
-    async with connected(port) as (reader, writer):
-        writer.transport.set_write_buffer_limits(0)
-        writer.write(head)
-        reading = asyncio.create_task(until_closed(reader))
-        with contextlib.suppress(OSError):
-            while taken < 64 * MIB:
-                writer.write(piece)
-                await writer.drain()
-                taken += len(piece)
-        writer.transport.abort()
-        return taken, await reading
 
 
 @every_mount

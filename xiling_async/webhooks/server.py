@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from socket import socket
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -21,6 +22,7 @@ from xiling_async._internal.threads import Threads
 from xiling_async.webhooks.aiohttp_adapter import REAL_TIME, AiohttpRequest, respond
 from xiling_async.webhooks.handler import BROKEN, OK, WebhookHandler
 from xiling_async.webhooks.limits import ConnectionLimiter
+from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.server_log import AiohttpLog, log
 from xiling_async.webhooks.sockets import UnixSocket, accept, affordable, listen_on_port
 
@@ -32,26 +34,15 @@ class CallbackServer:
 
     def __init__(self, handler: WebhookHandler) -> None:
         self._handler = handler
-        self._options = options = handler.options
-        self._limiter: ConnectionLimiter[web.RequestHandler] = ConnectionLimiter(affordable(options.connections))
+        self._options = handler.options
         self._opening: dict[web.RequestHandler, asyncio.Task[None]] = {}
         self._answered = asyncio.Event()
         self._tasks = Tasks()
         self._threads = Threads(1, "xiling socket", REAL_TIME)
         self._listening: list[socket] = []
         self._unix_socket: UnixSocket | None = None
-        self._web = _CountedServer(
-            self._serve,
-            self._limiter,
-            keepalive_timeout=options.header_s,  # aiohttp 3.14.5: it is the deadline of the head, too
-            lingering_time=0,  # `respond` does it, with an end in bytes
-            max_line_size=options.line_bytes,
-            max_field_size=options.field_bytes,
-            max_headers=options.fields,
-            auto_decompress=False,
-            access_log=None,
-            logger=AiohttpLog(log, {}),
-        )
+        self._web = _CountedServer(self._serve, handler.options)
+        self._limiter = self._web.limiter
 
     @property
     def port(self) -> int:
@@ -134,13 +125,15 @@ class CallbackServer:
 
     async def _open(self, http: web.RequestHandler, sock: socket) -> None:
         """Connect an accepted socket with its protocol, after the TLS handshake if there is one."""
-        deadlines: dict[str, Any] = {}
-        if self._options.tls is not None:
-            deadlines["ssl_handshake_timeout"] = self._options.header_s
-            deadlines["ssl_shutdown_timeout"] = self._options.linger_s
+        tls = self._options.tls
         try:
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: http, sock, ssl=self._options.tls, **deadlines)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: http,
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._options.header_s,
+                ssl_shutdown_timeout=None if tls is None else self._options.linger_s,
+            )
         except OSError as error:  # SSLError, reset, timeout
             log.info("a TLS handshake failed")
             _forget_frames(error)
@@ -197,9 +190,21 @@ class _CountedRequest(AiohttpRequest):
 class _CountedServer(web.Server):
     """aiohttp's server; each connection is counted until its transport is closed."""
 
-    def __init__(self, serve: Any, limiter: ConnectionLimiter[web.RequestHandler], **options: Any) -> None:
-        super().__init__(serve, **options)
-        self._limiter = limiter
+    def __init__(
+        self, serve: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], options: ReceiverOptions
+    ) -> None:
+        super().__init__(
+            serve,
+            keepalive_timeout=options.header_s,  # aiohttp 3.14.5: it is the deadline of the head, too
+            lingering_time=0,  # `respond` does it, with an end in bytes
+            max_line_size=options.line_bytes,
+            max_field_size=options.field_bytes,
+            max_headers=options.fields,
+            auto_decompress=False,
+            access_log=None,
+            logger=AiohttpLog(log, {}),
+        )
+        self.limiter: ConnectionLimiter[web.RequestHandler] = ConnectionLimiter(affordable(options.connections))
         self.transports: dict[web.RequestHandler, asyncio.Transport] = {}
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
@@ -209,7 +214,7 @@ class _CountedServer(web.Server):
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         self.transports.pop(handler, None)
-        self._limiter.remove(handler)
+        self.limiter.remove(handler)
 
     def abort_one(self, handler: web.RequestHandler) -> None:
         transport = self.transports.get(handler)
