@@ -11,8 +11,6 @@ from xiling_async._internal.clock import SystemClock
 from xiling_async.webhooks.handler import TOO_SLOW, IncomingRequest, Reply, SenderGone, WebhookHandler
 from xiling_async.webhooks.options import ReceiverOptions
 
-Application = web.Application
-
 REAL_TIME: Final = SystemClock()  # of closing: a clock that is driven by hand must not keep a connection open
 LINGER_BODIES: Final = 4  # closing a connection with unread bytes resets it, and its sender never reads the 413
 SERVER: Final = "callbacks"  # in answers, instead of the versions of aiohttp and Python

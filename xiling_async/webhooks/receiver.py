@@ -6,13 +6,14 @@ import logging
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
+from aiohttp import web
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
 from xiling_async.models.settings import callback_base, check_reachable, instance, is_loopback, webhook_secrets
-from xiling_async.webhooks import aiohttp_adapter
+from xiling_async.webhooks.aiohttp_adapter import add_route
 from xiling_async.webhooks.asgi import ASGIApp, application
 from xiling_async.webhooks.handler import Callbacks, IncomingRequest, Reply, WebhookHandler
 from xiling_async.webhooks.options import ReceiverOptions
@@ -155,10 +156,10 @@ class WebhookReceiver:
         assert self._handler.signer is not None, "the client starts the receiver before it submits"
         return self._handler.signer.job_ids(key)
 
-    def add_to(self, app: aiohttp_adapter.Application, path: str = "/xiling") -> None:
+    def add_to(self, app: web.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""
         self._can_be_called = True
-        aiohttp_adapter.add_route(app, path, self._handler)
+        add_route(app, path, self._handler)
 
     def asgi(self) -> ASGIApp:
         """An ASGI 3 application, as in FastAPI's `app.mount("/xiling", receiver.asgi())`. `public_url` must lead there.
