@@ -64,7 +64,7 @@ def forged_requests(count: int) -> bytes:
     return b"".join(http(f"/{'A' * 80}", b"{}").replace(b"Connection: close\r\n", b"") for _ in range(count))
 
 
-# --- the limits ----------------------------------------------------------------------------------------------------
+# --- the limits ------------------------------------------------------------------------------------------------------
 
 
 async def test_the_limits_are_those_that_were_given() -> None:
@@ -94,7 +94,7 @@ async def test_a_large_head_is_refused(head: str) -> None:
         assert await on.sim.finish(on.job.task_ids[0]) == 200
 
 
-# --- slow ones -----------------------------------------------------------------------------------------------------
+# --- slow ones -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ async def test_a_client_that_does_not_read_is_cut(tmp_path: Path) -> None:
                 assert await post(session, f"http://x{on.path}", on.callback()) == 200
 
 
-# --- large ones ----------------------------------------------------------------------------------------------------
+# --- large ones ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("path", "status"), [("right", 413), ("wrong", 404)])
@@ -204,7 +204,7 @@ async def test_endless_chunks_are_cut(head: str, piece: bytes) -> None:
     [b"5;" + b"a=b;" * 16_000, b"0\r\n" + b"A: b\r\n" * 10_000, b"5\r\nabcd"],
     ids=["a chunk's extension", "trailers", "a chunk"],
 )
-async def test_what_a_chunk_drags_along_is_cut(endless: bytes) -> None:
+async def test_endless_parts_of_a_chunk_are_cut(endless: bytes) -> None:
     """Extensions and trailers are nothing that we read: the body's deadline ends them, if nothing else does."""
     clock = ManualClock()
     async with scene(clock=clock) as on, connected(on.port) as (reader, writer):
@@ -236,7 +236,7 @@ async def test_a_gzip_bomb_is_not_unpacked(header: str) -> None:
         assert await on.sim.finish(on.job.task_ids[0]) == 200
 
 
-# --- many ----------------------------------------------------------------------------------------------------------
+# --- many ------------------------------------------------------------------------------------------------------------
 
 
 async def test_5000_pipelined_requests() -> None:
@@ -301,7 +301,7 @@ async def test_a_callback_under_way_is_not_evicted() -> None:
         assert status_of(await raw_exchange(on.port, on.honest())) == 200
 
 
-# --- requests in disguise ------------------------------------------------------------------------------------------
+# --- requests in disguise --------------------------------------------------------------------------------------------
 
 SHAPES = {
     "length and chunked": "Content-Length: {n}\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}",
@@ -373,14 +373,14 @@ async def test_a_request_in_disguise_smuggles_nothing(shape: str) -> None:
 )
 @pytest.mark.parametrize("method", ["POST", "GET", "CONNECT", "OPTIONS", "PRI", "\x16\x03\x01"])
 async def test_strange_targets_are_refused(method: str, target: str) -> None:
-    """Scanners ask for everything: 404, or 400 for what is no HTTP."""
+    """Scanners ask for everything: 404, or 400 for what is not HTTP."""
     async with scene() as on:
         sent = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         answer = await raw_exchange(on.port, sent.encode("latin-1"))
         assert status_of(answer) in {404, 400}
 
 
-async def test_one_token_has_one_claim_however_it_is_spelt() -> None:
+async def test_one_token_is_one_job_however_it_is_spelt() -> None:
     """Percent signs, an absolute target, a prefix that a proxy has left or added: the same URL, the same job."""
     async with scene() as on:
         token = on.path[1:]
@@ -389,7 +389,7 @@ async def test_one_token_has_one_claim_however_it_is_spelt() -> None:
         assert len(await on.job) == 1
 
 
-# --- who breaks off ------------------------------------------------------------------------------------------------
+# --- aborted requests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["Content-Length: 900", "Transfer-Encoding: chunked"])
@@ -420,7 +420,7 @@ async def test_a_sender_that_waits_for_a_go_ahead_gets_it() -> None:
         assert len(await on.job) == 1
 
 
-# --- forged tokens, any bodies -------------------------------------------------------------------------------------
+# --- forged tokens, any bodies ---------------------------------------------------------------------------------------
 
 
 def forgeries(minted: list[str], count: int) -> Iterator[str]:
@@ -549,7 +549,7 @@ def test_the_fuzzers_first_inputs_and_their_neighbours(name: str) -> None:
             target.check(changed)
 
 
-# --- where they come from ------------------------------------------------------------------------------------------
+# --- allowed networks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -571,27 +571,27 @@ def test_the_fuzzers_first_inputs_and_their_neighbours(name: str) -> None:
     ],
 )
 async def test_a_callback_from_elsewhere_is_404(options: dict[str, Any], sent: list[str], status: int) -> None:
-    """With a good token, too; and a load balancer may ask how we are from anywhere."""
+    """With a good token, too; and a load balancer may ask for /healthz from anywhere."""
     async with scene(receiver=WebhookReceiver(port=0, options=ReceiverOptions(**options))) as on:
         assert status_of(await raw_exchange(on.port, on.honest(0, *sent))) == status
         assert status_of(await raw_exchange(on.port, http("/healthz", method="GET"))) == 200
 
 
 @pytest.mark.parametrize("networks", [(), "10.0.0.0/8", ["10.0.0.1/8"], ["x"], [""], [None]])
-def test_networks_that_are_none_are_refused(networks: Any) -> None:
+def test_invalid_networks_are_refused(networks: Any) -> None:
     """An empty list would refuse all, text is not a list, host bits are a slip."""
     with pytest.raises(ConfigurationError, match="allowed_networks"):
         ReceiverOptions(allowed_networks=networks)
 
 
 @pytest.mark.parametrize("count", [-1, 17, True, "1", None])
-def test_a_proxy_count_that_is_none_is_refused(count: Any) -> None:
+def test_an_invalid_proxy_count_is_refused(count: Any) -> None:
     """0 to 16."""
     with pytest.raises(ConfigurationError, match="trusted_proxies"):
         ReceiverOptions(trusted_proxies=count)
 
 
-# --- how it is -----------------------------------------------------------------------------------------------------
+# --- health ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -616,7 +616,7 @@ async def test_no_answer_to_a_request_tells_the_versions() -> None:
             assert (b"Python" in answer, b"aiohttp" in answer) == (False, False)
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- the end ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_body_under_way_is_waited_for_at_the_end() -> None:
@@ -644,7 +644,7 @@ async def test_a_body_under_way_is_waited_for_at_the_end() -> None:
 
 
 async def test_a_body_that_never_ends_does_not_hold_up_the_end() -> None:
-    """After `shutdown_s` we hang up on it."""
+    """After `shutdown_s` its connection is closed."""
     async with Simulator(manual=True) as sim, contextlib.AsyncExitStack() as stack:
         receiver = WebhookReceiver(port=0, options=ReceiverOptions(shutdown_s=0.1))
         async with client_of(sim, receiver=receiver) as client:
@@ -656,7 +656,7 @@ async def test_a_body_that_never_ends_does_not_hold_up_the_end() -> None:
         assert await until_closed(reader) in (b"",)
 
 
-# --- TLS, Unix sockets ---------------------------------------------------------------------------------------------
+# --- TLS, Unix sockets -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -735,7 +735,7 @@ async def test_connections_are_counted_before_tls(authority: trustme.CA, tls: ss
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 500, b"\x16\x03\x01\x02\x00" + b"\xff" * 512]
 )
-async def test_what_is_no_tls_is_cut(authority: trustme.CA, tls: ssl.SSLContext, sent: bytes) -> None:
+async def test_a_connection_that_is_not_tls_is_closed(authority: trustme.CA, tls: ssl.SSLContext, sent: bytes) -> None:
     """Plain HTTP or garbage on the TLS port: no traceback, and the next one is served."""
     async with secure_scene(authority, tls) as (on, trusting):
         for _ in range(30):
@@ -755,14 +755,14 @@ async def test_the_end_in_the_middle_of_a_handshake(authority: trustme.CA, tls: 
 
 
 @pytest.mark.parametrize("tls", ["yes", True])
-def test_a_tls_context_that_is_none_is_refused(tls: Any) -> None:
+def test_an_invalid_tls_context_is_refused(tls: Any) -> None:
     """It is Python's own SSLContext."""
     with pytest.raises(ConfigurationError, match="SSLContext"):
         ReceiverOptions(tls=tls)
 
 
-def test_ways_in_that_exclude_each_other(tmp_path: Path, tls: ssl.SSLContext) -> None:
-    """A port or a path; TLS only with a port; networks behind a socket only through a proxy's word."""
+def test_options_that_exclude_each_other(tmp_path: Path, tls: ssl.SSLContext) -> None:
+    """A port or a path; TLS only with a port; networks behind a socket only with a trusted proxy."""
     url = "https://media.example.com/x"
     for options in (
         {"tls": tls}, {"tls": tls, "path": tmp_path / "s"},
@@ -777,7 +777,7 @@ def test_ways_in_that_exclude_each_other(tmp_path: Path, tls: ssl.SSLContext) ->
 
 
 async def test_callbacks_through_a_unix_socket(tmp_path: Path) -> None:
-    """The proxy strips its prefix and says whom it saw; the socket's file goes with the client."""
+    """The proxy strips its prefix and names the sender; the socket's file goes with the client."""
     path = tmp_path / "xiling.sock"
     receiver = unix_receiver(path, allowed_networks=["203.0.113.0/24"], trusted_proxies=1)
     async with scene(receiver=receiver) as on:
@@ -807,8 +807,8 @@ async def test_an_orphaned_socket_is_replaced_and_a_living_one_is_not(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["missing/s.sock", "x" * 200, "a-file"])
-async def test_a_socket_that_cannot_be_is_said(tmp_path: Path, name: str) -> None:
-    """No folder, a name that is too long, a file that is none of ours: refused, and the file is left alone."""
+async def test_an_impossible_socket_path_is_refused(tmp_path: Path, name: str) -> None:
+    """No folder, a name that is too long, a file that is not ours: refused, and the file is left alone."""
     await asyncio.to_thread((tmp_path / "a-file").write_text, "precious")
     async with Simulator() as sim:
         with pytest.raises(ConfigurationError, match="cannot listen"):

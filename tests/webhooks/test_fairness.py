@@ -40,7 +40,7 @@ def clean_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     log.addFilter(once)
 
 
-# --- connections ---------------------------------------------------------------------------------------------------
+# --- connections -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("token", ["valid", "forged"])
@@ -103,7 +103,7 @@ async def test_a_request_is_served_before_those_behind_it_are_accepted() -> None
             await settle(200)
 
 
-# --- TLS -----------------------------------------------------------------------------------------------------------
+# --- TLS -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ async def test_what_a_connection_costs(tls: ssl.SSLContext, secure: bool, bytes_
             assert resident() - before < count * bytes_each
 
 
-# --- mounted in an application -------------------------------------------------------------------------------------
+# --- mounted in an application ---------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -248,7 +248,7 @@ async def test_a_mounted_body_that_stalls_is_cut_once(mount: Mount) -> None:
         assert await sim.finish(task_id) == 200
 
 
-# --- the log -------------------------------------------------------------------------------------------------------
+# --- the log ---------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -347,7 +347,7 @@ def test_each_kind_of_line_is_logged_once_a_minute() -> None:
     assert {letter: sum(line[0] == letter for line in logged) for letter in "abcd"} == {"a": 3, "b": 3, "c": 6, "d": 6}
 
 
-# --- trust="status" ------------------------------------------------------------------------------------------------
+# --- trust="status" --------------------------------------------------------------------------------------------------
 
 
 async def test_one_callback_url_does_not_spend_the_budget_of_status_gets() -> None:

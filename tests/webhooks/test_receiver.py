@@ -63,7 +63,7 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.exc_info]
 
 
-# --- handle(): no sockets ------------------------------------------------------------------------------------------
+# --- handle(): no sockets --------------------------------------------------------------------------------------------
 
 
 async def test_handle_takes_a_callback_from_any_framework() -> None:
@@ -227,7 +227,7 @@ def test_any_path_and_body_through_handle_is_answered(deep: bool, caplog: pytest
     assert tracebacks(caplog) == []
 
 
-# --- a user's own application --------------------------------------------------------------------------------------
+# --- a user's own application ----------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -273,10 +273,10 @@ async def test_add_to_serves_inside_the_users_application(path: str) -> None:
             assert await post(session, url, b"{}") == 503
 
 
-# --- the own server ------------------------------------------------------------------------------------------------
+# --- the own server --------------------------------------------------------------------------------------------------
 
 
-async def test_a_port_in_use_is_said_and_leaves_nothing_open() -> None:
+async def test_a_port_in_use_is_named_and_leaves_nothing_open() -> None:
     """The error names the port; the client is not open, sends nothing, and the next one may try another port."""
     store = NotingStore()
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -387,7 +387,7 @@ async def test_a_body_that_stalls_is_cut_at_its_deadline() -> None:
     ],
 )  # fmt: skip
 async def test_a_broken_request_is_no_traceback(broken: tuple[bytes, ...], caplog: pytest.LogCaptureFixture) -> None:
-    """What is no HTTP, or breaks off, changes nothing, prints no traceback, and the next callback is taken."""
+    """What is not HTTP, or breaks off, changes nothing, prints no traceback, and the next callback is taken."""
     caplog.set_level(logging.INFO)
     store = NotingStore()
     async with Simulator(manual=True) as sim, client_of(sim, store=store) as client:
@@ -446,7 +446,7 @@ async def test_every_200_says_the_same_on_a_kept_and_on_a_closed_connection() ->
     assert found[0]["Server"] == "callbacks"
 
 
-# --- what callbacks say --------------------------------------------------------------------------------------------
+# --- what callbacks say ----------------------------------------------------------------------------------------------
 
 
 async def test_unknown_fields_are_kept() -> None:
@@ -473,7 +473,7 @@ async def test_a_callback_without_its_envelope_fields_is_taken() -> None:
 
 
 @pytest.mark.parametrize("status", ["PENDING", "PROCESSING", "QUEUED", "succeeded", ""])
-async def test_progress_is_no_end(status: str) -> None:
+async def test_progress_does_not_end_a_job(status: str) -> None:
     """A status that is not an end, also an undocumented one, is answered 200 and the wait goes on."""
     async with Simulator(manual=True) as sim, client_of(sim) as client, plain_session() as session:
         job, url = await pending(sim, client)
@@ -556,7 +556,7 @@ async def test_trust_status_believes_the_service_alone() -> None:
         assert len(sim.ledger.posts) == 1
 
 
-# --- where it is, and its secrets ----------------------------------------------------------------------------------
+# --- where it is, and its secrets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_a_public_url_that_cannot_work_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536, True, "80", 1.5])
-def test_a_port_that_is_none_is_refused(port: object) -> None:
+def test_an_invalid_port_is_refused(port: object) -> None:
     """A port is 0 to 65535."""
     with pytest.raises(ConfigurationError):
         WebhookReceiver("https://media.example.com", port=port)  # type: ignore[arg-type]
@@ -609,7 +609,7 @@ async def test_the_own_server_listens_on_its_host(host: str) -> None:
         assert await sim.finish(job.task_ids[0]) == 200
 
 
-async def test_a_host_that_does_not_exist_is_said() -> None:
+async def test_a_host_that_does_not_exist_is_named() -> None:
     """The name is in the error; nothing stays open."""
     async with Simulator() as sim:
         client = client_of(sim, receiver=WebhookReceiver(host="no-such-host.invalid", port=0))
@@ -660,7 +660,7 @@ async def test_the_callback_url_is_one_segment_below_the_public_url(path: str) -
 
 @pytest.mark.parametrize("secret", ["", "short", b"fifteen bytes..", ["long enough a secret", "short"]])
 def test_a_short_secret_is_refused(secret: str | bytes | list[str | bytes]) -> None:
-    """A secret that can be guessed is none."""
+    """A secret must not be guessable."""
     with pytest.raises(ConfigurationError, match="16"):
         WebhookReceiver(port=0, secret=secret)
 
@@ -686,7 +686,7 @@ async def test_rotated_secrets_still_know_their_urls(secrets: list[str | bytes] 
 
 
 async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XILING_WEBHOOK_SECRET holds one or several, separated by commas; a blank one is none."""
+    """XILING_WEBHOOK_SECRET holds one or several, separated by commas; a blank one does not count."""
     store = MemoryStore()
     async with Simulator(manual=True) as sim:
         receiver = WebhookReceiver(port=0, secret=OLD)
@@ -702,7 +702,7 @@ async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyP
         assert (reached, forgotten) == (200, 404)  # 200: the token is right, the lost job is adopted
 
 
-# --- its life ------------------------------------------------------------------------------------------------------
+# --- life cycle---------------------------------------------------------------------------------------------------
 
 
 async def test_a_receiver_can_be_used_again() -> None:

@@ -142,7 +142,7 @@ def test_secrets_whose_key_ids_collide_work_both() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    """A token of a version that this library does not know is none, though its MAC is right."""
+    """A token of a version that this library does not know is refused, though its MAC is right."""
     for version in (0, 1, 2, 255):
         head = bytes([version]) + base64.urlsafe_b64decode(token())[1:28]
         mac = hmac.digest(NEW, head + b"\0" + URL.encode(), "sha256")
@@ -169,7 +169,7 @@ def test_another_secret_is_refused() -> None:
     ],
     ids=lambda text: repr(text[:12]),
 )  # fmt: skip
-def test_what_is_no_token_is_refused(text: str) -> None:
+def test_an_invalid_token_is_refused(text: str) -> None:
     """Wrong lengths, wrong alphabets, other scripts' digits and nothing at all."""
     assert SIGNER.verify(text, NOW) is None
 

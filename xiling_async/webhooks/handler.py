@@ -1,4 +1,4 @@
-"""What a callback is answered, in every server. No I/O.
+"""The response to a callback, in every server. No I/O.
 
 The order is the defence: the token first (a wrong one costs one HMAC and is always the same 404), then the size, then
 the body under a deadline, then its strict form, then the commit, and only then 200.

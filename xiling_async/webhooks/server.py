@@ -100,7 +100,7 @@ class CallbackServer:
                 sock, address = await accept(listening)
             except ConnectionError:
                 continue
-            except Exception as error:  # EMFILE, or whatever it is: the next one must be accepted
+            except Exception as error:  # such as EMFILE: the next one must be accepted
                 log.warning("connections could not be accepted (%s)", type(error).__name__)
                 await REAL_TIME.sleep(ACCEPT_PAUSE_S)
                 continue
@@ -108,7 +108,7 @@ class CallbackServer:
             await REAL_TIME.sleep(0)
 
     def _admit(self, sock: socket, peer: str | None) -> None:
-        """Count a connection and open it; an idle one may have to go."""
+        """Count a connection and open it; an idle one may be evicted for it."""
         http = self._web()
         is_admitted, evicted = self._limiter.add(http, peer)
         if evicted is not None:
