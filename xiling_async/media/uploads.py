@@ -119,7 +119,7 @@ class Uploads:
             until, url = self._known.get(picture.sha256, (0.0, ""))
             if until > self._clock.time():
                 return url
-            told = await self._shared(picture).join()
+            told = await self._shared(picture).wait()
             if isinstance(told, str):
                 return told
             if told.source == picture.source:  # else another file of this content was spoiled: ours is not
