@@ -7,8 +7,9 @@ from datetime import timedelta
 
 from xiling_async import StoreError
 from xiling_async.models.lifecycle import Change, Event
+from xiling_async.models.query import ALL_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
-from xiling_async.stores.base import Store, Watcher
+from xiling_async.stores.base import HandedOver, Store, Watcher
 
 
 class OutageStore:
@@ -76,10 +77,23 @@ class OutageStore:
         async for record in self.inner.unfinished():
             yield record
 
-    async def jobs(self) -> AsyncIterator[JobRecord]:
+    async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
         self._check()
-        async for record in self.inner.jobs():
+        async for record in self.inner.jobs(query):
             yield record
+
+    async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
+        self._check()
+        async for record in self.inner.unsaved(since):
+            yield record
+
+    async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
+        self._check()
+        return await self.inner.hand_over(now, lease_s=lease_s)
+
+    async def next_handover(self, now: float) -> float | None:
+        self._check()
+        return await self.inner.next_handover(now)
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         self._check()
@@ -93,6 +107,6 @@ class OutageStore:
         self._check()
         return await self.inner.recover_orphans(now, doubt_s=doubt_s, per_second=per_second)
 
-    async def purge(self, older_than: timedelta | float) -> int:
+    async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
         self._check()
-        return await self.inner.purge(older_than)
+        return await self.inner.purge(older_than, now=now)

@@ -331,8 +331,7 @@ class Client:
         also after a crash; until then no other consumer of the store has it. Jobs come in the states done, failed,
         expired and unknown. Nothing is claimed before the loop asks for it.
 
-        Raises `InvalidRequest` for a lease that is not a number above 0, `StoreError` (nothing is lost: ask again),
-        `ClientClosed` when the client is closed.
+        Raises `InvalidRequest` (a lease that is not above 0), `StoreError` (nothing is lost), `ClientClosed`.
         """
         self._engine.check_open()
         async with aclosing(self._engine.consumers.jobs(checked_lease(lease))) as entries:

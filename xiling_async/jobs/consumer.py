@@ -19,6 +19,7 @@ from xiling_async.models.lifecycle import Acknowledged, Verdict
 from xiling_async.models.record import HANDED_OVER, JobRecord
 from xiling_async.models.settings import as_number
 from xiling_async.stores.base import Store
+from xiling_async.telemetry.events import JobAcknowledged, JobHandedOver
 from xiling_async.telemetry.stats import Monitor
 
 LONGEST_LEASE_S: Final = 10 * 365 * 24 * 3600.0
@@ -66,9 +67,13 @@ class Consumers:
         handed_over = await self._store.hand_over(now, lease_s=lease_s)
         if handed_over is None:
             return None
-        self._monitor.handed_over(handed_over.record, is_again=handed_over.is_again, at=now)
+        record = handed_over.record
+        self._monitor.emit(JobHandedOver(
+            job_id=record.id, key=record.key, kind=record.kind, state=record.state, is_again=handed_over.is_again,
+            at=now,
+        ))  # fmt: skip
         self.wake()  # the others of this client sleep until the earliest lease ends: there is a new one
-        return self._registry.entry_of(handed_over.record)
+        return self._registry.entry_of(record)
 
     async def _sleep(self, woken: asyncio.Event) -> None:
         wait_s = await self._store.next_handover(self._clock.time())
@@ -84,8 +89,11 @@ class Consumers:
         """Write that the application has dealt with the end of this job."""
         now = self._clock.time()
         change = await self._registry.apply(job_id, Acknowledged(at=now))
-        if change.verdict is Verdict.APPLIED and change.record is not None:
-            self._monitor.acknowledged(change.record, at=now)
+        record = change.record
+        if change.verdict is Verdict.APPLIED and record is not None:
+            self._monitor.emit(
+                JobAcknowledged(job_id=record.id, key=record.key, kind=record.kind, state=record.state, at=now)
+            )
         return change.verdict
 
     def changed(self, record: JobRecord) -> None:
