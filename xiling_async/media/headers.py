@@ -8,7 +8,7 @@ import functools
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
@@ -25,45 +25,32 @@ DIGESTS: Final = {"md5": 16, "crc32c": 4}
 
 
 class Digest(Protocol):
-    def update(self, data: bytes | bytearray, /) -> None: ...
+    def update(self, data: bytes, /) -> None: ...
 
     def digest(self) -> bytes: ...
 
 
-class Crc32c:
-    """CRC-32C (RFC 3720, B.4), by `google_crc32c`."""
-
-    def __init__(self, extend: Callable[[int, bytes], int]) -> None:
-        self._extend = extend
-        self._value = 0
-
-    def update(self, data: bytes | bytearray, /) -> None:
-        self._value = self._extend(self._value, bytes(data))
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
 @functools.cache
-def crc32c_extend() -> Callable[[int, bytes], int] | None:
-    """`google_crc32c.extend`; None where it is not installed, or has no C code: that in Python is too slow."""
+def crc32c() -> type[Digest] | None:
+    """CRC-32C (RFC 3720, B.4) of `google_crc32c`; None where it is not installed, or has no C code: in Python it is
+    too slow."""
     try:
         module: Any = importlib.import_module("google_crc32c")
     except Exception:  # it warns where it has no C code, and warnings may be errors
         return None
-    extend: Callable[[int, bytes], int] = module.extend
-    return extend if module.implementation == "c" else None
+    checksum: type[Digest] = module.Checksum
+    return checksum if module.implementation == "c" else None
 
 
 def digest_in_use(digests: Mapping[str, str]) -> str | None:
     """The name of the digest that is checked; None: none of these can be."""
-    return next((name for name in DIGESTS if name in digests and (name == "md5" or crc32c_extend())), None)
+    return next((name for name in DIGESTS if name in digests and (name == "md5" or crc32c())), None)
 
 
 def new_digest(name: str) -> Digest:
     """A digest of nothing yet; `name` is of `digest_in_use`."""
-    extend = crc32c_extend()
-    return hashlib.md5(usedforsecurity=False) if name == "md5" or extend is None else Crc32c(extend)
+    checksum = crc32c()
+    return hashlib.md5(usedforsecurity=False) if name == "md5" or checksum is None else checksum()
 
 
 def digest_text(digest: Digest) -> str:

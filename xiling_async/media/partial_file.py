@@ -100,7 +100,7 @@ class PartialFile:
             self._expect(announced)
             self._write_sidecar()
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes) -> None:
         """Append; on an error the partial file is as it was before."""
         rest = memoryview(data)
         self._check_free(len(data))

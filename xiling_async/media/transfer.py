@@ -7,8 +7,6 @@ signature. Errors name the task and the host, and nothing else of the URL.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -19,7 +17,7 @@ from xiling_async.api import retry
 from xiling_async.errors import DownloadError, IntegrityError, ResultExpired
 from xiling_async.media import headers as announced
 from xiling_async.media import ssrf
-from xiling_async.media.blocks import BlockWriter, Disk
+from xiling_async.media.blocks import BlockWriter, Disk, Progress, report
 from xiling_async.media.headers import Announced, Contradiction, Headers
 from xiling_async.media.http import (
     LONGEST_PAUSE_S,
@@ -47,8 +45,6 @@ MOVED: Final = frozenset({301, 302, 303, 307, 308})
 GONE: Final = frozenset({400, 401, 403, 404, 410})
 TOO_MANY_REQUESTS: Final = 429
 REQUEST_TIMEOUT: Final = 408
-
-Progress = Callable[[int, int | None], object]
 
 
 @frozen(kw_only=True)
@@ -114,7 +110,7 @@ class Transfer:
             await self._fault()
             return False
         if await self._fault() is None:
-            self._report()
+            report(part, self._options.progress)
             return True
         await self._disk.run(part.clear)
         return False
@@ -293,13 +289,11 @@ class Transfer:
 
     async def _pour(self, response: aiohttp.ClientResponse, said: Announced, start: int | None) -> Setback | None:
         """The body into the partial file. Whatever ends it, what came is written before this returns."""
-        part, skip = self._part, 0
-        begin = partial(part.begin, said)
-        room = self._options.max_bytes
-        if response.status != 200:
-            begin, skip, room = partial(part.resume, said), part.size - (start or 0), room - part.size
+        part, options = self._part, self._options
+        is_rest = response.status != 200
+        skip, room = (part.size - (start or 0), options.max_bytes - part.size) if is_rest else (0, options.max_bytes)
         window_s, left_s, gained = self._transport.timeouts.stall, self._transport.timeouts.stall, 0
-        async with BlockWriter(self._disk, begin, part.write, self._report) as writer:
+        async with BlockWriter(self._disk, part, said, is_rest=is_rest, progress=options.progress) as writer:
             while True:
                 began_at = self._transport.clock.time()
                 try:
@@ -344,7 +338,3 @@ class Transfer:
         await self._disk.run(self._part.discard)
         size = "more" if total is None else f"{total} bytes"
         return Failed(self._error(f"is {size}, above the cap of {self._options.max_bytes} bytes (max_bytes)."))
-
-    def _report(self) -> None:
-        if self._options.progress is not None:
-            self._options.progress(self._part.size, self._part.announced.total)
