@@ -105,11 +105,11 @@ class Announced:
         return {"validator": self.validator, "total": self.total, "digests": self.digests}
 
     @classmethod
-    def from_json(cls, found: Any) -> Announced | None:
+    def from_json(cls, data: Any) -> Announced | None:
         """What `as_json` gave; None: it is not ours, or broken."""
-        if not isinstance(found, dict):
+        if not isinstance(data, dict):
             return None
-        validator, total, digests = found.get("validator"), found.get("total"), found.get("digests")
+        validator, total, digests = data.get("validator"), data.get("total"), data.get("digests")
         if validator is not None and not (isinstance(validator, str) and _VISIBLE.fullmatch(validator)):
             return None
         if total is not None and not (type(total) is int and total >= 0):
@@ -124,21 +124,21 @@ class Announced:
 def of_whole(headers: Headers) -> Announced:
     """What a 200 says. Raises `Contradiction` for a body that nothing can prove whole: it may end anywhere."""
     length = _length(headers)
-    said = Announced(validator=_validator(headers), total=length, digests=_digests(headers))
-    if length is None and not said.is_provable and headers.get("Transfer-Encoding", "").lower() != "chunked":
+    announced = Announced(validator=_validator(headers), total=length, digests=_digests(headers))
+    if length is None and not announced.is_provable and headers.get("Transfer-Encoding", "").lower() != "chunked":
         raise Contradiction("neither a length nor a digest is announced")
-    return said
+    return announced
 
 
 def of_rest(headers: Headers, start: int | None) -> Announced:
     """What a 206 says to a request for all from `start` on (None: no range was asked for).
 
     Raises `Contradiction` when it is the answer to anything else."""
-    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
-    if found is None:
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    if match is None:
         raise Contradiction("no Content-Range of bytes")
-    first, last = int(found[1]), int(found[2])
-    total = None if found[3] == "*" else int(found[3])
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
     if first != start or last < first or (total is not None and last != total - 1):
         raise Contradiction("another range than the one that was asked for")
     length = _length(headers)
@@ -149,8 +149,8 @@ def of_rest(headers: Headers, start: int | None) -> Announced:
 
 def unsatisfied_total(headers: Headers) -> int | None:
     """How long the file is, by a 416."""
-    found = _UNSATISFIED.fullmatch(headers.get("Content-Range", "").strip())
-    return None if found is None else int(found[1])
+    match = _UNSATISFIED.fullmatch(headers.get("Content-Range", "").strip())
+    return None if match is None else int(match[1])
 
 
 def _length(headers: Headers) -> int | None:
