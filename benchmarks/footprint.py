@@ -20,7 +20,6 @@ from typing import Any, Final
 from report import resident_bytes, show
 
 from xiling_async import Client, ImageToVideo, MemoryStore
-from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.job import Job, JobContext
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.record import JobRecord, State
@@ -112,7 +111,9 @@ async def with_tasks(jobs: int) -> float:
     """The same with a handle, and a task that awaits it."""
     client = Client("a-key", base_url="http://127.0.0.1:9")
     registry = Registry(MemoryStore())
-    desk = JobContext(registry=registry, clock=client._settings.clock, timeouts=Timeouts(), ask=_nobody)
+    desk = JobContext(
+        registry=registry, clock=client._settings.clock, timeouts=Timeouts(), poller=client._engine.poller
+    )
     gc.collect()
     before = resident_bytes()
     tasks = []
@@ -154,10 +155,6 @@ async def in_parts(jobs: int) -> dict[str, float]:
     part("a waiter: its list, entry and future")
     tracemalloc.stop()
     return found
-
-
-async def _nobody(entry: JobEntry) -> None:
-    raise AssertionError("nobody is asked")
 
 
 def alone(what: str, jobs: int) -> float:

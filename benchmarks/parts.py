@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import attrs
 from lean import callback_request
 from speed import REQUEST
 
-from xiling_async import MemoryStore
+from xiling_async import Client, MemoryStore, Polling
 from xiling_async._internal.clock import SystemClock
 from xiling_async.api import wire
 from xiling_async.api.results import Call, Create, CreateResult
 from xiling_async.api.transport import Answer
 from xiling_async.jobs.callbacks import CallbackApplier
 from xiling_async.jobs.job import Job, JobContext
+from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import ImageToVideo
 from xiling_async.models.lifecycle import Accepted
@@ -94,33 +97,29 @@ async def write_answers(registry: Registry, times: int) -> None:
 
 
 async def settle(registry: Registry, times: int) -> None:
-    intake = CallbackApplier(
-        registry=registry, clock=CLOCK, first_due=lambda kind: NOW, on_callback=lambda: None, only_wakes=False
-    )
+    schedule = PollSchedule(CLOCK, Polling(), random.Random(), has_receiver=True)
+    callbacks = CallbackApplier(registry=registry, schedule=schedule, only_wakes=False)
     assert isinstance(RESULT, Succeeded)
     for number in range(times):
         token = CallbackToken(kind_number=1, tasks=1, job_id=f"{number:032x}", attempt=1, expires_at=NOW)
         told = Succeeded(f"task-{number}", RESULT.result)
-        await intake.apply(token, wire.Report(task_id=told.task_id, outcome=told))
+        await callbacks.apply(token, wire.Report(task_id=told.task_id, outcome=told))
 
 
 async def wake(registry: Registry, times: int) -> None:
-    desk = JobContext(registry=registry, clock=CLOCK, timeouts=Timeouts(), ask=_nobody)
+    client = Client("a-key", base_url="http://127.0.0.1:9")
+    desk = JobContext(registry=registry, clock=CLOCK, timeouts=Timeouts(), poller=client._engine.poller)
     entries = [registry.entry_of(intent(number)) for number in range(MOST)]
     for entry in entries:
         entry.is_current = True
-        entry.update(intent(0).but(state=State.ACCEPTED))
+        entry.update(intent(0).next_version(state=State.ACCEPTED))
     waiters = [asyncio.create_task(Job[Any](entry, desk).result()) for entry in entries]
     await asyncio.sleep(0)
-    done = intent(0).but(state=State.DONE, outcomes=(RESULT,), version=99)
+    done = attrs.evolve(intent(0), state=State.DONE, outcomes=(RESULT,), version=99)
     for entry, waiter in list(zip(entries, waiters, strict=True))[:times]:
         entry.update(done)
         await waiter
     os._exit(0)  # to send the others home would be counted, too
-
-
-async def _nobody(entry: object) -> None:
-    raise AssertionError("nobody is asked")
 
 
 async def _in_time() -> None:

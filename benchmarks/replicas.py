@@ -52,7 +52,7 @@ from sides import Process
 from xiling_async import Client, ImageToVideo, PostgresStore, WebhookReceiver
 from xiling_async._internal.clock import Clock
 from xiling_async.api import wire
-from xiling_async.jobs.callback_worker import CallbackWorker
+from xiling_async.jobs.callbacks import CallbackWorker
 from xiling_async.models.lifecycle import Verdict
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores.postgres.schema import hashed

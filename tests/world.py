@@ -38,10 +38,9 @@ from xiling_async import (
 from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
 from xiling_async.jobs.callbacks import CallbackApplier
-from xiling_async.jobs.context import Context
 from xiling_async.jobs.exchange import Exchange, Order
 from xiling_async.jobs.job import JobContext
-from xiling_async.jobs.poller import Poller
+from xiling_async.jobs.poller import Poller, PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.jobs.submission import Submission
 from xiling_async.media.uploads import Uploads
@@ -71,31 +70,23 @@ class House:
     ) -> None:
         self.clock, self.service, self.store = clock, service, store
         self.receiver = WebhookReceiver(PUBLIC_URL, secret=SECRET) if has_receiver else None
-        context = Context(
-            clock=clock, limits=Limits(submits=dice.choice((1, 2, 64))), timeouts=timeouts, polling=Polling(), dice=dice
-        )
-        api = calls(service, "key", clock=clock, limits=context.limits, dice=dice)
-        self.registry = Registry(store, on_change=lambda record: self.poller.changed(record), clock=clock)
-        self.poller = Poller(context, store=store, registry=self.registry, calls=api, has_receiver=has_receiver)
-        self.job_context = JobContext(registry=self.registry, clock=clock, timeouts=timeouts, ask=self.poller.ask)
+        limits = Limits(submits=dice.choice((1, 2, 64)))
+        schedule = PollSchedule(clock, Polling(), dice, has_receiver=has_receiver)
+        api = calls(service, "key", clock=clock, limits=limits, dice=dice)
+        self.registry = registry = Registry(store, clock=clock)
+        self.poller = Poller(schedule, store=store, registry=registry, calls=api, limits=limits)
+        registry.observers = [self.poller]
+        self.job_context = JobContext(registry=registry, clock=clock, timeouts=timeouts, poller=self.poller)
         self.uploads = Uploads(api, clock)
-        exchange = Exchange(context, registry=self.registry, calls=api, poller=self.poller, receiver=self.receiver)
-        self.submission = Submission(
-            context, registry=self.registry, calls=api, uploads=self.uploads, exchange=exchange
-        )
-        self._intake = CallbackApplier(
-            registry=self.registry,
-            clock=clock,
-            first_due=self.poller.first_due,
-            on_callback=self.poller.heard_callback,
-            only_wakes=False,
-        )
+        exchange = Exchange(schedule, registry=registry, calls=api, receiver=self.receiver, timeouts=timeouts)
+        self.submission = Submission(exchange, registry=registry, calls=api, uploads=self.uploads, limits=limits)
+        self._callbacks = CallbackApplier(registry=registry, schedule=schedule, only_wakes=False)
 
     async def open(self) -> None:
         self.store.opened_at = self.clock.time()
         await self.store.recover_orphans(self.clock.time(), doubt_s=self.job_context.timeouts.uncertain, per_second=20)
         if self.receiver is not None:
-            await self.receiver.start(self._intake, self.clock, SECRET)
+            await self.receiver.start(self._callbacks, self.clock, SECRET)
         self.service.receiver = self.receiver
         self.poller.start()
 

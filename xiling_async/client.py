@@ -6,24 +6,22 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, cast, overload
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
 import aiohttp
 from yarl import URL
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.redact import shown
-from xiling_async.api.failures import error_of
 from xiling_async.errors import ConfigurationError, InvalidRequest
-from xiling_async.jobs.engine import Engine, Opening, Settings
+from xiling_async.jobs.engine import Engine, Settings
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job, checked_timeout, job_of_task, not_sent_in_time, resolve
 from xiling_async.jobs.map import FanOut, Finished, Items, checked
 from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.media.transfer import MAX_BYTES, DownloadOptions
 from xiling_async.models import settings
-from xiling_async.models.record import State
-from xiling_async.models.request import Request, Result, check_name, is_name
+from xiling_async.models.request import Request, Result, is_name
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores.base import Store
 from xiling_async.stores.memory import MemoryStore
@@ -80,7 +78,7 @@ class Client:
         if session is not None:
             settings.instance("session", session, aiohttp.ClientSession, "an aiohttp.ClientSession")
         service = settings.base_url(base_url)
-        given = Settings(
+        self._settings = Settings(
             api_key=settings.api_key(api_key),
             base_url=service,
             receiver=receiver,
@@ -93,21 +91,19 @@ class Client:
             save_to=settings.folder(save_to),
             allow_private=settings.instance("allow_private", allow_private, bool, "True or False"),
             on_event=hooks_of(on_event),
+            raises_uncertain=on_uncertain == "raise" or receiver is None,
             clock=SystemClock() if clock is None else settings.instance("clock", clock, Clock, _A_CLOCK),
         )
         if receiver is not None:
             receiver.check_reachable_from(service)
-        self._raises_uncertain = on_uncertain == "raise" or receiver is None
-        self._settings = given
-        self._engine = Engine(given)
-        self._opening = Opening(self._engine)
+        self._engine = Engine(self._settings)
 
     def __repr__(self) -> str:
-        given: Settings | None = getattr(self, "_settings", None)
-        if given is None:  # an argument was refused
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is None:  # an argument was refused
             return "<Client, not set up>"
-        state = "open" if self._opening.is_open else "not open"
-        return f"<Client of {given.base_url.host}, {state}, store={given.store!r}>"
+        state = "open" if engine.is_open else "not open"
+        return f"<Client of {self._settings.base_url.host}, {state}, store={self._settings.store!r}>"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -117,17 +113,17 @@ class Client:
 
         Raises `ConfigurationError` (another event loop; a client that was closed: make a new one), `StoreError`.
         """
-        await self._opening.open()
+        await self._engine.open()
         return self
 
     async def aclose(self) -> None:
         """Stop everything; unfinished jobs stay in the store, and their waiters get `ClientClosed`. It may be called
         again. Cancelled, it stops waiting for what is under way, and leaves nothing behind all the same. Raises
         `ConfigurationError` in another event loop."""
-        await self._opening.close()
+        await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        self._opening.enter()
+        self._engine.enter()
         return await self.open()
 
     async def __aexit__(
@@ -148,29 +144,7 @@ class Client:
         `ProtocolError` (`charged` says what it means), `StoreError`, `ClientClosed`. A cancelled `submit` either sent
         nothing or the job is in the store.
         """
-        return await self._submit(self._order(request, key))
-
-    def _order(self, request: Request[Any], key: str | None) -> Order:
-        self._opening.check()
-        if not isinstance(request, Request):
-            raise InvalidRequest(f"submit takes a request such as ImageToVideo(...), not {type(request).__name__}.")
-        if key is not None:
-            check_name("key", key)
-        return Order(request=request, key=key)
-
-    async def _submit(self, order: Order) -> Job[Any]:
-        self._opening.check()
-        if order.key is not None:  # of a pair in `map`
-            check_name("key", order.key)
-        purchase = await self._engine.submission.submit(order)
-        entry, doubt = purchase.entry, purchase.doubt
-        job: Job[Any] = Job(entry, self._engine.job_context)
-        if job.state in (State.UNCERTAIN, State.UNKNOWN) and self._raises_uncertain:
-            raise cast("Exception", error_of(entry.record, job=job)) from doubt
-        if doubt is not None and doubt.task_ids:  # bought, with too many or too few ids
-            doubt.job = job
-            raise doubt
-        return job
+        return await self._engine.submit(Order(request=request, key=key))
 
     async def upload(self, source: Path | bytes | AsyncIterator[bytes]) -> URL:
         """The URL of this picture at the service: JPG, PNG or WebP by its bytes, at most 20 MB. `submit` does this by
@@ -179,7 +153,7 @@ class Client:
         It may take `Timeouts.connect + answer`, and a second for each 64 KiB; it costs nothing, and is repeated when
         it fails. Raises `InvalidRequest`, `NotSent`, `ServiceError`, `ProtocolError`, `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         return await self._engine.uploads.upload(source)
 
     @overload
@@ -213,7 +187,7 @@ class Client:
         and the service has no other, `IntegrityError` when length or hash are not as announced, `InvalidRequest`,
         `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         options = DownloadOptions(
             what=what, allow_private=allow_private, overwrite=overwrite, progress=progress, max_bytes=max_bytes
         )
@@ -233,12 +207,12 @@ class Client:
                 f"run gives exactly one result, this request asks for {request.task_count}. Nothing was sent: "
                 "use `await (await client.submit(request))`."
             )
-        order, clock = self._order(request, key), self._settings.clock
+        order, clock = Order(request=request, key=key), self._settings.clock
         limit_s = self._settings.timeouts.wait if timeout is None else timeout
         began_at = clock.time()
         try:
             async with clock.timeout(limit_s):
-                job: Job[R] = await self._submit(order)
+                job: Job[R] = await self._engine.submit(order)
         except TimeoutError:
             if order.entry is None:
                 raise not_sent_in_time(order.key, limit_s) from None
@@ -262,13 +236,10 @@ class Client:
 
         Raises `InvalidRequest` (of a list, keys that name two requests: before anything is sent), `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         if type(in_flight) is not int or in_flight < 1:
             raise InvalidRequest(f"in_flight must be a whole number of at least 1, not {in_flight!r}.")
-        fan_out: FanOut[R] = FanOut(
-            checked(items), self._submit, tasks=self._engine.maps, in_flight=in_flight, ordered=ordered
-        )
-        return fan_out.results()
+        return FanOut(checked(items), self._engine, in_flight=in_flight, ordered=ordered).results()
 
     @overload
     def job(self, task_id: str) -> Job[Video]: ...
@@ -282,7 +253,7 @@ class Client:
 
         Raises `InvalidRequest` for what cannot be a task id or is not a kind, `ClientClosed`.
         """
-        self._opening.check()
+        self._engine.check_open()
         return job_of_task(task_id, kind, self._engine.job_context)
 
     async def find(self, key_or_job_id_or_task_id: str) -> Job[Any] | None:
@@ -290,13 +261,13 @@ class Client:
 
         Raises `StoreError`, `ClientClosed`, `InvalidRequest` for what is not text.
         """
-        self._opening.check()
+        self._engine.check_open()
         if not isinstance(key_or_job_id_or_task_id, str):
             raise InvalidRequest(f"find takes a key, a job id or a task id, not {shown(key_or_job_id_or_task_id)}.")
         if not is_name(key_or_job_id_or_task_id):
             return None
-        slot = await self._engine.registry.find(key_or_job_id_or_task_id)
-        return None if slot is None else Job(slot, self._engine.job_context)
+        entry = await self._engine.registry.find(key_or_job_id_or_task_id)
+        return None if entry is None else Job(entry, self._engine.job_context)
 
     async def resolve(
         self, key_or_job_id: str, *, task_ids: Iterable[str] | None = None, not_bought: bool = False
@@ -308,14 +279,14 @@ class Client:
 
         Raises `InvalidRequest` for a job that is unknown or whose fate is known, and for tasks of another job.
         """
-        self._opening.check()
+        self._engine.check_open()
         return await resolve(await self.find(key_or_job_id), task_ids, not_bought=not_bought)
 
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
-        self._opening.check()
-        async for slot in self._engine.registry.unfinished():
-            yield Job(slot, self._engine.job_context)
+        self._engine.check_open()
+        async for entry in self._engine.registry.unfinished():
+            yield Job(entry, self._engine.job_context)
 
     def stats(self) -> Stats:
         """What this client has seen since it was opened, as plain numbers; no I/O."""

@@ -181,11 +181,11 @@ async def test_all_callers_get_the_one_result() -> None:
     tasks = Tasks()
     gate = asyncio.Event()
     shared = Shared(tasks.start(gate.wait(), name="work"))
-    callers = [asyncio.create_task(shared.join()) for _ in range(3)]
+    callers = [asyncio.create_task(shared.wait()) for _ in range(3)]
     await turns()
     gate.set()
     assert await asyncio.gather(*callers) == [True, True, True]
-    assert await shared.join() is True
+    assert await shared.wait() is True
     assert not shared.abandoned
 
 
@@ -195,7 +195,7 @@ async def test_one_caller_that_leaves_harms_nobody() -> None:
     gate = asyncio.Event()
     work = tasks.start(gate.wait(), name="work")
     shared = Shared(work)
-    first, second = asyncio.create_task(shared.join()), asyncio.create_task(shared.join())
+    first, second = asyncio.create_task(shared.wait()), asyncio.create_task(shared.wait())
     await turns()
     first.cancel()
     await asyncio.wait([first])
@@ -211,7 +211,7 @@ async def test_the_work_is_cancelled_when_the_last_caller_has_gone() -> None:
     tasks = Tasks()
     work = tasks.start(asyncio.Event().wait(), name="work")
     shared = Shared(work)
-    callers = [asyncio.create_task(shared.join()) for _ in range(3)]
+    callers = [asyncio.create_task(shared.wait()) for _ in range(3)]
     await turns()
     for caller in callers:
         caller.cancel()
@@ -231,7 +231,7 @@ async def test_an_error_reaches_every_caller() -> None:
         raise ZeroDivisionError
 
     shared = Shared(tasks.start(fail(), name="fails"))
-    callers = [asyncio.create_task(shared.join()) for _ in range(2)]
+    callers = [asyncio.create_task(shared.wait()) for _ in range(2)]
     await turns()
     gate.set()
     errors = await asyncio.gather(*callers, return_exceptions=True)
@@ -245,7 +245,7 @@ async def test_a_caller_that_leaves_with_the_result_abandons_nothing() -> None:
     gate = asyncio.Event()
     work = tasks.start(gate.wait(), name="work")
     shared = Shared(work)
-    caller = asyncio.create_task(shared.join())
+    caller = asyncio.create_task(shared.wait())
     await turns()
     gate.set()
     await asyncio.sleep(0)

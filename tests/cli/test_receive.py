@@ -27,7 +27,7 @@ from xiling_async import Client, MemoryStore, SQLiteStore, State, WebhookReceive
 from xiling_async.cli import app
 from xiling_async.cli.commands.receive import serve
 from xiling_async.errors import ConfigurationError
-from xiling_async.jobs.callback_worker import CallbackWorker
+from xiling_async.jobs.callbacks import CallbackWorker
 from xiling_async.simulator import Simulator
 from xiling_async.telemetry.events import Event
 from xiling_async.webhooks.tokens import SECRET_BYTES

@@ -332,9 +332,10 @@ async def test_the_wait_for_another_process_has_an_end(by_hand: Simulator) -> No
     async with client_of(by_hand, store=pg_store(schema=schema), clock=clock) as client:
         await other.add(sending("5" * 32, "order-42", clock.time()))
         submitting = asyncio.create_task(client.submit(model_v(), key="order-42"))
-        while not submitting.done():
-            clock.advance(10)
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(LIVELY_S):
+            while not submitting.done():
+                clock.advance(10)
+                await asyncio.sleep(0.01)
         with pytest.raises(SubmitUncertain) as caught:
             await submitting
         assert (caught.value.job_id, by_hand.ledger.posts) == ("5" * 32, [])

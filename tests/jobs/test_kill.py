@@ -259,7 +259,7 @@ async def test_killed_while_it_recovers(dies: str, smith: Forge, tmp_path: Path)
 
 @pytest.mark.parametrize("dies", ["before Outcome 1", "after Outcome 1"])
 async def test_killed_while_a_get_is_written(dies: str, smith: Forge, tmp_path: Path) -> None:
-    """The sweeper's own commit is no different: it asks again, and what was written is not asked for again."""
+    """The poller's own commit is no different: it asks again, and what was written is not asked for again."""
     async with smith.lane(tmp_path / "lane") as lane:
         lane.sim.default(faults.lost_callback())
         await lane.start([JOB], dies=dies)
@@ -275,7 +275,7 @@ async def test_killed_while_a_get_is_written(dies: str, smith: Forge, tmp_path: 
 
 
 async def test_a_sender_that_never_repeats_and_a_receiver_that_dies(smith: Forge, tmp_path: Path) -> None:
-    """Each callback is sent once, the worker dies at each of them: the sweeper finds every outcome by GET."""
+    """Each callback is sent once, the worker dies at each of them: the poller finds every outcome by GET."""
     jobs = [(f"{number}", f"{number}", 2) for number in range(6)]
     async with smith.lane(tmp_path / "lane", manual=True) as lane:
         await lane.start(jobs)

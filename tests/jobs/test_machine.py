@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from support import model_v, settle
 
 from xiling_async import ClientClosed, Failed, MemoryStore, SQLiteStore, State, Succeeded, Video
-from xiling_async.jobs.entry import JobEntry as Slot
+from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import (
     Abandoned,
@@ -63,9 +63,16 @@ class Waiter:
     """Somebody who waits for the end of a job; `cancelled` by us."""
 
     job_id: str
-    slot: Slot
+    slot: JobEntry
     task: asyncio.Task[JobRecord]
     cancelled: bool = False
+
+
+class ChangeLog(list[JobRecord]):
+    """Every record that the registry reports as changed."""
+
+    def changed(self, record: JobRecord) -> None:
+        self.append(record)
 
 
 class Machine(RuleBasedStateMachine):
@@ -82,10 +89,10 @@ class Machine(RuleBasedStateMachine):
         self.model: dict[str, dict[str, Any]] = {}
         self.owner: dict[str, str] = {}
         self.waiters: list[Waiter] = []
-        self.told: list[JobRecord] = []
+        self.told = ChangeLog()
         self.store: Store = self.new_store()
         self.run(self.store.open())
-        self.registry = Registry(self.store, on_change=self.told.append)
+        self.registry = Registry(self.store, observers=[self.told])
 
     def new_store(self) -> Store:
         return MemoryStore()
@@ -280,7 +287,7 @@ class Machine(RuleBasedStateMachine):
                 assert record is not None and record.due_at is not None
                 assert self.now <= record.due_at <= self.now + min(60, len(is_open) / 10)
                 job["due"] = record.due_at
-        self.registry = Registry(self.store, on_change=self.told.append)
+        self.registry = Registry(self.store, observers=[self.told])
 
     def reopened(self, store: Store) -> Store:
         return store
@@ -293,7 +300,7 @@ class Machine(RuleBasedStateMachine):
         name = job_id if by == "id" else job["key"] if by == "key" else next(iter(job["ids"]), None)
         slot = self.run(self.registry.find(job_id if name is None else name))
         assert slot is not None
-        slot = self.run(self.registry.fresh(slot))
+        slot = self.run(self.registry.up_to_date(slot))
         assert slot.record.id == job_id
         work = self.registry.wait(slot, lambda record: record.state.is_final)
         self.waiters.append(Waiter(job_id, slot, self.loop.create_task(work)))

@@ -1,4 +1,4 @@
-"""The sweeper on real sockets and a hand-driven clock: what is overdue is asked about, at the right pace."""
+"""The poller on real sockets and a hand-driven clock: what is overdue is asked about, at the right pace."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ async def test_a_task_that_failed_is_found_too() -> None:
 
 
 async def test_with_trust_status_the_get_decides() -> None:
-    """`trust="status"`: a callback makes the sweeper ask at once; what the callback itself says is not believed."""
+    """`trust="status"`: a callback makes the poller ask at once; what the callback itself says is not believed."""
     clock = ManualClock()
     async with Simulator(manual=True) as sim:
         receiver = WebhookReceiver(port=0, trust="status")
@@ -472,7 +472,7 @@ async def test_a_callback_that_meets_the_end_of_patience_wins() -> None:
 
 
 async def test_what_falls_due_while_the_store_is_asked_is_not_missed() -> None:
-    """A job becomes due while the sweeper waits for the store to say that nothing is: it is asked about in time."""
+    """A job becomes due while the poller waits for the store to say that nothing is: it is asked about in time."""
     clock, store = ManualClock(), SlowStore()
     async with Simulator() as sim:
         sim.default(faults.lost_callback())
@@ -729,7 +729,7 @@ class SickStore(MemoryStore):
 @pytest.mark.parametrize("error", [StoreError("The disk is full."), ValueError("a row of another version")], ids=repr)
 @pytest.mark.parametrize("what", ["claim", "next_due", "heard"])
 async def test_a_failing_store_does_not_end_the_sweeper(what: str, error: Exception) -> None:
-    """The store fails three times in the sweeper's loop, whatever it raises: the job is found all the same."""
+    """The store fails three times in the poller's loop, whatever it raises: the job is found all the same."""
     clock, store = ManualClock(), SickStore(error, **{what: 3})
     async with Simulator() as sim, polling_client(sim, clock, store=store) as client:
         sim.default(faults.lost_callback())

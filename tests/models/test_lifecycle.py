@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import pytest
@@ -467,22 +466,3 @@ def test_the_end_does_not_depend_on_the_order(events: list[Event]) -> None:
         record = decide(record, event).record
     assert record is not None
     assert (record.state, record.task_ids, record.outcomes) == (State.DONE, tuple("abc"), tuple(map(good, "abc")))
-
-
-def test_the_short_way_to_the_next_record_forgets_no_field() -> None:
-    """`progressed` writes every field by its name: none that `but` keeps may be lost there."""
-    before = JobRecord(
-        id="1" * 32, kind="image_to_video", key="a key", request=model_v(), asked=2, created_at=1.0, changed_at=2.0,
-        state=State.UNCERTAIN, attempt=3, refusal=Refusal(error="SubmitUncertain", message="cut"), due_at=4.0,
-        failed_asks=5, version=6, is_adopted=True,
-    )  # fmt: skip
-    changes: dict[str, Any] = {
-        "state": State.ACCEPTED, "task_ids": ("t-1", "t-2"), "outcomes": (None, None), "asked": 2, "changed_at": 7.0,
-        "due_at": 8.0, "unconfirmed": 1,
-    }  # fmt: skip
-    assert before.progressed(**changes) == before.but(**changes, refusal=None)
-    assert all(
-        getattr(before, field.name) != field.default or field.name in changes
-        for field in attrs.fields(JobRecord)
-        if field.default is not attrs.NOTHING
-    ), "a field that has its default could be lost unseen"

@@ -84,7 +84,7 @@ async def scenario(store: SQLiteStore, told: dict[str, Any]) -> None:
         told[f"job {number}"] = await store.add(job(number))
     assert await store.recover_orphans(NOW, doubt_s=60, per_second=20) == 2
     for number in (1, 2):
-        told[f"job {number}"] = job(number).but(state=State.UNCERTAIN, refusal=LEFT_BEHIND, due_at=NOW + 60)
+        told[f"job {number}"] = job(number).next_version(state=State.UNCERTAIN, refusal=LEFT_BEHIND, due_at=NOW + 60)
     for number in (1, 2):
         told[f"job {number}"] = (await store.change(job(number).id, accepted(number))).record
     told["job 1"] = (await store.change(job(1).id, heard(1))).record

@@ -22,7 +22,7 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
-    async def outlive(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+    async def run_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
         """The result of this work, which goes on when the caller that waits here is cancelled."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
@@ -33,11 +33,11 @@ class Tasks:
         return await result
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        outliving = self._running.pop(task)
+        shielded = self._running.pop(task)
         if not task.cancelled():
             task.exception()  # its callers have it; if they are gone, the store has the state
-        elif outliving is not None:
-            result, work = outliving
+        elif shielded is not None:
+            result, work = shielded
             result.cancel()
             work.close()  # it may not have begun
 
@@ -96,7 +96,7 @@ class Shared(Generic[T]):
         """It has ended, or is being ended: a new caller must begin again."""
         return self.abandoned or self._task.done()
 
-    async def join(self) -> T:
+    async def wait(self) -> T:
         self._callers += 1
         try:
             return await asyncio.shield(self._task)

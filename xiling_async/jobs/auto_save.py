@@ -88,10 +88,8 @@ class AutoSave:
         self._is_single = options.limits.saved_bytes is not None
         self._is_running = False
         self._has_failed = asyncio.Event()
-        self._in_hand = 0  # in the queue, or with a worker
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
-        self._tasks = Tasks()
+        self._workers = Tasks()  # they end when nothing is queued
+        self._retries = Tasks()
         self._is_closing = False
 
     @property
@@ -104,28 +102,27 @@ class AutoSave:
         longest_s = max(kind.result_ttl_s for kind in BY_NAME.values())
         await self._downloads.open_folder(self._options.folder, lifetime_s=longest_s)
         self._is_running = True
-        self._tasks.start(self._retry(), name="xiling auto-save: retry")
-        self._begin()
-        self._tasks.start(self._catch_up(), name="xiling auto-save: earlier results")
+        self._retries.start(self._retry(), name="xiling auto-save: retry")
+        self._workers.start(self._catch_up(), name="xiling auto-save: earlier results")
 
     async def close(self) -> None:
         """Try everything that is outstanding once more, for at most `stall_s` seconds; log what is left."""
         self._is_closing = True
         try:
+            await self._retries.cancel()
             for item in self._unsaved.values():
                 self._enqueue(item)
-            if not self._is_idle.is_set():
-                with suppress(TimeoutError):
-                    async with self._clock.timeout(self._options.stall_s):
-                        await self._is_idle.wait()
+            with suppress(TimeoutError):
+                async with self._clock.timeout(self._options.stall_s):
+                    await self._workers.drain()
         finally:
             self._is_running = False
             try:
-                await self._tasks.cancel()
+                await self._workers.cancel()
             finally:
-                self._end()
+                self._give_up()
 
-    def _end(self) -> None:
+    def _give_up(self) -> None:
         left, self._unsaved = list(self._unsaved.values()), {}
         for item in left:
             self._resolve(item, ClientClosed(
@@ -145,37 +142,29 @@ class AutoSave:
 
     def changed(self, record: JobRecord) -> None:
         """A record has changed: results in it that have no file are saved next."""
-        for outcome in record.outcomes:
-            if isinstance(outcome, Succeeded) and outcome.file is None:
-                self._add(record, outcome, outcome.result)
+        self._add(record, keeps_results=True)
 
-    def _add(self, record: JobRecord, outcome: Succeeded[Any], result: Any) -> None:
+    def _add(self, record: JobRecord, *, keeps_results: bool) -> None:
         kind = BY_NAME.get(record.kind)
-        if kind is not None and outcome.task_id not in self._unsaved:
-            host, expires_at = host_of(kind, outcome.result), record.changed_at + kind.result_ttl_s
-            item = self._unsaved[outcome.task_id] = Unsaved(record.id, outcome.task_id, host, expires_at, result)
-            self._enqueue(item)
+        if kind is None:
+            return
+        for outcome in record.outcomes:
+            if isinstance(outcome, Succeeded) and outcome.file is None and outcome.task_id not in self._unsaved:
+                host, expires_at = host_of(kind, outcome.result), record.changed_at + kind.result_ttl_s
+                result = outcome.result if keeps_results else None
+                item = self._unsaved[outcome.task_id] = Unsaved(record.id, outcome.task_id, host, expires_at, result)
+                self._enqueue(item)
 
     def _enqueue(self, item: Unsaved) -> None:
         if not item.is_queued:
             item.is_queued = True
-            self._begin()
             has_own = not self._is_single and (item.host in self._queues or len(self._queues) < HOSTS)
             host = item.host if has_own else ""
             queue = self._queues.setdefault(host, _HostQueue())
             queue.items.append(item)
             if self._is_running and queue.workers < (1 if self._is_single else WORKERS):
                 queue.workers += 1
-                self._tasks.start(self._work(host, queue), name="xiling auto-save")
-
-    def _begin(self) -> None:
-        self._in_hand += 1
-        self._is_idle.clear()
-
-    def _done(self) -> None:
-        self._in_hand -= 1
-        if not self._in_hand:
-            self._is_idle.set()
+                self._workers.start(self._work(host, queue), name="xiling auto-save")
 
     async def saved(self, record: JobRecord) -> tuple[Path, ...]:
         """The files of all results in this record, once they are saved. Raises why one cannot be."""
@@ -190,20 +179,19 @@ class AutoSave:
         if outcome.file is not None:
             return Path(outcome.file)
         if item is None:  # saved while another one was awaited
-            record = await self._store.by_task(outcome.task_id)
-            for each in record.outcomes if record else ():
-                if isinstance(each, Succeeded) and each.task_id == outcome.task_id and each.file is not None:
-                    return Path(each.file)
+            stored = _succeeded(await self._store.by_task(outcome.task_id), outcome.task_id)
+            if stored is not None and stored.file is not None:
+                return Path(stored.file)
             raise DownloadError(
                 f"The result of task {outcome.task_id} was not saved, and the store does not know it any more.",
                 task_ids=(outcome.task_id,),
             )
         if item.saved is None:
             item.saved = asyncio.get_running_loop().create_future()
-        found = await asyncio.shield(item.saved)
-        if isinstance(found, XilingError):
-            raise found
-        return found
+        saved = await asyncio.shield(item.saved)
+        if isinstance(saved, XilingError):
+            raise saved
+        return saved
 
     def why_unsaved(self, record: JobRecord) -> XilingError | None:
         """What went wrong last with a result of this record that has no file yet."""
@@ -218,13 +206,9 @@ class AutoSave:
             async for record in self._store.jobs():
                 kind = BY_NAME.get(record.kind)
                 if kind is not None and self._clock.time() - record.changed_at < kind.result_ttl_s:
-                    for outcome in record.outcomes:
-                        if isinstance(outcome, Succeeded) and outcome.file is None:
-                            self._add(record, outcome, None)
+                    self._add(record, keeps_results=False)  # there may be many: the store has them
         except StoreError as error:
             log.warning("earlier results cannot be looked up, so they are not saved by this client: %s", error)
-        finally:
-            self._done()
 
     async def _retry(self) -> None:
         """Queue again what is due; runs only while something has failed."""
@@ -249,7 +233,6 @@ class AutoSave:
                 await self._try(item)
             finally:
                 item.is_queued = False
-                self._done()
         queue.workers -= 1
         if not queue.workers:
             del self._queues[host]
@@ -279,8 +262,8 @@ class AutoSave:
             self._resolve(item, error)
             return
         self._has_failed.set()
-        tell = log.warning if item.tries == 1 else log.info
-        tell("job %s: the result of task %s is not saved yet: %s", item.job_id, item.task_id, error)
+        report = log.warning if item.tries == 1 else log.info
+        report("job %s: the result of task %s is not saved yet: %s", item.job_id, item.task_id, error)
 
     def _resolve(self, item: Unsaved, end: Path | XilingError) -> None:
         if item.saved is not None and not item.saved.done():
@@ -288,9 +271,12 @@ class AutoSave:
 
     async def _save(self, item: Unsaved) -> Path | None:
         """The file; None: the store does not know the result any more."""
-        result = item.result or await self._result_of(item)
+        result = item.result
         if result is None:
-            return None
+            stored = _succeeded(await self._store.get(item.job_id), item.task_id)
+            if stored is None:
+                return None
+            result = stored.result
         to = f"{self._options.folder}{os.sep}"
         options = DownloadOptions(
             what=None, allow_private=self._options.allow_private, free_bytes=self._options.limits.free_bytes
@@ -304,13 +290,6 @@ class AutoSave:
         await self._registry.apply(item.job_id, FileSaved(at=self._clock.time(), task_id=item.task_id, file=str(path)))
         return path
 
-    async def _result_of(self, item: Unsaved) -> Any:
-        record = await self._store.get(item.job_id)
-        for outcome in record.outcomes if record else ():
-            if isinstance(outcome, Succeeded) and outcome.task_id == item.task_id:
-                return outcome.result
-        return None
-
     async def _room(self) -> int:
         """The largest file that may be saved now. Raises `DownloadError` when the folder has reached its limit."""
         limit = self._options.limits.saved_bytes
@@ -323,3 +302,8 @@ class AutoSave:
                 "away: what is not saved yet follows by itself, as long as its link lives."
             )
         return min(MAX_BYTES, left)
+
+
+def _succeeded(record: JobRecord | None, task_id: str) -> Succeeded[Any] | None:
+    outcomes = () if record is None else record.outcomes
+    return next((each for each in outcomes if isinstance(each, Succeeded) and each.task_id == task_id), None)

@@ -11,19 +11,23 @@ from attrs import define, field
 from xiling_async.api.calls import Calls
 from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
-from xiling_async.errors import StoreError
-from xiling_async.jobs.context import Context
-from xiling_async.jobs.entry import JobEntry
-from xiling_async.jobs.poller import Poller
+from xiling_async.errors import ProtocolError, StoreError, SubmitUncertain, XilingError
+from xiling_async.jobs.entry import SHOWN, JobEntry, check_ids
+from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
-from xiling_async.models.lifecycle import Accepted, AnswerLost, Refused, ResendStarted, Verdict
-from xiling_async.models.record import JobRecord, Refusal, State
+from xiling_async.models.lifecycle import Accepted, AnswerLost, Change, Refused, ResendStarted, Verdict
+from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.models.request import Request
+from xiling_async.models.settings import Timeouts
+from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.submission")
 
-TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would tell of a dead link
+TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would have a dead link
+SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
+SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
+Answer = Accepted | AnswerLost | Refused
 
 
 @define(kw_only=True, eq=False)
@@ -32,7 +36,7 @@ class Order:
 
     `wanted`: set while the caller waits for its job (a consumer of `map` may stop asking); None: always. Such a caller
     also waits for a service that is away. `entry`: the job, once its intent is written. `moved`: set when the POST
-    leaves, or has to wait for something. `held`: the id of its job in hand, from the first POST to the end of the
+    leaves, or has to wait for something. `job_in_hand`: the id of its job, from the first POST to the end of the
     purchase.
     """
 
@@ -40,7 +44,7 @@ class Order:
     key: str | None = None
     wanted: asyncio.Event | None = None
     entry: JobEntry | None = None
-    held: str | None = None
+    job_in_hand: str | None = None
     moved: asyncio.Event = field(factory=asyncio.Event)
 
     @property
@@ -53,35 +57,42 @@ class Order:
 
 
 @define(kw_only=True)
-class Sent:
-    """What one POST of a job came to. `result`: None if the job was not ours to send."""
+class Purchase:
+    """A job, and what its last POST came to. `result`: None if this order did not send it."""
 
     entry: JobEntry
-    result: CreateResult | None
+    result: CreateResult | None = None
+
+    @property
+    def answer_error(self) -> ProtocolError | None:
+        """What was wrong with the answer of the service."""
+        return None if self.result is None else self.result.error
 
 
 class Exchange:
-    """Sends POSTs, each at most once, and writes down what is known of them."""
+    """Sends POSTs, each at most once, and records what is known of them."""
 
     def __init__(
         self,
-        context: Context,
+        schedule: PollSchedule,
         *,
         registry: Registry,
         calls: Calls,
-        poller: Poller,
         receiver: WebhookReceiver | None,
+        timeouts: Timeouts,
+        monitor: Monitor = UNWATCHED,
     ) -> None:
-        self._context = context
-        self._clock = context.clock
+        self._schedule = schedule
+        self._clock = schedule.clock
         self._registry = registry
         self._calls = calls
-        self._poller = poller
         self._receiver = receiver
+        self._timeouts = timeouts
+        self._monitor = monitor
 
-    async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Sent:
+    async def send(self, order: Order, request: Request[Any], entry: JobEntry | None) -> Purchase:
         """Send the next POST of this order. `request`: its request with URLs only; `entry`: its job, if it has one."""
-        self._calls.check()  # a session that cannot send is told before the intent
+        self._calls.check()  # raises for a session that cannot send, before the intent
         record = self._new_record(order) if entry is None else entry.record
         in_hand = self._registry.jobs_in_hand
         in_hand.hold(record.id)
@@ -89,9 +100,30 @@ class Exchange:
             entry, is_ours = await self._intend(order, record, entry)
             order.entry = entry
             order.moved.set()
-            return Sent(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
+            return Purchase(entry=entry, result=await self._exchanged(entry, request) if is_ours else None)
         finally:
             in_hand.release(record.id)
+
+    async def await_answer(self, entry: JobEntry) -> None:
+        """Wait until no POST of this job is under way, for as long as one of another process can take.
+
+        A job that is being sent as the store has it, and that no submit has in hand, becomes uncertain. Raises
+        `SubmitUncertain` when another process has not answered in time, `ClientClosed`, `StoreError`.
+        """
+        record = entry.record
+        if record.state is not State.SENDING:
+            return
+        if not self._registry.is_in_hand(record.id):
+            await self._registry.apply(record.id, self._lost(record, LEFT_BEHIND))
+            return
+        limit_s = self._timeouts.connect + self._timeouts.answer + SENDING_SLACK_S
+        try:
+            async with self._clock.timeout(limit_s):
+                await self._registry.wait(entry, lambda record: record.state is not State.SENDING)
+        except TimeoutError:
+            await self._registry.reread(entry)
+            if entry.record.state is State.SENDING:
+                raise _still_sending_error(record, limit_s) from None
 
     async def _exchanged(self, entry: JobEntry, request: Request[Any]) -> CreateResult:
         record = entry.record
@@ -105,7 +137,7 @@ class Exchange:
         try:
             await self._write_down(entry, event, create)
         finally:
-            self._context.monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
+            self._monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
         return result
 
     def _new_record(self, order: Order) -> JobRecord:
@@ -142,10 +174,10 @@ class Exchange:
             expires_at=self._clock.time() + TOKEN_LIFE_S,
         )
 
-    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Accepted | AnswerLost | Refused:
+    def _event(self, result: CreateResult, record: JobRecord, create: Create) -> Answer:
         now, attempt = self._clock.time(), record.attempt
         if result.refusal is None:
-            due_at = self._poller.first_due(create.kind)
+            due_at = self._schedule.first_due(create.kind)
             return Accepted(attempt=attempt, at=now, task_ids=result.task_ids, due_at=due_at)
         if result.action is RetryAction.UNCERTAIN:
             return self._lost(record, result.refusal)
@@ -153,23 +185,41 @@ class Exchange:
 
     def _lost(self, record: JobRecord, refusal: Refusal) -> AnswerLost:
         now = self._clock.time()
-        return AnswerLost(
-            attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._context.timeouts.uncertain
-        )
+        return AnswerLost(attempt=record.attempt, at=now, refusal=refusal, due_at=now + self._timeouts.uncertain)
 
-    async def _write_down(self, entry: JobEntry, event: Accepted | AnswerLost | Refused, create: Create) -> None:
-        change = await self._registry.record_answer(entry, event)
+    async def _write_down(self, entry: JobEntry, event: Answer, create: Create) -> None:
+        change = await self._record(entry, event)
         if change.verdict is Verdict.UNKNOWN_TASK and isinstance(event, Accepted):
             why = "The service answered with task ids that belong to another job."
             refusal = CreateResult.uncertain(why, create).refusal
             assert refusal is not None
-            await self._registry.record_answer(entry, self._lost(entry.record, refusal))
+            await self._record(entry, self._lost(entry.record, refusal))
         if entry.record.state is State.UNCERTAIN:
             log.warning("job %s attempt %d: fate unknown, not sent again", entry.record.id, entry.record.attempt)
 
+    async def _record(self, entry: JobEntry, event: Answer) -> Change:
+        """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
+        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought, if that
+        takes longer than `SOON_S`."""
+        before = entry.record
+        try:
+            change = await self._registry.commit(before.id, event)
+        except BaseException as error:
+            self._registry.hold(entry, event)
+            if not isinstance(error, Exception):
+                raise
+            log.warning("job %s: %s could not be written yet: %s", before.id, what := _summary(event), error)
+            if await self._registry.is_written(before.id, limit_s=SOON_S):
+                return Change(Verdict.APPLIED, entry.record)
+            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, what, error)
+            raise _unwritten_error(before, event, error) from error
+        if isinstance(event, Accepted):
+            check_ids(before, event, change)
+        return change
+
 
 def _named(
-    event: Accepted | AnswerLost | Refused,
+    event: Answer,
 ) -> tuple[Literal["accepted", "rejected", "not_sent", "uncertain"], str | None]:
     """What became of a POST in one word, and the name of its error."""
     match event:
@@ -179,3 +229,39 @@ def _named(
             return "rejected" if event.sent else "not_sent", event.refusal.error
         case AnswerLost():
             return "uncertain", event.refusal.error
+
+
+def _summary(event: Answer) -> str:
+    """What became of a POST, for the log."""
+    return f"bought tasks {', '.join(event.task_ids[:SHOWN])}" if isinstance(event, Accepted) else "its result"
+
+
+def _unwritten_error(record: JobRecord, event: Answer, cause: BaseException) -> StoreError:
+    """The POST is over, and the store could not write its result: what that means for the money, and what to do."""
+    reason = str(cause) if isinstance(cause, XilingError) else type(cause).__name__
+    later = "The result is kept in memory and written as soon as the store takes it"
+    match event:
+        case Accepted(task_ids=ids):
+            return StoreError(
+                f"The job WAS bought: its task ids are {', '.join(ids)}. {later}; until then client.job(task_id) "
+                f"awaits it. Do not submit it again without its key. ({reason})",
+                charged="yes", job_id=record.id, task_ids=ids,
+            )  # fmt: skip
+        case Refused():
+            return StoreError(
+                f"Nothing was bought: {event.refusal.message} {later}. ({reason})", charged="no", job_id=record.id
+            )
+        case AnswerLost():
+            return StoreError(
+                f"The job may have been bought, and is never sent again: {event.refusal.message} {later}. ({reason})",
+                charged="maybe", job_id=record.id,
+            )  # fmt: skip
+
+
+def _still_sending_error(record: JobRecord, limit_s: float) -> SubmitUncertain:
+    return SubmitUncertain(
+        f"Another process has been sending job {record.id} for more than {limit_s:g} s and has not written what became "
+        "of it. It may have been bought, so it is not sent from here. Wait for that process, or tell the job what was "
+        "bought: client.resolve().",
+        job_id=record.id,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -17,7 +17,8 @@ from xiling_async.api.failures import error_of
 from xiling_async.api.wire import TASK_ID_CHARACTERS
 from xiling_async.errors import ConfigurationError, InvalidRequest, StoreError, WaitTimeout, XilingError
 from xiling_async.jobs.auto_save import AutoSave
-from xiling_async.jobs.entry import JobEntry as JobEntry
+from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
 from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
@@ -34,7 +35,7 @@ class JobContext:
     registry: Registry
     clock: Clock
     timeouts: Timeouts
-    ask: Callable[[JobEntry], Awaitable[object]]  # one status GET for each task that has no outcome yet
+    poller: Poller
     auto_save: AutoSave | None = None
 
 
@@ -165,8 +166,8 @@ class Job(Generic[R]):
         Raises `ConfigurationError` in another event loop.
         """
         self._check_loop()
-        self._entry = await self._context.registry.fresh(self._entry)
-        await self._context.ask(self._entry)
+        self._entry = await self._context.registry.up_to_date(self._entry)
+        await self._context.poller.ask(self._entry)
         return self
 
     async def _finished(self, timeout: float | None) -> JobRecord:
@@ -174,10 +175,10 @@ class Job(Generic[R]):
         limit_s = self._context.timeouts.wait if timeout is None else checked_timeout(timeout)
         try:
             async with self._context.clock.timeout(limit_s):
-                self._entry = await self._context.registry.fresh(self._entry)
+                self._entry = await self._context.registry.up_to_date(self._entry)
                 return await self._context.registry.wait(self._entry, _is_final)
         except TimeoutError:
-            with contextlib.suppress(StoreError):  # another process may have heard what was not told here
+            with contextlib.suppress(StoreError):  # another process may have written what was missed here
                 await self._context.registry.reread(self._entry)
             if self._entry.record.state.is_final:
                 return self._entry.record
@@ -231,7 +232,7 @@ async def resolve(job: Job[Any] | None, task_ids: Iterable[str] | None, *, not_b
     for task_id in ids or ():
         check_name("task_id", task_id, most=TASK_ID_CHARACTERS)
     registry, now = job._context.registry, job._context.clock.time()
-    job._entry = entry = await registry.fresh(job._entry)
+    job._entry = entry = await registry.up_to_date(job._entry)
     event = resolution.resolved(entry.record, ids, now)
     if event is not None:
         resolution.check_applied(await registry.apply(entry.record.id, event), event)

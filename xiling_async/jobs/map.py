@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar, cast
 from attrs import frozen
 
 from xiling_async._internal.redact import scrub
-from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, InvalidRequest, Problem, TaskFailed, XilingError
+from xiling_async.jobs.engine import Engine
 from xiling_async.jobs.exchange import Order
 from xiling_async.jobs.job import Job
 from xiling_async.models.record import Succeeded
@@ -24,7 +24,6 @@ from xiling_async.models.request import Request
 R = TypeVar("R")
 Item = Request[R] | tuple[str, Request[R]]
 Items = Iterable[Item[R]] | AsyncIterable[Item[R]]
-Submit = Callable[[Order], Awaitable[Job[Any]]]
 
 
 @frozen(kw_only=True)
@@ -64,7 +63,9 @@ def _pair(place: int, item: object) -> tuple[str | None, Request[Any]]:
     key, request = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
     if not isinstance(request, Request) or (item is not request and (not isinstance(key, str) or not key)):
         what = f"({type(key).__name__}, {type(request).__name__})" if item is not request else type(item).__name__
-        raise InvalidRequest(f"Item {place} of map is no request and no (key, request) pair: {what}. It was not sent.")
+        raise InvalidRequest(
+            f"Item {place} of map is neither a request nor a (key, request) pair: {what}. It was not sent."
+        )
     return key, request
 
 
@@ -80,26 +81,26 @@ def _check_keys(pairs: list[tuple[str | None, Request[Any]]]) -> None:
 
 
 class FanOut(Generic[R]):
-    """One call of `map`. `tasks`: their owner, the client, which cancels them when it is closed.
+    """One call of `map`. The engine owns its tasks, and cancels them when it is closed.
 
     Nothing is sent but while the consumer waits for the next result: one that stops asking buys nothing more.
     """
 
-    def __init__(self, items: Items[R], submit: Submit, *, tasks: Tasks, in_flight: int, ordered: bool) -> None:
+    def __init__(self, items: Items[R], engine: Engine, *, in_flight: int, ordered: bool) -> None:
         self._source: Iterator[Item[R]] | AsyncIterator[Item[R]]
         self._source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        self._submit = submit
-        self._tasks = tasks
+        self._engine = engine
+        self._tasks = engine.maps
         self._in_flight = in_flight
         self._ordered = ordered
         self._pull: asyncio.Task[Item[R]] | None = None  # of an asynchronous source: it may take its time
         self._exhausted = False
-        self._broken: Exception | None = None  # what the source raised: told when all that was started is done
+        self._source_error: Exception | None = None  # what the source raised: raised when all that was started is done
         self._pulled = 0
         self._taken = 0
         self._running: set[asyncio.Task[Finished[R]]] = set()
         self._order: deque[asyncio.Task[Finished[R]]] = deque()  # in which they are given out
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._wanted = asyncio.Event()  # set while the consumer waits
 
     async def results(self) -> AsyncGenerator[Finished[R], None]:
@@ -116,12 +117,12 @@ class FanOut(Generic[R]):
                 elif self._exhausted and not self._running:
                     break
                 else:
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         finally:
             await self._stop()
-        if self._broken is not None:
-            raise self._broken
+        if self._source_error is not None:
+            raise self._source_error
 
     def _take(self, task: asyncio.Task[Finished[R]]) -> Finished[R]:
         self._taken += 1
@@ -139,7 +140,7 @@ class FanOut(Generic[R]):
                 if isinstance(self._source, AsyncIterator):
                     if self._pull is None:
                         self._pull = self._tasks.start(_next(self._source), name="xiling map source")
-                        self._pull.add_done_callback(lambda _: self._news.set())
+                        self._pull.add_done_callback(lambda _: self._changed.set())
                     if not self._pull.done():
                         break
                     pull, self._pull = self._pull, None
@@ -154,7 +155,7 @@ class FanOut(Generic[R]):
             except asyncio.CancelledError:
                 raise ClientClosed("The client was closed while `map` was running: nothing more was sent.") from None
             except Exception as error:
-                self._exhausted, self._broken = True, error
+                self._exhausted, self._source_error = True, error
         return started
 
     def _start(self, order: Order) -> None:
@@ -169,13 +170,13 @@ class FanOut(Generic[R]):
         self._running.discard(task)
         if not self._ordered:
             self._order.append(task)
-        self._news.set()
+        self._changed.set()
 
     async def _run(self, index: int, order: Order) -> Finished[R]:
         job: Job[R] | None = None
         key, request = order.key, order.request
         try:
-            job = await self._submit(order)
+            job = await self._engine.submit(order)
             results = await job.result()
         except ClientClosed:
             raise

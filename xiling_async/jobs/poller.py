@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from random import Random
 from typing import Any, Final, Literal
 
+from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.api import retry
 from xiling_async.api.calls import Calls
 from xiling_async.api.results import StatusResult
 from xiling_async.errors import StoreError, Unauthorized
-from xiling_async.jobs.context import Context
 from xiling_async.jobs.entry import JobEntry
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NAME
 from xiling_async.models.lifecycle import Abandoned, OutcomeReported, PollScheduled, Verdict
 from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
 from xiling_async.models.request import Kind
+from xiling_async.models.settings import Limits, Polling
 from xiling_async.stores.base import Store
+from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
 log = logging.getLogger("xiling_async.jobs.poller")
 
@@ -34,33 +37,84 @@ NO_CALLBACKS_WARNING: Final = 3  # jobs in a row that only polling finished alth
 LAST_ASK_S: Final = 3600.0  # results are asked for once more when so little of their 7 days is left
 
 
-class Poller:
-    """Asks the service about the jobs that are due.
+class PollSchedule:
+    """When to ask about a job, and whether callbacks arrive; no I/O.
 
     `has_receiver`: callbacks are to be expected, so they are trusted for a while before the first GET.
     """
 
-    def __init__(self, context: Context, *, store: Store, registry: Registry, calls: Calls, has_receiver: bool) -> None:
-        self._monitor = context.monitor
-        self._clock = context.clock
-        self._polling = context.polling
-        self._random = context.dice.random
+    def __init__(self, clock: Clock, polling: Polling, dice: Random, *, has_receiver: bool) -> None:
+        self.clock = clock
+        self._polling = polling
+        self._random = dice.random
+        self._has_receiver = has_receiver
+        self._polled_ends = 0  # jobs in a row that only polling finished
+        self._called_back_at = float("-inf")
+
+    def first_due(self, kind: Kind[Any]) -> float:
+        """When to look at a job that is accepted now."""
+        every_s = self._every_s(kind)
+        return self.clock.time() + retry.first_ask_s(
+            every_s, self._polling.grace, self._random, has_receiver=self._has_receiver
+        )
+
+    def next_due(self, record: JobRecord, kind: Kind[Any], now: float, *, failed: bool) -> float:
+        """When to ask again about a job that has open tasks; once more before its results expire."""
+        age_s, every_s = now - record.created_at, self._every_s(kind)
+        failures = record.failed_asks + 1 if failed else 0
+        pause_s = retry.next_ask_s(every_s, age_s, kind.longest_s / 3, failures, self._random)
+        last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
+        return now + min(pause_s, max(last_ask_in_s, every_s))
+
+    def callback_arrived(self) -> None:
+        self._polled_ends = 0
+        self._called_back_at = self.clock.time()
+
+    def polled_to_its_end(self, record: JobRecord) -> None:
+        """No callback finished this job: a few of them in a row are worth a warning."""
+        if record.created_at <= self._called_back_at:
+            return  # callbacks arrived during its life: its own may have been the one that made us ask
+        self._polled_ends += 1
+        if self._has_receiver and self._polled_ends == NO_CALLBACKS_WARNING:
+            log.warning(
+                "%d jobs in a row were finished by polling, although a receiver is configured: do callbacks reach it? "
+                "Is its public URL right, reachable from the internet, and does it answer without a redirect?",
+                self._polled_ends,
+            )
+
+    def _every_s(self, kind: Kind[Any]) -> float:
+        return kind.poll_every_s if self._polling.every is None else self._polling.every
+
+
+class Poller:
+    """Asks the service about the jobs that are due."""
+
+    def __init__(
+        self,
+        schedule: PollSchedule,
+        *,
+        store: Store,
+        registry: Registry,
+        calls: Calls,
+        limits: Limits,
+        monitor: Monitor = UNWATCHED,
+    ) -> None:
+        self._schedule = schedule
+        self._clock = schedule.clock
         self._store = store
         self._registry = registry
         self._calls = calls
-        self._has_receiver = has_receiver
+        self._monitor = monitor
         self._tasks = Tasks()
         self._awake = asyncio.Event()
         self._sleeps_until = 0.0
         self._asks = asyncio.Semaphore(BATCH)
         # No job may fall due again while it waits for its turn: a batch has to fit into its lease.
-        self._batch = max(1, min(BATCH, int(context.limits.gets_per_second * LEASE_S / 8)))
-        self._unheard = 0
-        self._heard_at = float("-inf")
+        self._batch = max(1, min(BATCH, int(limits.gets_per_second * LEASE_S / 8)))
         self._is_unauthorized = False
         self._asked_in_vain: dict[str, None] = {}  # jobs, in the outage
         self._began_at = 0.0
-        self._found_old_at: dict[str, float] = {}  # jobs that were made before `_began_at`
+        self._old_since: dict[str, float] = {}  # jobs that were made before `_began_at`
 
     def start(self) -> None:
         self._began_at = self._clock.time()
@@ -69,24 +123,12 @@ class Poller:
     async def close(self) -> None:
         await self._tasks.cancel()
 
-    def first_due(self, kind: Kind[Any]) -> float:
-        """When to look at a job that is accepted now."""
-        every_s = self._every_s(kind)
-        return self._clock.time() + retry.first_ask_s(
-            every_s, self._polling.grace, self._random, has_receiver=self._has_receiver
-        )
-
     def changed(self, record: JobRecord) -> None:
         """A record has changed: if it falls due before the poller would wake, wake it."""
         if record.state.is_final:
-            self._found_old_at.pop(record.id, None)
+            self._old_since.pop(record.id, None)
         if record.due_at is not None and record.due_at < self._sleeps_until:
             self._awake.set()
-
-    def heard_callback(self) -> None:
-        """Callbacks do arrive."""
-        self._unheard = 0
-        self._heard_at = self._clock.time()
 
     async def ask(self, entry: JobEntry) -> None:
         """Ask now about each task of the job that has no outcome. Raises what went wrong for the last of them."""
@@ -103,8 +145,10 @@ class Poller:
             raise result.error
         return result.outcome
 
-    def _every_s(self, kind: Kind[Any]) -> float:
-        return kind.poll_every_s if self._polling.every is None else self._polling.every
+    async def ended_at(self, task_id: str) -> float | None:
+        """When the result of this task was known, as far as the store knows."""
+        record = await self._store.by_task(task_id)
+        return record.changed_at if record is not None and record.state.is_final else None
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -165,8 +209,8 @@ class Poller:
 
     async def _advance(self, record: JobRecord) -> None:
         if record.state is State.UNCERTAIN:
-            gave_up = Abandoned(at=self._clock.time(), was=record.state)
-            if (await self._registry.apply(record.id, gave_up)).verdict is Verdict.APPLIED:
+            abandoned = Abandoned(at=self._clock.time(), was=record.state)
+            if (await self._registry.apply(record.id, abandoned)).verdict is Verdict.APPLIED:
                 log.warning("job %s: no callback adopted it in time; its fate stays unknown", record.id)
             return
         kind = BY_NAME.get(record.kind)
@@ -178,7 +222,7 @@ class Poller:
             log.info("job %s: a status GET failed: %s", record.id, error)
         open_still = [result for result in results if result.outcome is None]
         if results and not open_still and len(record.task_ids) >= record.asked:
-            self._polled_to_its_end(record)
+            self._schedule.polled_to_its_end(record)
             return
         probe_at = self._calls.gets.probe_at
         if probe_at is not None and any(not result.is_asked for result in open_still):
@@ -197,30 +241,15 @@ class Poller:
                 log.warning("job %s: given up after %.0f s; a callback still wins", record.id, age_s)
             return
         failed = any(result.error is not None for result in open_still)
-        pause_s = retry.next_ask_s(
-            self._every_s(kind), age_s, kind.longest_s / 3, record.failed_asks + 1 if failed else 0, self._random
-        )
-        last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
-        pause_s = min(pause_s, max(last_ask_in_s, self._every_s(kind)))
-        await self._registry.apply(record.id, PollScheduled(at=now, due_at=now + pause_s, failed=failed))
+        due_at = self._schedule.next_due(record, kind, now, failed=failed)
+        await self._registry.apply(record.id, PollScheduled(at=now, due_at=due_at, failed=failed))
 
     def _is_old_by_this_clock(self, record: JobRecord, now: float, kind: Kind[Any]) -> bool:
         """Whether the job has been waited for since this process knows it to be old, or was made in its time. Another
         process, or this machine before a restart, may have had a wrong clock when the job was made."""
         if record.created_at >= self._began_at:
             return True
-        return now - self._found_old_at.setdefault(record.id, now) >= kind.longest_s
-
-    def _polled_to_its_end(self, record: JobRecord) -> None:
-        if record.created_at <= self._heard_at:
-            return  # callbacks arrived during its life: its own may have been the one that made us ask
-        self._unheard += 1
-        if self._has_receiver and self._unheard == NO_CALLBACKS_WARNING:
-            log.warning(
-                "%d jobs in a row were finished by polling, although a receiver is configured: do callbacks reach it? "
-                "Is its public URL right, reachable from the internet, and does it answer without a redirect?",
-                self._unheard,
-            )
+        return now - self._old_since.setdefault(record.id, now) >= kind.longest_s
 
     # --- one GET -------------------------------------------------------------------------------------------------
 
@@ -229,7 +258,7 @@ class Poller:
         result = await self._get(BY_NAME[record.kind], task_id, record.id, can_wait=can_wait)
         self._note_error(record.id, result)
         if result.report is not None:
-            heard = OutcomeReported(
+            event = OutcomeReported(
                 attempt=record.attempt,
                 at=self._clock.time(),
                 task_id=task_id,
@@ -237,7 +266,7 @@ class Poller:
                 due_at=record.due_at,
                 is_status=True,
             )
-            await self._registry.apply(record.id, heard)
+            await self._registry.apply(record.id, event)
         return result
 
     def _note_error(self, job_id: str, result: StatusResult) -> None:

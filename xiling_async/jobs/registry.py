@@ -1,4 +1,4 @@
-"""Where a task and its callback meet; written down before anyone is told.
+"""Where a task and its callback meet; each change is committed before its waiters wake.
 
 A `JobEntry` is the meeting place of one job. Entries live while there is a handle on the job; a job without one costs
 only its row in the store. What the store could not write is held, used, and written again until it is in.
@@ -9,17 +9,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
-from xiling_async.jobs import unwritten
-from xiling_async.jobs.entry import JobEntry, JobsInHand, Predicate, closed_error
-from xiling_async.jobs.unwritten import Answer, UnwrittenJob, UnwrittenJobs
-from xiling_async.models.lifecycle import Accepted, Change, Event, OutcomeReported, ResendStarted, Verdict
+from xiling_async.jobs.entry import (
+    JobEntry,
+    JobsInHand,
+    Predicate,
+    UnwrittenJob,
+    UnwrittenJobs,
+    closed_error,
+    due_now,
+    has_lost,
+    log_given_up,
+    lost_at_close,
+)
+from xiling_async.models.lifecycle import Change, Event, OutcomeReported, ResendStarted, Verdict
 from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
@@ -27,7 +36,11 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.registry")
 
-SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
+
+class Observer(Protocol):
+    """What is told of each record that changes: the poller, the auto-save."""
+
+    def changed(self, record: JobRecord) -> None: ...
 
 
 class Registry:
@@ -36,7 +49,8 @@ class Registry:
     def __init__(
         self,
         store: Store,
-        on_change: Callable[[JobRecord], None] = lambda record: None,
+        *,
+        observers: Sequence[Observer] = (),
         monitor: Monitor = UNWATCHED,
         clock: Clock | None = None,
     ) -> None:
@@ -45,7 +59,7 @@ class Registry:
         self._clock = SystemClock() if clock is None else clock
         self._entries: WeakValueDictionary[str, JobEntry] = WeakValueDictionary()
         self._unwritten = UnwrittenJobs(store)
-        self._on_change = on_change
+        self.observers: Sequence[Observer] = observers
         self.jobs_in_hand = JobsInHand()  # neither purged, nor taken for jobs that their sender has left
         self._commits = Tasks()
         self._repairs = Tasks()
@@ -58,13 +72,13 @@ class Registry:
     def entry_of(self, record: JobRecord) -> JobEntry:
         """The entry of this job, the same one for everybody who asks while it lives. A job made from a bare task id
         (`attempt` 0) joins the job that is known to have bought the task."""
-        held = None if record.attempt else self._unwritten.named(record.task_ids[0])
-        if held is not None:
-            return held
+        owner = None if record.attempt else self._unwritten.named(record.task_ids[0])
+        if owner is not None:
+            return owner
         entry = self._entries.get(record.id)
         if entry is None:
             entry = self._entries[record.id] = JobEntry(record, is_current=False)
-        elif record.id not in self._unwritten:
+        elif record.id not in self._unwritten.jobs:
             entry.update(record)
         return entry
 
@@ -73,39 +87,39 @@ class Registry:
         `entry.record is record`: it was written."""
         entry = JobEntry(record, is_current=True)
         known = self._entries.setdefault(record.id, entry)
-        held = await self._store.add(record)
-        if held is not record:
+        stored = await self._add(record)
+        if stored is not record:
             if known.record is record:  # ours was not written: it must not pass for the one that the store holds
-                known.restart(held)
-            return self.entry_of(held)
+                known.restart(stored)
+            return self.entry_of(stored)
         if known is not entry:  # a handle on the job of this key, whose row was forgotten
             known.replace(record)
-        self._monitor.changed(held, None)
         return known
 
-    async def fresh(self, entry: JobEntry) -> JobEntry:
+    async def _add(self, record: JobRecord) -> JobRecord:
+        """The record of this job in the store: this one, or the one that was there."""
+        stored = await self._store.add(record)
+        if stored is record:
+            self._monitor.changed(record, None)
+        return stored
+
+    async def up_to_date(self, entry: JobEntry) -> JobEntry:
         """The entry with no change missed. A job made from a bare task id is the job that bought the task, if the store
         knows it, and is written as one of its own if not."""
         while not entry.is_current and not self._closed:
             record = entry.record
-            held = None if record.attempt else await self._store.by_task(record.task_ids[0])
-            held = held or await self._store.get(record.id)
-            if held is None and not record.attempt:
-                held = await self._take_in(record)
-            if held is not None and held.id != record.id:
-                entry = self.entry_of(held)
+            stored = None if record.attempt else await self._store.by_task(record.task_ids[0])
+            stored = stored or await self._store.get(record.id)
+            if stored is None and not record.attempt:
+                stored = await self._add(record)
+                self._notify(stored)
+            if stored is not None and stored.id != record.id:
+                entry = self.entry_of(stored)
                 continue
             entry.is_current = True
-            if held is not None:
-                entry.update(held)
+            if stored is not None:
+                entry.update(stored)
         return entry
-
-    async def _take_in(self, record: JobRecord) -> JobRecord:
-        held = await self._store.add(record)
-        if held is record:
-            self._monitor.changed(held, None)
-        self._on_change(held)
-        return held
 
     async def wait(self, entry: JobEntry, predicate: Predicate) -> JobRecord:
         """The job's record once it satisfies the predicate. Raises `ClientClosed` when the client is closed before."""
@@ -119,7 +133,7 @@ class Registry:
         return self._store.is_shared or job_id in self.jobs_in_hand
 
     async def reread(self, entry: JobEntry) -> None:
-        """Look into the store for what was not heard. Raises `StoreError`."""
+        """Look into the store for changes that were missed. Raises `StoreError`."""
         record = await self._store.get(entry.record.id)
         if record is not None:
             self.told(record)
@@ -132,53 +146,56 @@ class Registry:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    async def adopt(self, record: JobRecord, heard: OutcomeReported) -> Change:
-        """Take in a job that the store has lost, because its token proves that it is ours; `heard` tells of a task."""
-        if await self._store.add(record) is record:
-            self._monitor.changed(record, None)
-        return await self.commit(record.id, heard)
+    async def adopt(self, record: JobRecord, event: OutcomeReported) -> Change:
+        """Add a job that the store has lost, because its token proves that it is ours; `event` names a task of it."""
+        await self._add(record)
+        return await self.commit(record.id, event)
 
     async def apply(self, job_id: str, event: Event) -> Change:
         """Commit what `event` does to the job, then wake those who wait for it. Cancelling the caller cancels no
         commit."""
         if self._closed:
-            raise ClientClosed("The client is closed: what was heard of the job is not kept.", job_id=job_id)
-        return await self._commits.outlive(self.commit(job_id, event), name=f"xiling commit {job_id}")
+            raise ClientClosed("The client is closed: this change of the job is not recorded.", job_id=job_id)
+        return await self._commits.run_shielded(self.commit(job_id, event), name=f"xiling commit {job_id}")
 
     async def commit(self, job_id: str, event: Event) -> Change:
         """`apply`, for a caller in a task that is not cancelled half-way. Raises `StoreError`; what is told of a job
         with unwritten results is known in memory even then."""
-        held = self._unwritten.get(job_id)
-        if held is not None:
+        unwritten = self._unwritten.jobs.get(job_id)
+        if unwritten is not None:
             try:
-                await self._write(held)
+                await self._write(unwritten)
             except Exception:
                 if not isinstance(event, ResendStarted):  # an intent that is not written is not sent
-                    self._hold(held.entry, event)
+                    self.hold(unwritten.entry, event)
                 raise
         change = await self._store.change(job_id, event)
         if change.verdict is Verdict.NO_JOB and not isinstance(event, ResendStarted):
             change = await self._restored(job_id, event, change)
         if change.record is not None:
-            self._tell(change.record, change, event)
+            self._publish(change.record, change, event)
         return change
 
-    def _tell(self, record: JobRecord, change: Change, event: Event) -> None:
+    def _publish(self, record: JobRecord, change: Change, event: Event) -> None:
         entry = self._entries.get(record.id)
         if entry is not None:
-            self._take(entry, record)
+            self._update(entry, record)
         if change.verdict is Verdict.APPLIED:
             self._monitor.changed(record, change.was, getattr(event, "outcome", None))
-            self._on_change(record)
-            self._tell_others(record, change.others)
+            self._notify(record)
+            self._publish_previous_owners(record, change.others)
 
-    def _tell_others(self, record: JobRecord, others: Iterable[Change]) -> None:
+    def _publish_previous_owners(self, record: JobRecord, others: Iterable[Change]) -> None:
         """Of the jobs that gave tasks up to this one."""
         for owner, was in ((other.record, other.was) for other in others if other.record is not None):
-            unwritten.log_given_up(record, owner)
+            log_given_up(record, owner)
             self.told(owner)
             self._monitor.changed(owner, was)
-            self._on_change(owner)
+            self._notify(owner)
+
+    def _notify(self, record: JobRecord) -> None:
+        for observer in self.observers:
+            observer.changed(record)
 
     async def _restored(self, job_id: str, event: Event, change: Change) -> Change:
         """The store has lost a job that is known here (a restored backup, a failover): write it again, then `event`."""
@@ -190,52 +207,38 @@ class Registry:
 
     async def _add_again(self, entry: JobEntry) -> None:
         log.warning("job %s was not in the store any more: written again", entry.record.id)
-        record = unwritten.due_now(entry.record, self._clock.time())
+        record = due_now(entry.record, self._clock.time())
         await self._store.add(record)
         entry.update(record)
-        self._on_change(record)
-
-    async def record_answer(self, entry: JobEntry, event: Answer) -> Change:
-        """Commit what became of a POST. What the store cannot write now is held in memory, where the job is awaited,
-        polled and adopted, and written in the background. Raises `StoreError`, which says what was bought, if that
-        takes longer than `SOON_S`."""
-        before = entry.record
-        try:
-            change = await self.commit(before.id, event)
-        except BaseException as error:
-            held = self._unwritten.get(before.id)
-            if held is None or event not in held.events:
-                self._hold(entry, event)
-            if not isinstance(error, Exception):
-                raise
-            log.warning("job %s: %s could not be written yet: %s", before.id, what := unwritten.summary(event), error)
-            if await self._unwritten.is_written(before.id, self._clock, limit_s=0.0 if self._released else SOON_S):
-                return Change(Verdict.APPLIED, entry.record)
-            log.error("job %s: %s could not be written down; trying again until it is: %s", before.id, what, error)
-            raise unwritten.unwritten_error(before, event, error) from error
-        if isinstance(event, Accepted):
-            unwritten.check_ids(before, event, change)
-        return change
+        self._notify(record)
 
     # --- what could not be written -------------------------------------------------------------------------------
 
-    def _hold(self, entry: JobEntry, event: Event) -> None:
+    def hold(self, entry: JobEntry, event: Event) -> None:
+        """Apply the event in memory, and write it in the background as soon as the store takes it."""
+        unwritten = self._unwritten.jobs.get(entry.record.id)
+        if unwritten is not None and event in unwritten.events:
+            return
         change = self._unwritten.hold(entry, event)
-        self._tell(entry.record, change, event)
-        if len(self._unwritten) and not self._closed and not len(self._writer):
+        self._publish(entry.record, change, event)
+        if self._unwritten.jobs and not self._closed and not len(self._writer):
             self._writer.start(self._write_again(), name="xiling unwritten results")
 
+    async def is_written(self, job_id: str, *, limit_s: float) -> bool:
+        """Whether all that is known of the job is written, after at most `limit_s` seconds; at once when closing."""
+        return await self._unwritten.is_written(job_id, self._clock, limit_s=0.0 if self._released else limit_s)
+
     async def _write_again(self) -> None:
-        async for held in self._unwritten.written(self._clock):
-            self._written(held)
+        async for job in self._unwritten.written(self._clock):
+            self._written(job)
 
-    async def _write(self, held: UnwrittenJob) -> None:
-        await self._unwritten.write(held)
-        self._written(held)
+    async def _write(self, job: UnwrittenJob) -> None:
+        await self._unwritten.write(job)
+        self._written(job)
 
-    def _written(self, held: UnwrittenJob) -> None:
-        self._on_change(held.entry.record)
-        self._tell_others(held.entry.record, held.gave_way)
+    def _written(self, job: UnwrittenJob) -> None:
+        self._notify(job.entry.record)
+        self._publish_previous_owners(job.entry.record, job.gave_way)
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -255,9 +258,9 @@ class Registry:
 
     async def by_key(self, key: str) -> JobEntry | None:
         """The job of this key; also one that came back by its token alone, whose id is the key's."""
-        held = self._unwritten.named(key)
-        if held is not None and held.record.key == key:
-            return held
+        entry = self._unwritten.named(key)
+        if entry is not None and entry.record.key == key:
+            return entry
         record = await self._store.by_key(key)
         if record is None and self.keyed_ids is not None:
             for job_id in self.keyed_ids.job_ids(key)[1:]:  # of the first one, `add` knows
@@ -286,18 +289,18 @@ class Registry:
         return list(self._entries)
 
     def in_hand(self) -> frozenset[str]:
-        return self.jobs_in_hand.ids | self._unwritten.ids
+        return self.jobs_in_hand.ids | self._unwritten.jobs.keys()
 
     def told(self, record: JobRecord) -> None:
-        held, entry = self._unwritten.get(record.id), self._entries.get(record.id)
-        if held is not None:
-            held.rebase(record)
+        unwritten, entry = self._unwritten.jobs.get(record.id), self._entries.get(record.id)
+        if unwritten is not None:
+            unwritten.rebase(record)
         elif entry is not None:
-            self._take(entry, record)
+            self._update(entry, record)
 
-    def _take(self, entry: JobEntry, record: JobRecord) -> None:
+    def _update(self, entry: JobEntry, record: JobRecord) -> None:
         """Take what the store says; if it knows less than is known here, bring it to that."""
-        if entry.is_current and unwritten.has_lost(entry.record, record):
+        if entry.is_current and has_lost(entry.record, record):
             self._repairs.start(self._repair(entry), name=f"xiling repair of {record.id}")
         else:
             entry.update(record)
@@ -311,16 +314,16 @@ class Registry:
     async def _repair(self, entry: JobEntry) -> None:
         """A database that failed over may have lost its last changes: bring it to what this process knows."""
         known = entry.record
-        if known.id in self._unwritten:
+        if known.id in self._unwritten.jobs:
             return
         with contextlib.suppress(StoreError):  # the next look at all that is watched comes soon
             record = await self._store.get(known.id)
             if record is None:
                 await self._add_again(entry)
-            elif unwritten.has_lost(known, record) and known.id not in self._unwritten:
+            elif has_lost(known, record) and known.id not in self._unwritten.jobs:
                 log.warning("job %s is older in the store than it was: written again", known.id)
                 await self._write(self._unwritten.behind(entry, record))
-            self._on_change(entry.record)
+            self._notify(entry.record)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -338,8 +341,8 @@ class Registry:
         await self._commits.drain()
         await self._repairs.cancel()
         await self._writer.cancel()
-        for held in self._unwritten:
+        for job in tuple(self._unwritten.jobs.values()):
             with contextlib.suppress(Exception):
-                await self._write(held)
-        if len(self._unwritten):
-            log.error("%s", unwritten.lost_at_close(held.entry.record for held in self._unwritten))
+                await self._write(job)
+        if self._unwritten.jobs:
+            log.error("%s", lost_at_close(job.entry.record for job in self._unwritten.jobs.values()))

@@ -9,49 +9,35 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Literal
 
-from attrs import define, field
+from attrs import define
 
 from xiling_async._internal.tasks import Shared, Tasks
 from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
-from xiling_async.errors import ClientClosed, InvalidRequest, Problem, ProtocolError
-from xiling_async.jobs.context import Context
-from xiling_async.jobs.entry import JobEntry, still_sending_error
-from xiling_async.jobs.exchange import Exchange, Order, Sent
+from xiling_async.errors import ClientClosed, InvalidRequest, Problem
+from xiling_async.jobs.entry import JobEntry
+from xiling_async.jobs.exchange import Exchange, Order, Purchase
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.lifecycle import AnswerLost
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
+from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request
+from xiling_async.models.settings import Limits
 
-SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead
 _NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
-@define(kw_only=True)
-class Purchase:
-    """A job that was, or may have been, bought; `doubt`: what was wrong with the answer of the service."""
-
-    entry: JobEntry
-    doubt: ProtocolError | None = None
-
-
 @define(kw_only=True, eq=False)
-class _Parcel:
+class _QueuedPost:
     """One POST in the queue of the senders. `outcome`: of the POST; None: put back; or why it was not sent."""
 
     order: Order
     request: Request[Any]  # with URLs only
     entry: JobEntry | None
-    outcome: asyncio.Future[Sent | BaseException | None] = field(factory=lambda: _new_future())
+    outcome: asyncio.Future[Purchase | BaseException | None]
 
-    def done(self, outcome: Sent | BaseException | None) -> None:
+    def done(self, outcome: Purchase | BaseException | None) -> None:
         if not self.outcome.done():  # else its caller has gone
             self.outcome.set_result(outcome)
-
-
-def _new_future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
 
 
 class Submission:
@@ -63,19 +49,19 @@ class Submission:
 
     def __init__(
         self,
-        context: Context,
+        exchange: Exchange,
         *,
         registry: Registry,
         calls: Calls,
         uploads: Uploads,
-        exchange: Exchange,
+        limits: Limits,
     ) -> None:
-        self._context = context
         self._registry = registry
         self._calls = calls
         self._uploads = uploads
         self._exchange = exchange
-        self._queue: asyncio.Queue[_Parcel | None] = asyncio.Queue()
+        self._most_senders = limits.submits
+        self._queue: asyncio.Queue[_QueuedPost | None] = asyncio.Queue()
         self._senders = Tasks()
         self._idle = 0  # senders that wait for the queue
         self._in_flight = 0
@@ -89,9 +75,9 @@ class Submission:
         self._registry.release_waiters()  # one of them may wait for a job that another process sends
         self._calls.creates.end()
         while not self._queue.empty():
-            parcel = self._queue.get_nowait()
-            if parcel is not None:
-                parcel.done(_closed())
+            post = self._queue.get_nowait()
+            if post is not None:
+                post.done(_closed())
         for _ in range(len(self._senders)):
             self._queue.put_nowait(None)
         try:
@@ -129,7 +115,7 @@ class Submission:
             entry = self._keyed[key] = (order, shared)
             work.add_done_callback(lambda _: self._forget(key, entry))
         try:
-            return await shared.join()
+            return await shared.wait()
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is None or caller.cancelling():
@@ -147,9 +133,9 @@ class Submission:
         try:
             return await self._purchased(order)
         finally:
-            if order.held is not None:
-                self._registry.jobs_in_hand.release(order.held)
-                order.held = None
+            if order.job_in_hand is not None:
+                self._registry.jobs_in_hand.release(order.job_in_hand)
+                order.job_in_hand = None
 
     async def _purchased(self, order: Order) -> Purchase | None:
         entry = None if order.key is None else await self._registry.by_key(order.key)
@@ -169,14 +155,15 @@ class Submission:
                 sendable = await self._uploads.sendable(order.request, files)
             if self._is_patient(order):
                 await self._calls.creates.reachable()
-            sent = await self._send(_Parcel(order=order, request=sendable, entry=entry))
-            if sent is None:
+            outcome = asyncio.get_running_loop().create_future()
+            purchase = await self._send(_QueuedPost(order=order, request=sendable, entry=entry, outcome=outcome))
+            if purchase is None:
                 return None
-            entry, result = sent.entry, sent.result
+            entry, result = purchase.entry, purchase.result
             if result is None:
                 continue  # the key was bought, or is being bought, by another process
             if entry.record.state not in _NOT_BOUGHT:
-                return Purchase(entry=entry, doubt=result.error)
+                return purchase
             if entry.record.refusal is not None and entry.record.refusal.code == order.request.kind.unreachable:
                 self._uploads.forget(sendable)
             tries += 1
@@ -190,90 +177,67 @@ class Submission:
 
     async def _settled(self, entry: JobEntry, order: Order) -> JobEntry:
         """The job of this key once it is known whether it was bought. What was not bought may be sent corrected."""
-        entry = await self._registry.fresh(entry)
+        entry = await self._registry.up_to_date(entry)
         _check_same(entry.record, order)
         order.moved.set()
         if self._closed:
             raise _closed()
-        await self._answered(entry)
+        await self._exchange.await_answer(entry)
         _check_same(entry.record, order)
         return entry
 
-    async def _answered(self, entry: JobEntry) -> None:
-        """Wait until no POST of this job is under way, for as long as one of another process can take.
-
-        A job that is being sent as the store has it, and that no submit has in hand, becomes uncertain. Raises
-        `SubmitUncertain` when another process has not answered in time, `ClientClosed`, `StoreError`.
-        """
-        record, timeouts = entry.record, self._context.timeouts
-        if record.state is not State.SENDING:
-            return
-        if not self._registry.is_in_hand(record.id):
-            now = self._context.clock.time()
-            lost = AnswerLost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + timeouts.uncertain)
-            await self._registry.apply(record.id, lost)
-            return
-        limit_s = timeouts.connect + timeouts.answer + SENDING_SLACK_S
-        try:
-            async with self._context.clock.timeout(limit_s):
-                await self._registry.wait(entry, lambda record: record.state is not State.SENDING)
-        except TimeoutError:
-            await self._registry.reread(entry)
-            if entry.record.state is State.SENDING:
-                raise still_sending_error(record, limit_s) from None
-
     # --- the senders -------------------------------------------------------------------------------------------------
 
-    async def _send(self, parcel: _Parcel) -> Sent | None:
+    async def _send(self, post: _QueuedPost) -> Purchase | None:
         if self._closed:
             raise _closed()
-        self._queue.put_nowait(parcel)
+        self._queue.put_nowait(post)
         if self._queue.qsize() > self._idle:
-            if len(self._senders) < self._context.limits.submits:
+            if len(self._senders) < self._most_senders:
                 self._senders.start(self._work(), name="xiling sender")
             else:
-                parcel.order.moved.set()
-        outcome = await parcel.outcome
+                post.order.moved.set()
+        outcome = await post.outcome
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
     async def _work(self) -> None:
-        while (parcel := await self._next()) is not None:
+        while (post := await self._next()) is not None:
             try:
-                parcel.done(await self._carry(parcel))
+                post.done(await self._send_post(post))
             except Exception as error:
-                parcel.done(error)
+                post.done(error)
             except asyncio.CancelledError:  # closing was cut short: the row tells the next client
-                parcel.done(_closed(charged="maybe"))
+                post.done(_closed(charged="maybe"))
                 raise
-            del parcel  # while a sender waits for the next one, it keeps no job alive
+            del post  # while a sender waits for the next one, it keeps no job alive
 
-    async def _next(self) -> _Parcel | None:
+    async def _next(self) -> _QueuedPost | None:
         self._idle += 1
         try:
             return await self._queue.get()
         finally:
             self._idle -= 1
 
-    async def _carry(self, parcel: _Parcel) -> Sent | None:
-        if parcel.outcome.done():  # its caller has gone
+    async def _send_post(self, post: _QueuedPost) -> Purchase | None:
+        if post.outcome.done():  # its caller has gone
             return None
         await self._calls.creates.turn()
-        order = parcel.order
+        order = post.order
         is_put_back = not order.is_wanted or (self._is_patient(order) and not self._calls.creates.may_probe())
-        if parcel.outcome.done() or is_put_back:
+        if post.outcome.done() or is_put_back:
             self._calls.creates.give_back()
             return None
         self._in_flight += 1
         try:
-            sent = await self._exchange.send(order, parcel.request, parcel.entry)
+            purchase = await self._exchange.send(order, post.request, post.entry)
         finally:
             self._in_flight -= 1
-        if sent.result is not None and order.held is None and not parcel.outcome.done():
-            order.held = sent.entry.record.id  # also in the pause before the next POST
-            self._registry.jobs_in_hand.hold(order.held)
-        return sent
+        if purchase.result is not None and order.job_in_hand is None and not post.outcome.done():
+            order.job_in_hand = purchase.entry.record.id  # also in the pause before the next POST
+            self._registry.jobs_in_hand.hold(order.job_in_hand)
+        return purchase
 
 
 def _check_same(record: JobRecord, order: Order) -> None:

@@ -18,7 +18,7 @@ from yarl import URL
 
 from xiling_async._internal.redact import shown
 from xiling_async.errors import InvalidRequest, Problem, Rejected, Unauthorized
-from xiling_async.models.request import JSON, Kind, Media, Progress, Request, are_plain, is_http_url, values_of
+from xiling_async.models.request import JSON, Kind, Media, Progress, Request, is_http_url, values_of
 
 PROMPT_CHARACTERS: Final = 1000
 GENERATE_COUNT: Final = range(1, 5)
@@ -145,10 +145,12 @@ class ImageToVideo(Request[Video]):
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
-        fields = {name: value for name, value in values_of(self).items() if value is not None}
-        if not are_plain(fields.values()):
-            self.check_sendable()
-            fields |= {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
+        self.check_sendable()
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values_of(self).items()
+            if value is not None
+        }
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
             del fields["generate_audio"]
         return fields

@@ -119,7 +119,7 @@ class Uploads:
             until, url = self._known.get(picture.sha256, (0.0, ""))
             if until > self._clock.time():
                 return url
-            result = await self._shared(picture).join()
+            result = await self._shared(picture).wait()
             if isinstance(result, str):
                 return result
             if result.source == picture.source:  # else another file of this content was spoiled: ours is not

@@ -2,16 +2,16 @@
 
 Every store applies events with `decide`, inside a transaction of its own; a refused event changes nothing.
 
-| event    | from                                  | to |
-| -------- | ------------------------------------- | --- |
-| ResendStarted   | not_sent, rejected                    | sending, the next attempt |
-| Accepted | any but not_sent, rejected            | accepted; done or failed when every task is known to have ended |
-| Refused  | sending, uncertain, unknown           | not_sent, rejected |
-| AnswerLost     | sending                               | uncertain |
-| OutcomeReported    | any but done, failed                  | accepted; done or failed when it was the last outcome |
-| Abandoned   | accepted; uncertain                   | expired; unknown |
-| PollScheduled    | accepted                              | accepted, due again later |
-| FileSaved     | accepted, done, failed, expired       | the same: a task's result has a file |
+| event           | from                            | to |
+| --------------- | ------------------------------- | --- |
+| ResendStarted   | not_sent, rejected              | sending, the next attempt |
+| Accepted        | any but not_sent, rejected      | accepted; done or failed when every task is known to have ended |
+| Refused         | sending, uncertain, unknown     | not_sent, rejected |
+| AnswerLost      | sending                         | uncertain |
+| OutcomeReported | any but done, failed            | accepted; done or failed when it was the last outcome |
+| Abandoned       | accepted; uncertain             | expired; unknown |
+| PollScheduled   | accepted                        | accepted, due again later |
+| FileSaved       | accepted, done, failed, expired | the same: a task's result has a file |
 
 OutcomeReported is a callback or a status answer. A callback comes to a URL that only we can have signed, so it proves
 that the service took the job: whatever state we believed in, the job is adopted. The first terminal outcome of a task
@@ -91,7 +91,7 @@ class OutcomeReported:
 
 @define(kw_only=True)
 class Abandoned:
-    """Nothing was heard for as long as one waits. `was`: the state that was waited in; in another one it is refused."""
+    """No answer and no callback came in time. `was`: the state that was waited in; in another one it is refused."""
 
     at: float
     was: State | None = None
@@ -144,17 +144,7 @@ class Change:
 
 LEGAL: Final[dict[type[Event], frozenset[State]]] = {
     ResendStarted: frozenset({State.NOT_SENT, State.REJECTED}),
-    Accepted: frozenset(
-        {
-            State.SENDING,
-            State.UNCERTAIN,
-            State.UNKNOWN,
-            State.ACCEPTED,
-            State.DONE,
-            State.FAILED,
-            State.EXPIRED,
-        }
-    ),
+    Accepted: frozenset(State) - {State.NOT_SENT, State.REJECTED},
     Refused: frozenset({State.SENDING, State.UNCERTAIN, State.UNKNOWN}),
     AnswerLost: frozenset({State.SENDING}),
     OutcomeReported: frozenset(State),
@@ -168,7 +158,7 @@ _OF_AN_ATTEMPT: Final = (OutcomeReported, Accepted, Refused, AnswerLost)
 
 
 def decide(record: JobRecord, event: Event) -> Change:
-    """Apply `event` to `record`; pure. Who calls it commits the record of an `APPLIED` change before telling anyone."""
+    """Apply `event` to `record`; pure. The caller commits an `APPLIED` change before it wakes any waiter."""
     kind = type(event)
     if isinstance(event, _OF_AN_ATTEMPT) and event.attempt != record.attempt:
         return _of_another_attempt(record, event)
@@ -220,7 +210,7 @@ def _poll_scheduled(record: JobRecord, event: PollScheduled) -> Change:
 
 
 def _applied(record: JobRecord, **changes: Any) -> Change:
-    return Change(Verdict.APPLIED, record.but(**changes), record.state)
+    return Change(Verdict.APPLIED, record.next_version(**changes), record.state)
 
 
 def _accepted(record: JobRecord, event: Accepted) -> Change:
@@ -267,7 +257,7 @@ def _outcome_reported(record: JobRecord, event: OutcomeReported) -> Change:
     place = task_ids.index(event.task_id)
     before = outcomes[place]
     if before is not None and event.outcome is not None:
-        # A signature in a URL may differ from answer to answer: the same end told again is a repeat.
+        # A signature in a URL may differ from answer to answer: the same end a second time is a repeat.
         same = type(before) is type(event.outcome)
         return Change(Verdict.REPEAT if same else Verdict.CONFLICT, record)
     if event.outcome is not None:
@@ -303,11 +293,10 @@ def _progressed(
     if len(outcomes) >= asked and None not in outcomes:
         state = State.FAILED if Failed in map(type, outcomes) else State.DONE
         due_at = None
-    changed = record.progressed(
-        state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at,
-        unconfirmed=unconfirmed,
+    return _applied(
+        record, state=state, task_ids=task_ids, outcomes=outcomes, asked=asked, changed_at=at, due_at=due_at,
+        unconfirmed=unconfirmed, refusal=None,
     )  # fmt: skip
-    return Change(Verdict.APPLIED, changed, record.state)
 
 
 _APPLY: Final[dict[type[Event], Callable[[JobRecord, Any], Change]]] = {

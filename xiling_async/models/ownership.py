@@ -41,4 +41,4 @@ def _without(record: JobRecord, task_ids: tuple[str, ...], at: float) -> Change:
         changes |= {"state": State.ACCEPTED, "due_at": at}
     else:
         changes |= {"state": State.UNCERTAIN, "due_at": at + DOUBT_S, "refusal": _NOT_ITS_OWN}
-    return Change(Verdict.APPLIED, record.but(**changes), record.state)
+    return Change(Verdict.APPLIED, record.next_version(**changes), record.state)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, cast
 from urllib.parse import quote
 
-from attrs import NOTHING, AttrsInstance, fields_dict, frozen
+from attrs import NOTHING, AttrsInstance, fields, fields_dict, frozen
 from yarl import URL
 
 from xiling_async._internal.redact import shown
@@ -20,30 +18,9 @@ R_co = TypeVar("R_co", covariant=True)
 JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
 
 
-@cache
-def _fields_of(kind: Hashable) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
-    names = tuple(fields_dict(cast("type[AttrsInstance]", kind)))
-    return names, attrgetter(*names, "__class__")  # of one name alone it would not give a tuple
-
-
-def values_of(instance: object) -> dict[str, Any]:
+def values_of(instance: AttrsInstance) -> dict[str, Any]:
     """The values of the fields of an attrs object by their names, in order."""
-    names, read = _fields_of(cast("Hashable", type(instance)))  # mypy takes the `__hash__` of instances for its own
-    return dict(zip(names, read(instance), strict=False))
-
-
-def has_plain_values(instance: object) -> bool:
-    """Whether `are_plain` holds for the fields of an attrs object."""
-    _, read = _fields_of(cast("Hashable", type(instance)))
-    return are_plain(read(instance)[:-1])
-
-
-def are_plain(values: Iterable[object]) -> bool:
-    """Whether there is nothing among them but texts, numbers, truth values and None: no file, no list."""
-    return _PLAIN.issuperset(map(type, values))
-
-
-_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+    return {attribute.name: getattr(instance, attribute.name) for attribute in fields(type(instance))}
 
 
 class Progress(StrEnum):
@@ -118,25 +95,23 @@ class Request(Generic[R_co]):
 
     def local_files(self) -> dict[str, Path]:
         """The files to upload before this can be sent, by field (`reference_images[1]`: the second of a list)."""
-        found: dict[str, Path] = {}
-        if has_plain_values(self):
-            return found
+        files: dict[str, Path] = {}
         for name, value in values_of(self).items():
             if isinstance(value, Path):
-                found[name] = value
+                files[name] = value
             elif isinstance(value, tuple):
-                found |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Path)}
-        return found
+                files |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Path)}
+        return files
 
     def with_urls(self, urls: Mapping[Path, str]) -> Self:
         """The same request with each of these files replaced by its URL; no rule is checked again."""
 
-        def sent(value: JSON) -> JSON:
+        def replaced(value: JSON) -> JSON:
             if isinstance(value, tuple):
-                return tuple(sent(item) for item in value)
+                return tuple(replaced(item) for item in value)
             return urls.get(value, value) if isinstance(value, Path) else value
 
-        return self.restored({name: sent(value) for name, value in values_of(self).items()})
+        return self.restored({name: replaced(value) for name, value in values_of(self).items()})
 
     def check_sendable(self) -> None:
         """Raises `InvalidRequest` if there are files that have no URL yet."""

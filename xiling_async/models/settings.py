@@ -21,10 +21,7 @@ from xiling_async.errors import ConfigurationError
 from xiling_async.models.request import has_valid_host
 
 DEFAULT_BASE_URL: Final = "https://api.keevx.com/v1"
-KEY_VARIABLES: Final = (
-    "XILING_API_KEY",
-    "KEEVX_API_KEY",
-)  # the second is the one the vendor tells its users to set
+KEY_VARIABLES: Final = ("XILING_API_KEY", "KEEVX_API_KEY")  # the second: the vendor tells its users to set it
 BASE_URL_VARIABLE: Final = "XILING_BASE_URL"
 SHORTEST_SECRET_BYTES: Final = 16  # of a webhook secret
 MOST_PROXIES: Final = 16  # one or two are usual
@@ -46,10 +43,10 @@ def _from_environment(*names: str) -> str | None:
     return next((value for name in names if (value := os.environ.get(name, "").strip())), None)
 
 
-def api_key(given: str | None) -> str:
-    if given is not None and not isinstance(given, str):
-        raise ConfigurationError(f"api_key must be text, not {type_name(given)}.")
-    key = (given or "").strip() or _from_environment(*KEY_VARIABLES)
+def api_key(value: str | None) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ConfigurationError(f"api_key must be text, not {type_name(value)}.")
+    key = (value or "").strip() or _from_environment(*KEY_VARIABLES)
     if key is None:
         raise ConfigurationError(
             "No API key: pass api_key=..., or set XILING_API_KEY (or KEEVX_API_KEY). Nothing was sent."
@@ -59,28 +56,22 @@ def api_key(given: str | None) -> str:
     return key
 
 
-def base_url(given: str | URL | None) -> URL:
-    if given is not None and not isinstance(given, (str, URL)):
-        raise ConfigurationError(f"base_url must be text or a yarl.URL, not {type_name(given)}.")
-    text = str(given or "").strip() or _from_environment(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
-    url = _http_url("The base URL", text)
-    if url.query_string or url.fragment or url.user or url.password:
-        raise ConfigurationError("The base URL must be just scheme, host and path: the key goes into a header.")
-    return url
+def base_url(value: str | URL | None) -> URL:
+    if value is not None and not isinstance(value, (str, URL)):
+        raise ConfigurationError(f"base_url must be text or a yarl.URL, not {type_name(value)}.")
+    text = str(value or "").strip() or _from_environment(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
+    return _http_url("The base URL", text)
 
 
-def callback_base(given: str | URL | None, port: int | None) -> URL | None:
+def callback_base(value: str | URL | None, port: int | None) -> URL | None:
     """The public URL of a receiver; None when it is to be derived from its own port: this machine only."""
-    if given is not None and not isinstance(given, (str, URL)):
-        raise ConfigurationError(f"The receiver's public_url must be text or a yarl.URL, not {type_name(given)}.")
-    text = str(given or "").strip()
+    if value is not None and not isinstance(value, (str, URL)):
+        raise ConfigurationError(f"The receiver's public_url must be text or a yarl.URL, not {type_name(value)}.")
+    text = str(value or "").strip()
     if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 <= port <= 65535):
         raise ConfigurationError(f"port must be 0 to 65535, not {port!r}.")
     if text:
-        url = _http_url("The receiver's public URL", text)
-        if url.query_string or url.fragment or url.user or url.password:
-            raise ConfigurationError("The receiver's public URL must be just scheme, host and path.")
-        return url
+        return _http_url("The receiver's public URL", text)
     if port is not None:
         return None
     raise ConfigurationError(
@@ -89,46 +80,46 @@ def callback_base(given: str | URL | None, port: int | None) -> URL | None:
     )
 
 
-def webhook_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[bytes, ...]:
+def webhook_secrets(secrets: str | bytes | Sequence[str | bytes] | None) -> tuple[bytes, ...]:
     """The user's secrets of callback URLs, newest first; none: the store keeps one."""
-    if given is None:
-        given = [part.strip() for part in (_from_environment(SECRET_VARIABLE) or "").split(",") if part.strip()]
-    items: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+    if secrets is None:
+        secrets = [part.strip() for part in (_from_environment(SECRET_VARIABLE) or "").split(",") if part.strip()]
+    items: list[Any] = list(secrets) if isinstance(secrets, (list, tuple)) else [secrets]
     if not all(isinstance(item, (str, bytes)) for item in items):  # bytes(20) would be twenty zeros
         raise ConfigurationError("A webhook secret must be text or bytes; for several, pass a list.")
-    found = tuple(item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item for item in items)
-    if any(len(secret) < SHORTEST_SECRET_BYTES for secret in found):
+    encoded = tuple(item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item for item in items)
+    if any(len(secret) < SHORTEST_SECRET_BYTES for secret in encoded):
         raise ConfigurationError(f"A webhook secret must have at least {SHORTEST_SECRET_BYTES} bytes.")
-    return found
+    return encoded
 
 
-def networks_of(given: Sequence[str | Network] | None) -> tuple[Network, ...] | None:
+def networks_of(networks: Sequence[str | Network] | None) -> tuple[Network, ...] | None:
     """The networks that callbacks may come from; None: everybody."""
-    if given is None:
+    if networks is None:
         return None
-    if not isinstance(given, (list, tuple)) or not given:
+    if not isinstance(networks, (list, tuple)) or not networks:
         raise ConfigurationError('allowed_networks must be a list such as ("203.0.113.0/24",), and not an empty one.')
     try:
-        return tuple(ipaddress.ip_network(network) for network in given)
+        return tuple(ipaddress.ip_network(network) for network in networks)
     except ValueError as why:
         raise ConfigurationError(f"allowed_networks: {why}.") from None
 
 
-def proxy_count(given: int) -> int:
-    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= MOST_PROXIES:
+def proxy_count(count: int) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_PROXIES:
         raise ConfigurationError(
-            f"trusted_proxies is the number of your proxies before the receiver (0 to {MOST_PROXIES}), not {given!r}."
+            f"trusted_proxies is the number of your proxies before the receiver (0 to {MOST_PROXIES}), not {count!r}."
         )
-    return given
+    return count
 
 
-def extra_headers(given: Mapping[str, str] | None) -> dict[str, str]:
+def extra_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Headers of the user's own, as a copy. The client's own ones, and those of the connection, are refused."""
-    if given is None:
+    if headers is None:
         return {}
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(f'headers must be a mapping such as {{"source": "skill"}}, not {type_name(given)}.')
-    for name, value in given.items():
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(f'headers must be a mapping such as {{"source": "skill"}}, not {type_name(headers)}.')
+    for name, value in headers.items():
         if type(name) is not str or type(value) is not str:
             what = f"{type_name(name)}: {type_name(value)}"
             raise ConfigurationError(f"headers must map text to text, not {what}; each value is not a line of text.")
@@ -136,36 +127,36 @@ def extra_headers(given: Mapping[str, str] | None) -> dict[str, str]:
             raise ConfigurationError(f"headers: the header {shown(name)} is not a line of text.")
         if name.lower() in _OWN_HEADERS:
             raise ConfigurationError(f"headers may not hold {name}: the client sets it itself.")
-    return dict(given)
+    return dict(headers)
 
 
 def _is_line(value: str) -> bool:
     return all(character == "\t" or (character.isprintable() and character < "\ud800") for character in value)
 
 
-def folder(given: str | os.PathLike[str] | None) -> Path | None:
+def folder(value: str | os.PathLike[str] | None) -> Path | None:
     """Where results are kept; it may be missing yet.
 
     In an event loop the disk is not asked here: it could block. There `Client.open` finds out, in a thread.
     """
-    if given is None:
+    if value is None:
         return None
-    path = path_of("save_to", given, "a folder")
+    path = path_of("save_to", value, "a folder")
     if not _in_event_loop() and path.is_file():
         raise ConfigurationError(f"save_to must be a folder, but {path} is a file.")
     return path
 
 
-def path_of(name: str, given: object, what: str = "a file") -> Path:
+def path_of(name: str, value: object, what: str = "a file") -> Path:
     """A path as the user gave it. Raises `ConfigurationError` for what cannot be one."""
-    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str):
-        raise ConfigurationError(f"{name} must be the path of {what}, not {type_name(given)}.")
+        raise ConfigurationError(f"{name} must be the path of {what}, not {type_name(value)}.")
     try:
-        fine = bool(path.strip()) and "\0" not in path and bool(os.fsencode(path))
+        is_path = bool(path.strip()) and "\0" not in path and bool(os.fsencode(path))
     except UnicodeEncodeError:
-        fine = False
-    if not fine:
+        is_path = False
+    if not is_path:
         raise ConfigurationError(f"{name} must be the path of {what}, not {path!r}.")
     return Path(path)
 
@@ -219,6 +210,8 @@ def _http_url(what: str, text: str) -> URL:
         raise ConfigurationError(
             f"{what} is plain http to {url.host}: keys and callback tokens could be read on the network. Use https."
         )
+    if url.query_string or url.fragment or url.user or url.password:
+        raise ConfigurationError(f"{what} must be just scheme, host and path.")
     return url
 
 

@@ -156,7 +156,7 @@ class MemoryStore:
         claimed: list[JobRecord] = []
         while self._next() and self._due[0][0] <= now and len(claimed) < limit:
             record = self._jobs[heapq.heappop(self._due)[1]]
-            leased = record.but(due_at=now + lease_s)
+            leased = record.next_version(due_at=now + lease_s)
             self._keep(record, leased)
             claimed.append(leased)
         return claimed
@@ -182,9 +182,9 @@ class MemoryStore:
                 lost = AnswerLost(attempt=record.attempt, at=now, refusal=LEFT_BEHIND, due_at=now + doubt_s)
                 await self.change(record.id, lost)
             elif record.state is State.UNCERTAIN:
-                self._keep(record, record.but(due_at=min(record.due_at or now, now + doubt_s)))
+                self._keep(record, record.next_version(due_at=min(record.due_at or now, now + doubt_s)))
             else:
-                self._keep(record, record.but(due_at=now + spread_s * place / len(open_jobs)))
+                self._keep(record, record.next_version(due_at=now + spread_s * place / len(open_jobs)))
         return len(open_jobs)
 
     async def purge(self, older_than: timedelta | float) -> int:

@@ -203,7 +203,7 @@ class SQLiteStore:
                 "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
                 [(now + lease_s, row[0]) for row in due],
             )
-            return [record.but(due_at=now + lease_s) for record in self._reader.records(due)]
+            return [record.next_version(due_at=now + lease_s) for record in self._reader.records(due)]
 
         return await self._run(work)
 

@@ -192,7 +192,7 @@ class WebhookHandler:
             return self._refuse(body, token)
         if request.may_be_cancelled:
             commit = self._take(token, body)
-            return await self._commits.outlive(commit, name=f"xiling callback of job {token.job_id}")
+            return await self._commits.run_shielded(commit, name=f"xiling callback of job {token.job_id}")
         return await self._take(token, body)
 
     def _authenticate(self, request: IncomingRequest) -> CallbackToken | Reply:

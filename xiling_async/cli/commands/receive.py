@@ -13,7 +13,7 @@ from rich.console import Console
 from xiling_async.cli import output, runtime
 from xiling_async.cli.output import count
 from xiling_async.cli.runtime import terminated
-from xiling_async.jobs.callback_worker import CallbackWorker
+from xiling_async.jobs.callbacks import CallbackWorker
 from xiling_async.stores import PostgresStore
 from xiling_async.telemetry.events import CallbackRefused, CallbackTaken, Event
 from xiling_async.webhooks.receiver import WebhookReceiver
