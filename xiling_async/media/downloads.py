@@ -243,7 +243,7 @@ class Downloads:
                 if not isinstance(trouble.error, FileExistsError):
                     raise
                 self._refuse(path, task_id)
-        return tuple(item.target.said / path.name for item, path in zip(items, paths, strict=True))
+        return tuple(item.target.as_written / path.name for item, path in zip(items, paths, strict=True))
 
     def _refuse(self, path: Path | None, task_id: str) -> None:
         if path is not None:

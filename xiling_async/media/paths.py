@@ -57,12 +57,12 @@ def part_beside(target: Path) -> Path:
 class Target:
     """Where a file goes. `name` is the user's own; None: `<stem>.<type>`, the type being that of the bytes.
 
-    `folder` is absolute, and `said` the same folder as the user wrote it. `other_types` are those that are not named
-    so, because a file of that name would be another file of the result: they have `what` in their name.
+    `folder` is absolute, and `as_written` the same folder as the caller wrote it. `other_types` are those that are
+    not named so, because a file of that name would be another file of the result: they have `what` in their name.
     """
 
     folder: Path
-    said: Path
+    as_written: Path
     name: str | None
     stem: str
     what: str
@@ -109,7 +109,7 @@ def targets_of(
     stem = stem_of(task_id) if is_folder else path.stem
     return [
         Target(
-            folder=folder.absolute(), said=folder, name=None if number else name, stem=stem, what=what,
+            folder=folder.absolute(), as_written=folder, name=None if number else name, stem=stem, what=what,
             other_types=_other_types(media, what),
         )
         for number, what in enumerate(wanted)
