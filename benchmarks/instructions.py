@@ -29,7 +29,6 @@ from sides import LeanService
 from speed import REQUEST, bare, raw, release
 
 from xiling_async import Client, WebhookReceiver
-from xiling_async._internal import json as strict_json
 
 RECORDED: Final = Path(__file__).with_name("instructions.json")
 ALLOWED: Final = 1.10
@@ -67,7 +66,6 @@ def counted(urls: list[str]) -> None:
     """In the process that valgrind watches: fork for each run, and say which process was which."""
     asyncio.run(asyncio.sleep(0))
     gc.disable()
-    strict_json.fast_dumps = None  # without the extra `speedups`, wherever it is counted
     children = {}
     for url, wanted in zip(urls, RUNS, strict=True):
         whose, creates, callbacks = wanted

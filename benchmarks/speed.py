@@ -35,7 +35,6 @@ from report import show
 from sides import LeanService, Process, cores, pin
 
 from xiling_async import Client, ImageToVideo, MemoryStore, SQLiteStore, WebhookReceiver
-from xiling_async._internal import json as strict_json
 from xiling_async.jobs.job import Job
 from xiling_async.stores.base import Store
 
@@ -51,7 +50,7 @@ BARE_TO_MANY: Final = "bare aiohttp handler, 64 senders"
 HANDLER: Final = "aiohttp application"
 FASTAPI: Final = "FastAPI on uvicorn"
 WITH: Final = ", with "
-SPEEDUPS: Final = ("orjson", "uvloop", "orjson and uvloop")
+UVLOOP: Final = "uvloop"
 RAW_RATIO, PEER_RATIO, BARE_RATIO, FASTAPI_RATIO, DURABLE_RATIO = 0.85, 12.0, 0.75, 3.0, 0.45
 PROFILE_ROWS: Final = 25
 REQUEST: Final = ImageToVideo(
@@ -216,9 +215,7 @@ def serve_rounds(side: str, url: str) -> None:
     """A side: a round for each line that comes."""
     pin(cores()[1])
     name, _, faster = side.partition(WITH)
-    if "orjson" not in faster:
-        strict_json.fast_dumps = None
-    factory = importlib.import_module("uvloop").new_event_loop if "uvloop" in faster else None
+    factory = importlib.import_module(UVLOOP).new_event_loop if faster == UVLOOP else None
     run = callbacks if name in (TAKING, DURABLE, BARE, BARE_TO_MANY, HANDLER, FASTAPI) else creates
     for line in sys.stdin:
         with asyncio.Runner(loop_factory=factory) as runner:
@@ -303,11 +300,11 @@ def compare(service: LeanService, quick: bool) -> bool:
 
 def speedups(service: LeanService, rounds: int, jobs: int) -> None:
     """What the extra is worth, where it is installed."""
-    if installed("orjson") is None or installed("uvloop") is None:
+    if installed(UVLOOP) is None:
         return
     rows = []
     for name, mode in ((OURS, "never"), (TAKING, "held")):
-        found = played(service, {name: jobs} | {f"{name}{WITH}{what}": jobs for what in SPEEDUPS}, rounds, mode)
+        found = played(service, {name: jobs, f"{name}{WITH}{UVLOOP}": jobs}, rounds, mode)
         for side, took in found.items():
             wall, cpu = (f"{ratio:.2f}" for ratio in times_as_many(took, found[name]).values())
             each = middle(took)

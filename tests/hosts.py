@@ -1,4 +1,4 @@
-"""What a download may meet on the network: a canary, a host that answers as told, and TLS in front of a service."""
+"""What a download may meet on the network: a host with prepared answers or none, and TLS before a service."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Seen:
         return None
 
 
-Answer = Callable[[Seen, int], bytes]  # the request, and the how manieth it is, from 1
+Answer = Callable[[Seen, int], bytes]  # the request, and its number, from 1
 
 
 class Host:

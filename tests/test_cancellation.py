@@ -27,6 +27,7 @@ from xiling_async import (
     Job,
     Limits,
     MemoryStore,
+    ReceiverOptions,
     SQLiteStore,
     State,
     Store,
@@ -336,8 +337,11 @@ def test_a_cancelled_open_leaves_nothing_open(name: str, listens: str, twice: bo
             async def attempt(turn: int) -> bool:
                 store = store_of(name, tmp_path)
                 path = tmp_path / "socket" if listens == "at a path" else None
-                given = {"port": 0} if path is None else {"public_url": "https://media.example.com/x", "path": path}
-                receiver = WebhookReceiver(**given)
+                receiver = WebhookReceiver(
+                    None if path is None else "https://media.example.com/x",
+                    port=0 if path is None else None,
+                    options=ReceiverOptions(path=path),
+                )
                 client = client_of(sim, store=store, receiver=receiver, save_to=tmp_path / "clips")
                 before = asyncio.all_tasks()
                 was_cancelled = await cancelled_at(turns, turn, client.open, twice=twice)

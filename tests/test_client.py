@@ -26,7 +26,7 @@ from xiling_async import (
     MemoryStore,
     Polling,
     PostgresStore,
-    ReceiverLimits,
+    ReceiverOptions,
     Rejected,
     SQLiteStore,
     Succeeded,
@@ -144,7 +144,7 @@ def test_wrong_settings_are_configuration_errors(kind: type[Any]) -> None:
     ("kind", "given"),
     [
         (WebhookReceiver, {"public_url": "https://me.example/x"}),
-        (ReceiverLimits, {}),
+        (ReceiverOptions, {}),
         (MemoryStore, {}),
         (SQLiteStore, {"path": "jobs.db"}),
         (PostgresStore, {"dsn": "postgresql://db.example.com/videos"}),

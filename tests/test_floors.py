@@ -42,7 +42,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "asyncpg": ("stores.postgres.driver",),
     "jinja2": ("cli.batch.gallery",),
     "google_crc32c": ("media.headers",),
-    "orjson": ("_internal.json",),
     "uvloop": ("cli.runtime",),
     "asyncio.run": ("cli.runtime",),
     "typer": ("cli*",),

@@ -37,7 +37,7 @@ from xiling_async.stores import MemoryStore, PostgresStore, SQLiteStore, Store
 from xiling_async.telemetry.stats import Stats
 from xiling_async.webhooks.access_log import RedactCallbackTokens
 from xiling_async.webhooks.handler import Reply
-from xiling_async.webhooks.limits import ReceiverLimits
+from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 __all__ = [
@@ -59,7 +59,7 @@ __all__ = [
     "Problem",
     "ProtocolError",
     "RateLimited",
-    "ReceiverLimits",
+    "ReceiverOptions",
     "RedactCallbackTokens",
     "Rejected",
     "Reply",

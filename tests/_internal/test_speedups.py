@@ -1,9 +1,8 @@
-"""The extra `speedups`: everything works with uvloop and orjson, and everything works without them."""
+"""The extra `speedups`: everything works with uvloop, and everything works without it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 from support import client_of, model_v
 
-from xiling_async import ImageToVideo, SQLiteStore, WebhookReceiver
-from xiling_async._internal import json as strict_json
+from xiling_async import SQLiteStore, WebhookReceiver
 from xiling_async.cli import runtime
 from xiling_async.simulator import Simulator, faults
 
@@ -20,10 +18,9 @@ uvloop = pytest.importorskip("uvloop", reason="not made for this system")
 
 WITHOUT = """
 import sys
-sys.modules["uvloop"] = sys.modules["orjson"] = None
-from xiling_async._internal import json as strict_json
+sys.modules["uvloop"] = None
 from xiling_async.cli import main, runtime
-assert runtime.LOOP_FACTORY is None and strict_json.written({"a": "ä"}) == '{"a":"ä"}'.encode()
+assert runtime.LOOP_FACTORY is None
 main()
 """
 
@@ -55,22 +52,8 @@ def test_the_promise_holds_in_uvloop(tmp_path: Path) -> None:
 
 
 def test_a_command_runs_without_the_extra(tmp_path: Path) -> None:
-    """The demo, with neither to be had."""
+    """The demo, without uvloop."""
     command = [sys.executable, "-c", WITHOUT, "demo", "--jobs", "3", "--speed", "50", "--out", str(tmp_path / "out")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "nothing was paid for twice" in ran.stdout
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        model_v("waves, Wellen, 波, 🌊, \u2028 and \x7f").fields(),
-        model_v(count=4).fields(),
-        ImageToVideo.unchecked(model="X", seed=2**70, strength=1e16, nested={"list": [None, True, 1.5]}).fields(),
-    ],
-    ids=["Unicode", "a request", "a whole number beyond 64 bits"],
-)
-def test_both_write_the_same(body: dict[str, object]) -> None:
-    """What is sent says the same with orjson and without."""
-    assert json.loads(strict_json.written(body)) == json.loads(strict_json.plainly_written(body)) == body

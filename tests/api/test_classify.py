@@ -21,9 +21,7 @@ from xiling_async.api.classify import (
     RETRY_ACTIONS,
     ExchangeResult,
     RetryAction,
-    after_create,
-    after_status,
-    after_upload,
+    RetryActions,
     of_exception,
     of_status,
 )
@@ -140,16 +138,16 @@ def test_what_a_status_says(status: int, has_api_body: bool) -> None:
 def test_the_step_after_an_answer(status: int, has_api_body: bool, create: RetryAction, free: RetryAction) -> None:
     """What the table of reliability.md allows; a status GET and an upload cost nothing."""
     happened = of_status(status, has_api_body=has_api_body)
-    assert (after_create(happened), after_status(happened), after_upload(happened)) == (create, free, free)
+    assert RETRY_ACTIONS[happened] == RetryActions(create=create, free=free)
 
 
 def test_a_paid_create_is_repeated_in_two_cases_only() -> None:
     """It never arrived, or the service said 429. Everything that may have been taken is uncertain."""
     repeated = {
-        happened for happened in RETRY_ACTIONS if after_create(happened) in (RetryAction.AGAIN, RetryAction.WAIT)
+        happened for happened, row in RETRY_ACTIONS.items() if row.create in (RetryAction.AGAIN, RetryAction.WAIT)
     }
     assert repeated == {ExchangeResult.UNREACHABLE, ExchangeResult.LIMITED}
-    assert {happened for happened in RETRY_ACTIONS if after_create(happened) is RetryAction.FAIL} == {
+    assert {happened for happened, row in RETRY_ACTIONS.items() if row.create is RetryAction.FAIL} == {
         ExchangeResult.REFUSED,
         ExchangeResult.NOT_BEGUN,
     }
@@ -158,8 +156,7 @@ def test_a_paid_create_is_repeated_in_two_cases_only() -> None:
 def test_every_happening_has_its_steps() -> None:
     """Only a whole answer needs none: its body decides."""
     assert set(RETRY_ACTIONS) == set(ExchangeResult) - {ExchangeResult.ANSWERED}
-    for after in (after_status, after_upload):
-        assert all(after(happened) is not RetryAction.UNCERTAIN for happened in RETRY_ACTIONS)
+    assert all(row.free is not RetryAction.UNCERTAIN for row in RETRY_ACTIONS.values())
 
 
 def test_what_was_never_asked_for_never_left() -> None:

@@ -27,7 +27,7 @@ from xiling_async import (
     Limits,
     MemoryStore,
     Polling,
-    ReceiverLimits,
+    ReceiverOptions,
     SQLiteStore,
     Timeouts,
     Video,
@@ -82,7 +82,7 @@ class Scene:
         return client_of(
             self.sim,
             store=SQLiteStore(self.folder / "jobs.db") if self._is_on_disk else MemoryStore(),
-            receiver=WebhookReceiver(port=0, limits=ReceiverLimits(connections=64)),
+            receiver=WebhookReceiver(port=0, options=ReceiverOptions(connections=64)),
             limits=Limits(submits=2, downloads=2, gets_per_second=GETS_PER_SECOND, submits_per_second=rate),
             timeouts=Timeouts(connect=600, answer=600, stall=STALL_S),
             polling=Polling(every=POLL_S, grace=POLL_S),

@@ -50,7 +50,7 @@ async def test_the_access_log_of_aiohttp_shows_no_token(is_filtered: bool, caplo
         await web.SockSite(runner, listening).start()
         token = await exercise(receiver)
         await runner.cleanup()
-    judge(everything_in(caplog, "aiohttp.access"), token, is_filtered=is_filtered)
+    check(everything_in(caplog, "aiohttp.access"), token, is_filtered=is_filtered)
 
 
 @pytest.mark.parametrize("is_filtered", [True, False])
@@ -67,7 +67,7 @@ async def test_the_access_log_of_uvicorn_shows_no_token(is_filtered: bool, caplo
         token = await exercise(receiver)
         await server.shutdown(sockets=[])
     assert {len(record.args or ()) for record in caplog.records if record.name == "uvicorn.access"} == {5}
-    judge(everything_in(caplog, "uvicorn.access"), token, is_filtered=is_filtered)
+    check(everything_in(caplog, "uvicorn.access"), token, is_filtered=is_filtered)
 
 
 async def exercise(receiver: WebhookReceiver) -> str:
@@ -81,10 +81,10 @@ async def exercise(receiver: WebhookReceiver) -> str:
         return token_of(url)
 
 
-def judge(told: list[str], token: str, *, is_filtered: bool) -> None:
-    assert len(told) == 3
-    assert [token in line for line in told] == [not is_filtered] * 3
-    assert all("/xiling/" in line for line in told)
+def check(lines: list[str], token: str, *, is_filtered: bool) -> None:
+    assert len(lines) == 3
+    assert [token in line for line in lines] == [not is_filtered] * 3
+    assert all("/xiling/" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from support import (
     token_of,
 )
 
-from xiling_async import ReceiverLimits, State, WebhookReceiver
+from xiling_async import ReceiverOptions, State, WebhookReceiver
 from xiling_async.simulator import Simulator
 from xiling_async.testing.clock import ManualClock
 from xiling_async.webhooks.asgi import ASGIApp, Message
@@ -113,9 +113,9 @@ async def test_callbacks_through_an_application(make: Callable[[WebhookReceiver]
 
 
 async def test_a_mounted_receiver_has_its_own_limits_and_leaves_the_rest_alone() -> None:
-    """Size, declared or not, encoding and method are refused as by our own server; the user's routes are his."""
+    """Size, declared or not, encoding and method are refused as by our own server; the user's routes are left alone."""
     async with (
-        under_uvicorn(mounted, "/xiling", limits=ReceiverLimits(body_bytes=2_000)) as (receiver, origin),
+        under_uvicorn(mounted, "/xiling", options=ReceiverOptions(body_bytes=2_000)) as (receiver, origin),
         Simulator(manual=True) as sim,
         client_of(sim, receiver=receiver) as client,
         plain_session() as session,
@@ -163,10 +163,10 @@ async def test_a_mounted_body_that_stalls_is_cut_at_its_deadline() -> None:
 
 
 async def test_only_from_allowed_networks_as_uvicorn_sees_them() -> None:
-    """uvicorn resolves its own proxy's X-Forwarded-For: then the peer is whom it names, and none is to be counted."""
-    options: dict[str, Any] = {"allowed_networks": ["203.0.113.0/24"]}
+    """uvicorn resolves its own proxy's X-Forwarded-For: the peer is the address that it names, no proxy counts."""
+    options = ReceiverOptions(allowed_networks=["203.0.113.0/24"])
     async with (
-        under_uvicorn(mounted, "/xiling", **options) as (receiver, _),
+        under_uvicorn(mounted, "/xiling", options=options) as (receiver, _),
         Simulator(manual=True) as sim,
         client_of(sim, receiver=receiver) as client,
         plain_session() as session,
@@ -178,7 +178,7 @@ async def test_only_from_allowed_networks_as_uvicorn_sees_them() -> None:
         assert await post(session, url, body, **{"X-Forwarded-For": "203.0.113.9"}) == 200
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------
+# --- by hand ---------------------------------------------------------------------------------------------------------
 
 
 async def spoken(app: ASGIApp, scope: dict[str, Any], *messages: Message) -> list[Message]:
@@ -205,7 +205,7 @@ def piece(body: bytes, *, more: bool = False) -> Message:
 
 
 async def test_a_websocket_is_refused() -> None:
-    """There is nothing to talk about: closed before it is accepted, which is a 403."""
+    """Closed before it is accepted, which is a 403."""
     app = WebhookReceiver(port=0).asgi()
     sent = await spoken(app, {"type": "websocket", "path": "/x"}, {"type": "websocket.connect"})
     assert sent == [{"type": "websocket.close", "code": 1008}]
@@ -220,7 +220,7 @@ async def test_a_lifespan_is_answered() -> None:
 
 
 async def test_an_unknown_scope_is_left_alone() -> None:
-    """What a server may invent one day is not ours."""
+    """A scope of a future server is ignored."""
     assert await spoken(WebhookReceiver(port=0).asgi(), {"type": "carrier-pigeon"}) == []
 
 

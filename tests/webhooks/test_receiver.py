@@ -63,7 +63,7 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.exc_info]
 
 
-# --- handle(): no sockets ------------------------------------------------------------------------------------------
+# --- handle(): no sockets --------------------------------------------------------------------------------------------
 
 
 async def test_handle_takes_a_callback_from_any_framework() -> None:
@@ -79,8 +79,8 @@ async def test_handle_takes_a_callback_from_any_framework() -> None:
         assert len(await job) == 3
 
 
-async def test_a_cancelled_handle_takes_nobodys_news_with_it() -> None:
-    """A framework cancels the call while the callback is being written (its sender hung up): who waits hears of it."""
+async def test_a_cancelled_handle_loses_no_callback() -> None:
+    """The sender hangs up while its callback is being written, so the framework cancels the call: nothing is lost."""
     receiver, store = WebhookReceiver(port=0), GatedStore()
     async with Simulator(manual=True) as sim, client_of(sim, receiver=receiver, store=store) as client:
         job, url = await pending(sim, client)
@@ -227,12 +227,12 @@ def test_any_path_and_body_through_handle_is_answered(deep: bool, caplog: pytest
     assert tracebacks(caplog) == []
 
 
-# --- a user's own application --------------------------------------------------------------------------------------
+# --- a user's own application ----------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def served(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
-    """Somebody's own aiohttp application."""
+    """A user's own aiohttp application."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     try:
@@ -257,7 +257,7 @@ async def test_add_to_serves_inside_the_users_application(path: str) -> None:
         receiver.add_to(app, path)
         base = f"{origin}{path.rstrip('/')}"
         async with served(app, listening), Simulator(manual=True) as sim, plain_session() as session:
-            assert await post(session, f"{base}/token", b"{}") == 503  # nobody is there yet
+            assert await post(session, f"{base}/token", b"{}") == 503  # the client is not open yet
             async with client_of(sim, receiver=receiver) as client:
                 job, url = await pending(sim, client)
                 assert url == f"{base}/{token_of(url)}"
@@ -273,10 +273,10 @@ async def test_add_to_serves_inside_the_users_application(path: str) -> None:
             assert await post(session, url, b"{}") == 503
 
 
-# --- the own server ------------------------------------------------------------------------------------------------
+# --- the own server --------------------------------------------------------------------------------------------------
 
 
-async def test_a_port_in_use_is_said_and_leaves_nothing_open() -> None:
+async def test_a_port_in_use_is_named_and_leaves_nothing_open() -> None:
     """The error names the port; the client is not open, sends nothing, and the next one may try another port."""
     store = NotingStore()
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -293,15 +293,15 @@ async def test_a_port_in_use_is_said_and_leaves_nothing_open() -> None:
             assert len(sim.ledger.posts) == 1
 
 
-async def test_port_0_is_a_free_port_and_is_told() -> None:
+async def test_port_0_is_a_free_port_that_can_be_read() -> None:
     """Once started, `port` and `public_url` say where it listens; before and after, nothing."""
     receiver = WebhookReceiver(port=0)
-    told = [(receiver.port, receiver.public_url)]
+    before_and_after = [(receiver.port, receiver.public_url)]
     async with Simulator() as sim, client_of(sim, receiver=receiver):
         assert receiver.port
         assert receiver.public_url == f"http://127.0.0.1:{receiver.port}"
-    told.append((receiver.port, receiver.public_url))
-    assert told == [(0, None), (0, None)]
+    before_and_after.append((receiver.port, receiver.public_url))
+    assert before_and_after == [(0, None), (0, None)]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -387,7 +387,7 @@ async def test_a_body_that_stalls_is_cut_at_its_deadline() -> None:
     ],
 )  # fmt: skip
 async def test_a_broken_request_is_no_traceback(broken: tuple[bytes, ...], caplog: pytest.LogCaptureFixture) -> None:
-    """What is no HTTP, or breaks off, changes nothing, prints no traceback, and the next callback is taken."""
+    """What is not HTTP, or breaks off, changes nothing, prints no traceback, and the next callback is taken."""
     caplog.set_level(logging.INFO)
     store = NotingStore()
     async with Simulator(manual=True) as sim, client_of(sim, store=store) as client:
@@ -446,7 +446,7 @@ async def test_every_200_says_the_same_on_a_kept_and_on_a_closed_connection() ->
     assert found[0]["Server"] == "callbacks"
 
 
-# --- what callbacks say --------------------------------------------------------------------------------------------
+# --- what callbacks say ----------------------------------------------------------------------------------------------
 
 
 async def test_unknown_fields_are_kept() -> None:
@@ -473,8 +473,8 @@ async def test_a_callback_without_its_envelope_fields_is_taken() -> None:
 
 
 @pytest.mark.parametrize("status", ["PENDING", "PROCESSING", "QUEUED", "succeeded", ""])
-async def test_progress_is_no_end(status: str) -> None:
-    """A status that is not an end, also one that nobody documented, is answered 200 and the wait goes on."""
+async def test_progress_does_not_end_a_job(status: str) -> None:
+    """A status that is not an end, also an undocumented one, is answered 200 and the wait goes on."""
     async with Simulator(manual=True) as sim, client_of(sim) as client, plain_session() as session:
         job, url = await pending(sim, client)
         waiting = await started(job.result())
@@ -524,20 +524,20 @@ async def test_the_first_end_stays(first: str, second: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("sent", "message"),
     [("The prompt was refused", "The prompt was refused"), (None, ""), ("", ""), ("half an emoji \ud83d", None)],
 )
-async def test_a_failure_is_told_whatever_its_message(message: str | None, told: str | None) -> None:
+async def test_a_failure_ends_its_job_whatever_its_message(sent: str | None, message: str | None) -> None:
     """A failed task ends its job; a message may be missing, or be cut in the middle of a character."""
     async with Simulator(manual=True) as sim, client_of(sim) as client, plain_session() as session:
         job, url = await pending(sim, client)
-        body = callback_body(job.task_ids[0], "FAILED", video_url="", thumbnail_url="", error_message=message)
+        body = callback_body(job.task_ids[0], "FAILED", video_url="", thumbnail_url="", error_message=sent)
         assert await post(session, url, body) == 200
         with pytest.raises(TaskFailed) as failed:
             await job
         (outcome,) = failed.value.outcomes
         assert isinstance(outcome, Failed)
-        assert told is None or outcome.message == told
+        assert message is None or outcome.message == message
 
 
 async def test_trust_status_believes_the_service_alone() -> None:
@@ -556,7 +556,7 @@ async def test_trust_status_believes_the_service_alone() -> None:
         assert len(sim.ledger.posts) == 1
 
 
-# --- where it is, and its secrets ----------------------------------------------------------------------------------
+# --- where it is, and its secrets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -568,13 +568,13 @@ async def test_trust_status_believes_the_service_alone() -> None:
     ],
 )  # fmt: skip
 def test_a_public_url_that_cannot_work_is_refused(url: str) -> None:
-    """No URL, no https, a query, a password: said at once."""
+    """No URL, no https, a query, a password: refused at once."""
     with pytest.raises(ConfigurationError):
         WebhookReceiver(url)
 
 
 @pytest.mark.parametrize("port", [-1, 65536, True, "80", 1.5])
-def test_a_port_that_is_none_is_refused(port: object) -> None:
+def test_an_invalid_port_is_refused(port: object) -> None:
     """A port is 0 to 65535."""
     with pytest.raises(ConfigurationError):
         WebhookReceiver("https://media.example.com", port=port)  # type: ignore[arg-type]
@@ -609,7 +609,7 @@ async def test_the_own_server_listens_on_its_host(host: str) -> None:
         assert await sim.finish(job.task_ids[0]) == 200
 
 
-async def test_a_host_that_does_not_exist_is_said() -> None:
+async def test_a_host_that_does_not_exist_is_named() -> None:
     """The name is in the error; nothing stays open."""
     async with Simulator() as sim:
         client = client_of(sim, receiver=WebhookReceiver(host="no-such-host.invalid", port=0))
@@ -618,7 +618,7 @@ async def test_a_host_that_does_not_exist_is_said() -> None:
 
 
 async def test_a_receiver_that_is_not_mounted_warns_at_the_first_submit(caplog: pytest.LogCaptureFixture) -> None:
-    """A public URL without port and mount is easily forgotten: said once, and not to those that are mounted."""
+    """A public URL without port and mount is easily forgotten: one warning, and none for those that are mounted."""
     url = "http://127.0.0.1:9/x"
     mounted = WebhookReceiver(url), WebhookReceiver(url), WebhookReceiver(url)
     mounted[0].add_to(web.Application())
@@ -660,7 +660,7 @@ async def test_the_callback_url_is_one_segment_below_the_public_url(path: str) -
 
 @pytest.mark.parametrize("secret", ["", "short", b"fifteen bytes..", ["long enough a secret", "short"]])
 def test_a_short_secret_is_refused(secret: str | bytes | list[str | bytes]) -> None:
-    """A secret that can be guessed is none."""
+    """A secret must not be guessable."""
     with pytest.raises(ConfigurationError, match="16"):
         WebhookReceiver(port=0, secret=secret)
 
@@ -686,7 +686,7 @@ async def test_rotated_secrets_still_know_their_urls(secrets: list[str | bytes] 
 
 
 async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XILING_WEBHOOK_SECRET holds one or several, separated by commas; a blank one is none."""
+    """XILING_WEBHOOK_SECRET holds one or several, separated by commas; a blank one does not count."""
     store = MemoryStore()
     async with Simulator(manual=True) as sim:
         receiver = WebhookReceiver(port=0, secret=OLD)
@@ -702,7 +702,7 @@ async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyP
         assert (reached, forgotten) == (200, 404)  # 200: the token is right, the lost job is adopted
 
 
-# --- its life ------------------------------------------------------------------------------------------------------
+# --- life cycle---------------------------------------------------------------------------------------------------
 
 
 async def test_a_receiver_can_be_used_again() -> None:

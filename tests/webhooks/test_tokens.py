@@ -104,7 +104,7 @@ def test_a_token_expires() -> None:
 
 @pytest.mark.parametrize(("wanted", "signed"), [(-5.0, 0), (0.0, 0), (1e300, 2**40 - 1)])
 def test_an_expiry_beyond_the_field_is_clamped(wanted: float, signed: int) -> None:
-    """Before 1970 or after the year 36812 is the nearest that can be said."""
+    """Before 1970 or after the year 36812 is the nearest time that fits."""
     verified = SIGNER.verify(token(expires_at=wanted), 0)
     assert verified is not None
     assert verified.expires_at == signed
@@ -142,7 +142,7 @@ def test_secrets_whose_key_ids_collide_work_both() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    """A token of a version that this library does not know is none, though its MAC is right."""
+    """A token of a version that this library does not know is refused, though its MAC is right."""
     for version in (0, 1, 2, 255):
         head = bytes([version]) + base64.urlsafe_b64decode(token())[1:28]
         mac = hmac.digest(NEW, head + b"\0" + URL.encode(), "sha256")
@@ -169,7 +169,7 @@ def test_another_secret_is_refused() -> None:
     ],
     ids=lambda text: repr(text[:12]),
 )  # fmt: skip
-def test_what_is_no_token_is_refused(text: str) -> None:
+def test_an_invalid_token_is_refused(text: str) -> None:
     """Wrong lengths, wrong alphabets, other scripts' digits and nothing at all."""
     assert SIGNER.verify(text, NOW) is None
 
@@ -203,9 +203,9 @@ def test_a_signer_shows_no_secret() -> None:
 
 def test_what_is_out_of_range_cannot_be_signed() -> None:
     """A kind or an attempt that the token has no room for is an error, never another kind or attempt."""
-    for said in (
+    for fields in (
         {"kind_number": 256}, {"tasks": -1}, {"tasks": 256}, {"attempt": 65_536}, {"attempt": -1},
         {"job_id": "abcd"}, {"job_id": "ab" * 17}, {"job_id": "x" * 32}, {"job_id": ""},
     ):  # fmt: skip
         with pytest.raises((struct.error, ValueError)):
-            token(**said)
+            token(**fields)

@@ -11,35 +11,27 @@ class Tasks:
     """The tasks of one owner: kept alive while they run, cancelled and awaited together at the end."""
 
     def __init__(self) -> None:
-        self._running: dict[asyncio.Task[Any], tuple[asyncio.Future[Any], Coroutine[Any, Any, Any]] | None] = {}
+        self._running: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._running)
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)
-        self._running[task] = None
+        self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def run_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
         """The result of this work, which goes on when the caller that waits here is cancelled."""
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
-        # Not `shield` around `start`: that takes more turns of the loop, and this is done for each POST.
-        task = loop.create_task(_carried(work, result), name=name)
-        self._running[task] = result, work
-        task.add_done_callback(self._ended)
-        return await result
+        task = self.start(work, name=name)
+        await asyncio.wait([task])
+        return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        shielded = self._running.pop(task)
+        self._running.discard(task)
         if not task.cancelled():
             task.exception()  # its callers have it; if they are gone, the store has the state
-        elif shielded is not None:
-            result, work = shielded
-            result.cancel()
-            work.close()  # it may not have begun
 
     async def drain(self) -> None:
         """Wait until all that runs has ended; if this wait is cancelled, cancel them and wait all the same."""
@@ -64,20 +56,6 @@ class Tasks:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
-
-
-async def _carried(work: Coroutine[Any, Any, T], result: asyncio.Future[T]) -> None:
-    """Hand the result of this work over in the moment in which it is there."""
-    try:
-        found = await work
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        if not result.done():
-            result.set_exception(error)
-        raise
-    if not result.done():
-        result.set_result(found)
 
 
 class Shared(Generic[T]):
@@ -107,7 +85,7 @@ class Shared(Generic[T]):
                 self._task.cancel()
 
 
-async def wait_out(*tasks: asyncio.Task[Any]) -> None:
+async def wait_out(*tasks: asyncio.Future[Any]) -> None:
     """Wait until these tasks have ended, even if the caller is cancelled meanwhile; that is raised afterwards.
 
     For work that ends soon by itself and must not be left behind. The results stay with the tasks.
@@ -123,3 +101,22 @@ async def wait_out(*tasks: asyncio.Task[Any]) -> None:
             task.exception()  # it has been looked at
     if cancelled is not None:
         raise cancelled
+
+
+async def finish(work: Coroutine[Any, Any, T], *, name: str) -> T:
+    """The result of this work, which runs in a task of its own and has ended when this returns or raises."""
+    return await ended(asyncio.create_task(work, name=name))
+
+
+async def ended(task: asyncio.Task[T]) -> T:
+    """The result of this task, which has ended when this returns or raises.
+
+    If the caller is cancelled, so is the task, once: a later cancellation does not interrupt its cleanup.
+    """
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await wait_out(task)
+        raise
+    return task.result()

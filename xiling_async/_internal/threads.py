@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from xiling_async._internal.clock import Clock
+from xiling_async._internal.tasks import wait_out
 
 T = TypeVar("T")
 
@@ -39,17 +40,12 @@ class Threads:
         self._running.add(work)
         work.add_done_callback(self._running.discard)
         result = asyncio.wrap_future(work)
-        is_cancelled = False
-        while not result.done():
-            try:
-                await asyncio.wait([result])
-            except asyncio.CancelledError:
-                is_cancelled = True
-                work.cancel()
-        if is_cancelled:
-            if not result.cancelled():
-                result.exception()  # its caller is gone
-            raise asyncio.CancelledError
+        try:
+            await asyncio.wait([result])
+        except asyncio.CancelledError:
+            work.cancel()
+            await wait_out(result)
+            raise
         return result.result()
 
     def _started(self) -> None:
@@ -61,8 +57,7 @@ class Threads:
         if executor is None:
             return
         executor.shutdown(wait=False, cancel_futures=True)
-        while running := [asyncio.wrap_future(work) for work in tuple(self._running)]:
-            await asyncio.wait(running)
+        await wait_out(*(asyncio.wrap_future(work) for work in tuple(self._running)))
         while any(thread.is_alive() for thread in self._alive):  # idle threads: they end within microseconds
             await self._clock.sleep(0)
         self._alive.clear()

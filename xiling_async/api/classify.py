@@ -1,7 +1,6 @@
 """What a failed exchange proves, as a table: what happened to a request, and what may be done next.
 
-The left column is what aiohttp (3.14) tells, or the status and body of an answer; the other columns are what the
-request was for. A create is paid: it is sent again only where it cannot have been taken.
+A create is paid: it is sent again only where it cannot have been taken. (Exceptions are those of aiohttp 3.14.)
 
 | happened    | seen as                                                                                  |
 | ----------- | ---------------------------------------------------------------------------------------- |
@@ -42,7 +41,7 @@ class ExchangeResult(Enum):
 
 class RetryAction(Enum):
     AGAIN = auto()  # send it again after a pause
-    WAIT = auto()  # close the gate for everybody, then send it again
+    WAIT = auto()  # stop all requests for a while, then send it again
     UNCERTAIN = auto()  # never again: only the callback can tell
     FAIL = auto()  # tell the caller
 
@@ -52,22 +51,21 @@ class RetryActions:
     """A row of the table: what may be done next, by what the request was for."""
 
     create: RetryAction  # paid
-    status: RetryAction  # a read
-    upload: RetryAction  # free: a second one costs nothing but the bytes
+    free: RetryAction  # a status GET or an upload
 
 
 AGAIN, WAIT, UNCERTAIN, FAIL = RetryAction.AGAIN, RetryAction.WAIT, RetryAction.UNCERTAIN, RetryAction.FAIL
 RETRY_ACTIONS: Final = {
-    ExchangeResult.NOT_BEGUN:   RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
-    ExchangeResult.UNREACHABLE: RetryActions(create=AGAIN,     status=AGAIN, upload=AGAIN),
-    ExchangeResult.CUT:         RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
-    ExchangeResult.BAD_BODY:    RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
-    ExchangeResult.GARBLED:     RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
-    ExchangeResult.REDIRECTED:  RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
-    ExchangeResult.REFUSED:     RetryActions(create=FAIL,      status=FAIL,  upload=FAIL),
-    ExchangeResult.NOT_API:     RetryActions(create=UNCERTAIN, status=FAIL,  upload=FAIL),
-    ExchangeResult.LIMITED:     RetryActions(create=WAIT,      status=WAIT,  upload=WAIT),
-    ExchangeResult.BROKEN:      RetryActions(create=UNCERTAIN, status=AGAIN, upload=AGAIN),
+    ExchangeResult.NOT_BEGUN:   RetryActions(create=FAIL,      free=FAIL),
+    ExchangeResult.UNREACHABLE: RetryActions(create=AGAIN,     free=AGAIN),
+    ExchangeResult.CUT:         RetryActions(create=UNCERTAIN, free=AGAIN),
+    ExchangeResult.BAD_BODY:    RetryActions(create=UNCERTAIN, free=AGAIN),
+    ExchangeResult.GARBLED:     RetryActions(create=UNCERTAIN, free=AGAIN),
+    ExchangeResult.REDIRECTED:  RetryActions(create=UNCERTAIN, free=FAIL),
+    ExchangeResult.REFUSED:     RetryActions(create=FAIL,      free=FAIL),
+    ExchangeResult.NOT_API:     RetryActions(create=UNCERTAIN, free=FAIL),
+    ExchangeResult.LIMITED:     RetryActions(create=WAIT,      free=WAIT),
+    ExchangeResult.BROKEN:      RetryActions(create=UNCERTAIN, free=AGAIN),
 }  # fmt: skip
 
 # Read from the top: ClientConnectorError is a ClientOSError, both timeouts are ServerTimeoutError and TimeoutError.
@@ -109,15 +107,3 @@ def of_status(status: int, *, has_api_body: bool) -> ExchangeResult:
     if 400 <= status < 500:
         return ExchangeResult.REFUSED if has_api_body else ExchangeResult.NOT_API
     return ExchangeResult.BROKEN
-
-
-def after_create(happened: ExchangeResult) -> RetryAction:
-    return RETRY_ACTIONS[happened].create
-
-
-def after_status(happened: ExchangeResult) -> RetryAction:
-    return RETRY_ACTIONS[happened].status
-
-
-def after_upload(happened: ExchangeResult) -> RetryAction:
-    return RETRY_ACTIONS[happened].upload

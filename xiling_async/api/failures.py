@@ -55,16 +55,16 @@ def refusal(
     `read`: it is the answer to a status GET, which costs nothing and changes nothing. `api_key`: the service may
     quote it, and must not be quoted with it.
     """
-    code, said, words = _no(status, frame, api_key)
-    found = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
+    code, message, reason = _no(status, frame, api_key)
+    error = RateLimited if status == 429 else kind.refusals.get(code or 0) or _BY_STATUS.get(status, ServiceError)
     return Refusal(
-        error=found.__name__,
-        message=f"The service did not tell the status of the task ({words}). The job goes on; ask again later."
+        error=error.__name__,
+        message=f"The service did not tell the status of the task ({reason}). The job goes on; ask again later."
         if read
-        else f"The service refused the {kind.name} request ({words}). Nothing was bought. {_NEXT[found]}",
+        else f"The service refused the {kind.name} request ({reason}). Nothing was bought. {_NEXT[error]}",
         status=status,
         code=code,
-        service_message=said,
+        service_message=message,
         retry_after=retry_after,
     )
 
@@ -73,22 +73,23 @@ def upload_error(
     what: str, status: int, frame: Envelope | None, *, api_key: str, retry_after: float | None = None
 ) -> ServiceError:
     """The service's no to an upload, by HTTP status: its business codes are not documented. An upload costs nothing."""
-    code, said, words = _no(status, frame, api_key)
-    found = ServiceUnavailable if status >= 500 else _BY_STATUS.get(status, ServiceError)
-    return found(
-        f"The upload of {what} failed ({words}). Nothing was bought. {_NEXT_UPLOAD[found]}",
+    code, message, reason = _no(status, frame, api_key)
+    error = ServiceUnavailable if status >= 500 else _BY_STATUS.get(status, ServiceError)
+    return error(
+        f"The upload of {what} failed ({reason}). Nothing was bought. {_NEXT_UPLOAD[error]}",
         status=status,
         code=code,
-        service_message=said,
+        service_message=message,
         retry_after=retry_after,
     )
 
 
 def _no(status: int, frame: Envelope | None, api_key: str) -> tuple[int | None, str, str]:
-    """The business code, the service's own words, and both with the status."""
+    """The business code, the service's message, and the reason as text: the status with both."""
     code = frame.code if frame else None
-    said = scrub(frame.message, api_key) if frame else ""
-    return code, said, f"HTTP {status}" + (f", code {code}" if code else "") + (f": {said}" if said else "")
+    message = scrub(frame.message, api_key) if frame else ""
+    reason = f"HTTP {status}" + (f", code {code}" if code else "") + (f": {message}" if message else "")
+    return code, message, reason
 
 
 def error_of(record: JobRecord, *, job: object = None) -> XilingError | None:
@@ -147,11 +148,11 @@ def _uncertain(record: JobRecord, job: object, known: dict[str, Any]) -> SubmitU
 
 def _failed(record: JobRecord, job: object, known: dict[str, Any]) -> TaskFailed:
     failed = [outcome for outcome in record.outcomes if isinstance(outcome, Failed)]
-    told = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in failed)
+    reasons = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in failed)
     good = len(record.outcomes) - len(failed)
     return TaskFailed(
-        f"{len(failed)} of {len(record.outcomes)} tasks of job {record.id} failed at the service ({told}). The job was "
-        f"paid for; whether failed tasks are refunded is not documented. The {good} good ones are in .outcomes.",
+        f"{len(failed)} of {len(record.outcomes)} tasks of job {record.id} failed at the service ({reasons}). The job "
+        f"was paid for; whether failed tasks are refunded is not documented. The {good} good ones are in .outcomes.",
         job=job,
         outcomes=[outcome for outcome in record.outcomes if outcome is not None],
         **known,

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from xiling_async._internal.redact import scrub
 from xiling_async.api import classify, retry, wire
-from xiling_async.api.classify import ExchangeResult, RetryAction
+from xiling_async.api.classify import RETRY_ACTIONS, ExchangeResult, RetryAction
 from xiling_async.api.failures import error_from, refusal, upload_error
 from xiling_async.api.transport import Answer
 from xiling_async.errors import NotSent, ProtocolError, ServiceUnavailable, XilingError
@@ -74,7 +74,7 @@ class CreateResult:
     def from_exception(cls, error: BaseException, create: Create, call: Call, *, has_left: bool) -> CreateResult:
         """`has_left`: the body was asked for, so that it may have arrived."""
         happened = classify.of_exception(error, has_left=has_left) or ExchangeResult.CUT
-        action, why = classify.after_create(happened), call.scrubbed(error)
+        action, why = RETRY_ACTIONS[happened].create, call.scrubbed(error)
         if action is RetryAction.UNCERTAIN:
             return cls.uncertain(f"{why}.", create)
         if happened is ExchangeResult.UNREACHABLE:
@@ -96,15 +96,15 @@ class CreateResult:
             except wire.Malformed as why:
                 happened = ExchangeResult.REFUSED if frame is not None and frame.code != 0 else ExchangeResult.BAD_BODY
                 malformed = why
-        action = classify.after_create(happened)
+        action = RETRY_ACTIONS[happened].create
         if action is RetryAction.UNCERTAIN:
             where = malformed or wire.Malformed("$", f"HTTP {answer.status}, not an answer of the API")
             message = f"The answer to a create proves nothing: {where}"
             doubt = call.protocol_error(message, where.path, answer, job_id=create.job_id)
             return cls.uncertain(str(doubt), create, doubt)
         pause_s = call.pause_s(answer) if action is RetryAction.WAIT else None
-        told = refusal(create.kind, answer.status, frame, api_key=call.api_key, retry_after=pause_s)
-        return cls(refusal=told, action=action, pause_s=pause_s or 0.0)
+        refused = refusal(create.kind, answer.status, frame, api_key=call.api_key, retry_after=pause_s)
+        return cls(refusal=refused, action=action, pause_s=pause_s or 0.0)
 
     @classmethod
     def uncertain(cls, why: str, create: Create, error: ProtocolError | None = None) -> CreateResult:
@@ -114,13 +114,13 @@ class CreateResult:
         )
 
     @classmethod
-    def _accepted(cls, found: tuple[str, ...], answer: Answer, create: Create, call: Call) -> CreateResult:
-        task_ids = found[: create.asked + MOST_SPARE_IDS]
-        if len(found) == create.asked:
+    def _accepted(cls, ids: tuple[str, ...], answer: Answer, create: Create, call: Call) -> CreateResult:
+        task_ids = ids[: create.asked + MOST_SPARE_IDS]
+        if len(ids) == create.asked:
             return cls(task_ids=task_ids)
-        kept = "are kept" if len(task_ids) == len(found) else f"the first {len(task_ids)} of them are kept"
+        kept = "are kept" if len(task_ids) == len(ids) else f"the first {len(task_ids)} of them are kept"
         message = (
-            f"Asked for {create.asked} tasks, the service answered with {len(found)}. They were paid for and {kept}: "
+            f"Asked for {create.asked} tasks, the service answered with {len(ids)}. They were paid for and {kept}: "
             f"`error.job` awaits them, client.find({create.job_id!r}) gives the job. Do not submit it again"
         )
         error = call.protocol_error(
@@ -176,7 +176,7 @@ class StatusResult:
         if happened is ExchangeResult.ANSWERED and frame is None:
             message = f"The status of {task_id} is not an answer of the API"
             return cls(error=call.protocol_error(message, "$", answer), happened=ExchangeResult.BAD_BODY)
-        if happened is not ExchangeResult.ANSWERED and classify.after_status(happened) is RetryAction.AGAIN:
+        if happened is not ExchangeResult.ANSWERED and RETRY_ACTIONS[happened].free is RetryAction.AGAIN:
             message = f"The service could not tell the status of {task_id} (HTTP {answer.status}). Ask again later."
             return cls(error=ServiceUnavailable(message, status=answer.status), happened=happened)
         pause_s = call.pause_s(answer) if happened is ExchangeResult.LIMITED else None
@@ -209,7 +209,7 @@ class UploadResult:
             f"The upload of {name} failed ({call.scrubbed(error)}). Nothing was bought: look at the base URL and the "
             "network, then submit it again."
         )
-        return cls(error=NotSent(message), action=classify.after_upload(happened), happened=happened)
+        return cls(error=NotSent(message), action=RETRY_ACTIONS[happened].free, happened=happened)
 
     @classmethod
     def from_response(cls, answer: Answer, name: str, call: Call) -> UploadResult:
@@ -222,10 +222,10 @@ class UploadResult:
                 if frame is None or frame.code == 0:
                     message = f"The upload of {name} was answered with something else, nothing was bought: {malformed}"
                     error = call.protocol_error(message, malformed.path, answer, charged="no")
-                    action = classify.after_upload(ExchangeResult.BAD_BODY)
+                    action = RETRY_ACTIONS[ExchangeResult.BAD_BODY].free
                     return cls(error=error, action=action, happened=ExchangeResult.BAD_BODY)
                 happened = ExchangeResult.REFUSED
-        action = classify.after_upload(happened)
+        action = RETRY_ACTIONS[happened].free
         pause_s = retry.retry_after(answer.headers.get("Retry-After"), call.now)
         if pause_s is None and action is RetryAction.WAIT:
             pause_s = retry.RATE_LIMIT_S

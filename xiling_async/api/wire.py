@@ -141,30 +141,30 @@ _NAMES: Final = {
 
 def _framed(body: bytes) -> dict[str, JSON] | None:
     try:
-        found = parse(body)
+        value = parse(body)
     except Malformed:
         return None
-    return found if isinstance(found, dict) and type(found.get("code")) is int else None
+    return value if isinstance(value, dict) and type(value.get("code")) is int else None
 
 
 def envelope(body: bytes) -> Envelope | None:
     """The frame of an answer, or None if the body is not the API's at all (a gateway's page, an empty body)."""
-    found = _framed(body)
-    if found is None:
+    value = _framed(body)
+    if value is None:
         return None
-    message = found.get("msg")
-    return Envelope(code=found["code"], message=message if isinstance(message, str) else "", data=found.get("data"))
+    message = value.get("msg")
+    return Envelope(code=value["code"], message=message if isinstance(message, str) else "", data=value.get("data"))
 
 
 def upload_envelope(body: bytes) -> Envelope | None:
     """The frame of the answer to an upload (service.md, "envelope B"; a refusal may come in envelope A), or None if it
     is not the API's; `data` is all of it."""
-    found = _framed(body)
-    if found is None:
+    value = _framed(body)
+    if value is None:
         return None
-    told = found.get("message")
-    message = told.get("global") if isinstance(told, dict) else found.get("msg")
-    return Envelope(code=found["code"], message=message if isinstance(message, str) else "", data=found)
+    messages = value.get("message")
+    message = messages.get("global") if isinstance(messages, dict) else value.get("msg")
+    return Envelope(code=value["code"], message=message if isinstance(message, str) else "", data=value)
 
 
 def uploaded_url(frame: Envelope | None) -> str:
@@ -198,11 +198,10 @@ def created_ids(frame: Envelope | None) -> tuple[str, ...]:
         raise Malformed("$", "not an answer of the API")
     if not isinstance(frame.data, dict):
         raise Malformed("$.data", f"expected an object, not {type(frame.data).__name__}")
-    found = frame.data.get("task_ids")
-    if not isinstance(found, list) or not found:
+    ids = frame.data.get("task_ids")
+    if not isinstance(ids, list) or not ids:
         raise Malformed("$.data.task_ids", "no task ids")
-    ids = (_task_id(value, f"$.data.task_ids[{place}]") for place, value in enumerate(found))
-    return tuple(dict.fromkeys(ids))
+    return tuple(dict.fromkeys(_task_id(value, f"$.data.task_ids[{place}]") for place, value in enumerate(ids)))
 
 
 _CALLBACK_FRAME: Final = (("code", int), ("msg", str), ("task_type", str))
@@ -214,14 +213,14 @@ def callback(kind: Kind[Any], body: bytes) -> Report:
     `code` says only that the callback was transmitted and `task_type` is wrong on two of the vendor's own pages:
     the task's fate is `data.status`.
     """
-    found = parse(body)
-    if not isinstance(found, dict):
+    frame = parse(body)
+    if not isinstance(frame, dict):
         raise Malformed("$", "expected an object")
     for name, expected in _CALLBACK_FRAME:
-        value = found.get(name)
+        value = frame.get(name)
         if type(value) is not expected and value is not None:
-            raise Malformed(f"$.{name}", f"expected {expected.__name__}, not {type(found[name]).__name__}")
-    return _report(kind, found.get("data"), forgiving=False)
+            raise Malformed(f"$.{name}", f"expected {expected.__name__}, not {type(value).__name__}")
+    return _report(kind, frame.get("data"), forgiving=False)
 
 
 def status(kind: Kind[Any], task_id: str, frame: Envelope) -> Report:

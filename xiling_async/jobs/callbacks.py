@@ -22,11 +22,11 @@ from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.kinds import BY_NUMBER
 from xiling_async.models.lifecycle import OutcomeReported, PollScheduled, Verdict
-from xiling_async.models.record import JobRecord, Succeeded
+from xiling_async.models.record import JobRecord
 from xiling_async.models.request import Kind
 from xiling_async.models.settings import Polling
 from xiling_async.stores.base import Store
-from xiling_async.telemetry.events import Hook, hooks_of
+from xiling_async.telemetry.events import REFUSAL_REASONS, CallbackRefused, CallbackTaken, Hook, hooks_of
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 from xiling_async.webhooks.tokens import SECRET_BYTES, CallbackToken
@@ -77,19 +77,16 @@ class CallbackApplier:
         verdict = await self._applied(token, report, began_at)
         if verdict in (Verdict.APPLIED, Verdict.REPEAT, Verdict.CONFLICT):
             outcome = report.outcome
-            self.monitor.callback_accepted(
-                token.job_id,
-                token.attempt,
-                report.task_id,
-                verdict.value,
-                None if outcome is None else "succeeded" if isinstance(outcome, Succeeded) else "failed",
-                began_at=began_at,
-                at=self.schedule.clock.time(),
-            )
+            self.monitor.emit(CallbackTaken(
+                job_id=token.job_id, attempt=token.attempt, task_id=report.task_id, result=verdict.value,
+                outcome=None if outcome is None else "succeeded" if outcome.ok else "failed",
+                began_at=began_at, at=self.schedule.clock.time(),
+            ))  # fmt: skip
         return verdict
 
     def refused(self, status: int, job_id: str | None) -> None:
-        self.monitor.refused(status, job_id, at=self.schedule.clock.time())
+        reason = REFUSAL_REASONS.get(status, "other")
+        self.monitor.emit(CallbackRefused(reason=reason, status=status, job_id=job_id, at=self.schedule.clock.time()))
 
     async def _applied(self, token: CallbackToken, report: Report, now: float) -> Verdict:
         kind = BY_NUMBER[token.kind_number]

@@ -16,8 +16,7 @@ from attrs import field, frozen
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
-from xiling_async._internal.finish import finish
-from xiling_async._internal.tasks import Tasks
+from xiling_async._internal.tasks import Tasks, finish
 from xiling_async.api.calls import Calls
 from xiling_async.api.transport import Transport
 from xiling_async.errors import ClientClosed, ConfigurationError, InvalidRequest

@@ -19,6 +19,7 @@ from xiling_async.models.lifecycle import Accepted, AnswerLost, Change, Refused,
 from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Timeouts
+from xiling_async.telemetry.events import Submitted
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 from xiling_async.webhooks.receiver import WebhookReceiver
 
@@ -137,7 +138,11 @@ class Exchange:
         try:
             await self._write_down(entry, event, create)
         finally:
-            self._monitor.submitted(entry.record, *_named(event), began_at=began_at, at=event.at)
+            outcome, error = _named(event)
+            self._monitor.emit(Submitted(
+                job_id=record.id, key=record.key, kind=record.kind, attempt=entry.record.attempt, result=outcome,
+                error=error, task_ids=entry.record.task_ids, began_at=began_at, at=event.at,
+            ))  # fmt: skip
         return result
 
     def _new_record(self, order: Order) -> JobRecord:

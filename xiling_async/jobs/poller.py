@@ -25,6 +25,7 @@ from xiling_async.models.record import JobRecord, Outcome, State, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.models.settings import Limits, Polling
 from xiling_async.stores.base import Store
+from xiling_async.telemetry.events import Polled
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
 
 log = logging.getLogger("xiling_async.jobs.poller")
@@ -287,7 +288,10 @@ class Poller:
         result = await self._calls.status(kind, task_id, can_wait=can_wait)
         if result.is_asked:
             error = None if result.error is None else type(result.error).__name__
-            self._monitor.polled(job_id, task_id, _name(result), error, began_at=result.began_at, at=self._clock.time())
+            self._monitor.emit(Polled(
+                job_id=job_id, task_id=task_id, result=_name(result), error=error, began_at=result.began_at,
+                at=self._clock.time(),
+            ))  # fmt: skip
         return result
 
 

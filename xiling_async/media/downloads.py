@@ -14,9 +14,8 @@ from weakref import WeakValueDictionary
 
 from attrs import define, frozen
 
-from xiling_async._internal.finish import ended
 from xiling_async._internal.redact import shown
-from xiling_async._internal.tasks import Tasks
+from xiling_async._internal.tasks import Tasks, ended
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest
 from xiling_async.kinds import KINDS
 from xiling_async.media import partial_file

@@ -1,15 +1,15 @@
 """What happened, as frozen values for `Client(on_event=...)`.
 
 They carry ids, names, counts and times (Unix seconds), and no secret: no key, no URL, no prompt, no message of the
-service. Each is emitted after what it reports was written down. A new event is a class here, a member of
-`Event`, and a method of `Monitor`.
+service. Each is emitted after what it reports was written down. A new event is a class here, a member of `Event`, and
+a case of `Monitor.emit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import iscoroutinefunction
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from attrs import frozen
 
@@ -74,12 +74,24 @@ class CallbackTaken:
 
 @frozen(kw_only=True)
 class CallbackRefused:
-    """A callback was refused. `job_id`: of its token, where that is valid."""
+    """A callback was refused. `reason`: one of `REFUSAL_REASONS`, or "other". `job_id`: of its token, where that is
+    valid."""
 
     reason: str
     status: int
     job_id: str | None
     at: float
+
+
+REFUSAL_REASONS: Final = {  # by the status of the response
+    400: "malformed",
+    404: "not_found",  # not a token of ours, or a caller that is not allowed
+    408: "too_slow",
+    409: "strange",  # not a task of this job
+    413: "too_large",
+    415: "encoded",
+    503: "unavailable",  # the client is not open, or the store could not write
+}
 
 
 @frozen(kw_only=True)
@@ -117,15 +129,16 @@ class Downloaded:
     at: float
 
 
-Event = JobChanged | TaskEnded | Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+ExchangeEvent = Submitted | CallbackTaken | CallbackRefused | Polled | Uploaded | Downloaded
+Event = JobChanged | TaskEnded | ExchangeEvent
 Hook = Callable[[Event], object]
 
 
-def hooks_of(given: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
+def hooks_of(on_event: Hook | Sequence[Hook] | None) -> tuple[Hook, ...]:
     """Raises `ConfigurationError` for what cannot be called with an event."""
-    hooks: tuple[object, ...] = () if given is None else (given,)
-    if isinstance(given, (list, tuple)) and not callable(given):
-        hooks = tuple(given)
+    hooks: tuple[object, ...] = () if on_event is None else (on_event,)
+    if isinstance(on_event, (list, tuple)) and not callable(on_event):
+        hooks = tuple(on_event)
     for hook in hooks:
         call = type(hook).__call__ if callable(hook) else None
         if call is None or iscoroutinefunction(hook) or iscoroutinefunction(call):

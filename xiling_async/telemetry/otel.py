@@ -60,7 +60,7 @@ from xiling_async.telemetry.events import (
 
 SCOPE: Final = "xiling_async"
 # Seconds: a video takes minutes; results are looked for up to 7 days.
-TO_THE_END_S: Final = (5, 15, 30, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1800, 3600, 14400, 86400, 604800)
+JOB_BUCKETS_S: Final = (5, 15, 30, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1800, 3600, 14400, 86400, 604800)
 _RATIO_BITS: Final = 64
 
 
@@ -88,75 +88,75 @@ class OpenTelemetry:
         self._refused = meter.create_counter("xiling.callbacks.refused", "{callback}", "Callbacks that were refused.")
         self._gets = meter.create_counter("xiling.gets", "{request}", "Status GETs.")
         self._retries = meter.create_counter("xiling.retries", "{request}", "What was sent again.")
-        self._to_the_end = meter.create_histogram(
+        self._job_duration = meter.create_histogram(
             "xiling.job.duration", "s", "From the intent to the end of a job.",
-            explicit_bucket_boundaries_advisory=TO_THE_END_S,
+            explicit_bucket_boundaries_advisory=JOB_BUCKETS_S,
         )  # fmt: skip
         self._duration = meter.create_histogram("xiling.operation.duration", "s", "How long an exchange took.")
 
     def __call__(self, event: Event) -> None:
         match event:
             case JobChanged():
-                self._changed(event)
+                self._job_changed(event)
             case TaskEnded():
                 self._tasks.add(1, {"xiling.outcome": event.outcome, "xiling.kind": event.kind})
             case Submitted():
                 self._submitted(event)
             case CallbackTaken():
-                self._took(event)
+                self._callback_accepted(event)
             case CallbackRefused():
                 self._refused.add(1, {"xiling.reason": event.reason})
             case Polled():
                 self._polled(event)
             case Uploaded():
-                self._again("upload", event.tries - 1)
+                self._count_retries("upload", event.tries - 1)
                 self._span("upload", event, {"xiling.size": event.size_bytes, "xiling.tries": event.tries})
             case Downloaded():
-                self._again("download", event.tries - 1)
-                known: Attributes = {
+                self._count_retries("download", event.tries - 1)
+                attributes: Attributes = {
                     "xiling.task.id": event.task_id,
                     "xiling.what": event.what,
                     "xiling.tries": event.tries,
                 }
-                self._span("download", event, known)
+                self._span("download", event, attributes)
 
-    def _changed(self, event: JobChanged) -> None:
-        known = {"xiling.job.state": event.state.value, "xiling.kind": event.kind}
-        self._jobs.add(1, known)
+    def _job_changed(self, event: JobChanged) -> None:
+        attributes = {"xiling.job.state": event.state.value, "xiling.kind": event.kind}
+        self._jobs.add(1, attributes)
         if event.state.is_final:
-            self._to_the_end.record(event.at - event.created_at, known)
+            self._job_duration.record(event.at - event.created_at, attributes)
 
     def _submitted(self, event: Submitted) -> None:
         self._submits.add(1, {"xiling.result": event.result, "xiling.kind": event.kind})
-        self._again("submit", event.attempt > 1)
-        known: Attributes = {
+        self._count_retries("submit", event.attempt > 1)
+        attributes: Attributes = {
             "xiling.job.id": event.job_id,
             "xiling.kind": event.kind,
             "xiling.attempt": event.attempt,
             "xiling.result": event.result,
             "xiling.task.ids": event.task_ids,
         }
-        self._span("submit", event, known, SpanKind.PRODUCER, job_id=event.job_id, is_linked=True)
+        self._span("submit", event, attributes, SpanKind.PRODUCER, job_id=event.job_id, is_linked=True)
 
-    def _took(self, event: CallbackTaken) -> None:
+    def _callback_accepted(self, event: CallbackTaken) -> None:
         self._callbacks.add(1, {"xiling.result": event.result})
-        known: Attributes = {
+        attributes: Attributes = {
             "xiling.job.id": event.job_id,
             "xiling.task.id": event.task_id,
             "xiling.attempt": event.attempt,
             "xiling.result": event.result,
             "xiling.outcome": event.outcome or "progress",
         }
-        self._span("callback", event, known, SpanKind.CONSUMER, job_id=event.job_id, is_linked=True)
+        self._span("callback", event, attributes, SpanKind.CONSUMER, job_id=event.job_id, is_linked=True)
 
     def _polled(self, event: Polled) -> None:
         self._gets.add(1, {"xiling.result": event.result})
-        known = {"xiling.task.id": event.task_id, "xiling.result": event.result}
+        attributes = {"xiling.task.id": event.task_id, "xiling.result": event.result}
         if event.job_id is not None:
-            known["xiling.job.id"] = event.job_id
-        self._span("poll", event, known, job_id=event.job_id)
+            attributes["xiling.job.id"] = event.job_id
+        self._span("poll", event, attributes, job_id=event.job_id)
 
-    def _again(self, operation: str, times: int) -> None:
+    def _count_retries(self, operation: str, times: int) -> None:
         if times > 0:
             self._retries.add(times, {"xiling.operation": operation})
 
@@ -164,7 +164,7 @@ class OpenTelemetry:
         self,
         operation: str,
         event: Submitted | CallbackTaken | Polled | Uploaded | Downloaded,
-        known: Attributes,
+        attributes: Attributes,
         kind: SpanKind = SpanKind.CLIENT,
         *,
         job_id: str | None = None,
@@ -174,18 +174,18 @@ class OpenTelemetry:
         error = None if isinstance(event, CallbackTaken) else event.error
         measured = {"xiling.operation": operation} | ({} if error is None else {"error.type": error})
         self._duration.record(event.at - event.began_at, measured)
-        parent, links = self._place(job_id, is_linked=is_linked)
+        parent, links = self._context(job_id, is_linked=is_linked)
         span = self._tracer.start_span(
-            f"xiling.{operation}", parent, kind, known, links, start_time=_nanoseconds(event.began_at)
+            f"xiling.{operation}", parent, kind, attributes, links, start_time=_nanoseconds(event.began_at)
         )
         if error is not None:
             span.set_attribute("error.type", error)
             span.set_status(Status(StatusCode.ERROR, error))
         span.end(_nanoseconds(event.at))
 
-    def _place(self, job_id: str | None, *, is_linked: bool) -> tuple[Context | None, Sequence[Link]]:
+    def _context(self, job_id: str | None, *, is_linked: bool) -> tuple[Context | None, Sequence[Link]]:
         """The context of the job's trace, and the link to where we are; the other way round the link is set here."""
-        job = None if job_id is None else self._root_of(job_id)
+        job = None if job_id is None else self._trace_root(job_id)
         if job is None:
             return None, ()
         parent = trace.set_span_in_context(NonRecordingSpan(job), Context())
@@ -196,7 +196,7 @@ class OpenTelemetry:
             here.add_link(job)
         return parent, (Link(here.get_span_context()),)
 
-    def _root_of(self, job_id: str) -> SpanContext | None:
+    def _trace_root(self, job_id: str) -> SpanContext | None:
         """The root of a job's trace: the same one wherever it is computed."""
         try:
             number = int(job_id, 16)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from xiling_async.webhooks.handler import SenderGone, WebhookHandler
+from xiling_async.webhooks.handler import BROKEN, IncomingRequest, SenderGone, WebhookHandler
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,55 +40,48 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 
 async def _http(handler: WebhookHandler, request: _ASGIRequest, send: Send) -> None:
-    try:
-        reply = await handler.serve(request)
-    except SenderGone:
+    reply = await handler.serve(request)
+    if reply is BROKEN:
         return
     headers = {"Content-Length": str(len(reply.body)), **reply.headers}
-    if not request.is_complete:
-        headers["Connection"] = "close"  # otherwise servers read, and throw away, whatever is still sent
-    if not request.is_http_1:
-        headers.pop("Connection", None)  # a stream of HTTP/2 has none
+    if request.is_http_1 and not request.is_complete:
+        headers["Connection"] = "close"  # otherwise servers read, and discard, what is still sent
     head = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": reply.status, "headers": head})
     await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else reply.body})
 
 
-class _ASGIRequest:
+class _ASGIRequest(IncomingRequest):
     """An `IncomingRequest` of an ASGI server."""
 
-    may_be_cancelled = True
-
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._scope = scope
-        self._receive = receive
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.is_http_1 = not scope.get("http_version", "1.1").startswith(("2", "3"))
-        self.is_encoded = bool(self._values(b"content-encoding"))
-        length = "".join(self._values(b"content-length")[:1])
+        length = "".join(_values(scope, b"content-length")[:1])
         is_number = length.isascii() and length.isdigit()
-        self.content_length = int(length[:18]) if is_number else None
-        has_body = bool(length.lstrip("0") or self._values(b"transfer-encoding"))
-        self.is_complete = "http_version" in scope and self.is_http_1 and not has_body
-
-    def sender(self) -> tuple[str | None, Sequence[str]]:
-        peer = self._scope.get("client")
-        return None if peer is None else peer[0], self._values(b"x-forwarded-for")
+        has_body = bool(length.lstrip("0") or _values(scope, b"transfer-encoding"))
+        self.is_http_1 = not scope.get("http_version", "1.1").startswith(("2", "3"))
+        super().__init__(
+            method=scope["method"],
+            path=scope["path"],
+            peer=scope["client"][0] if scope.get("client") else None,
+            forwarded=_values(scope, b"x-forwarded-for"),
+            content_length=int(length[:18]) if is_number else None,
+            is_encoded=bool(_values(scope, b"content-encoding")),
+            is_complete="http_version" in scope and self.is_http_1 and not has_body,
+        )
+        self._receive = receive
 
     async def read(self, limit: int) -> bytes | None:
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         while not self.is_complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise SenderGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
+            body += message.get("body", b"")
             self.is_complete = not message.get("more_body", False)
-            if size > limit:
+            if len(body) > limit:
                 return None
-        return b"".join(chunks)
+        return bytes(body)
 
-    def _values(self, name: bytes) -> list[str]:
-        return [value.decode("latin-1") for key, value in self._scope["headers"] if key.lower() == name]
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]

@@ -1,4 +1,4 @@
-"""What a callback is answered, in every server. No I/O.
+"""The response to a callback, in every server. No I/O.
 
 The order is the defence: the token first (a wrong one costs one HMAC and is always the same 404), then the size, then
 the body under a deadline, then its strict form, then the commit, and only then 200.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
-from attrs import frozen
+from attrs import define, frozen
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
@@ -19,7 +19,8 @@ from xiling_async.api import wire
 from xiling_async.errors import StoreError
 from xiling_async.kinds import BY_NUMBER
 from xiling_async.models.lifecycle import Verdict
-from xiling_async.webhooks.limits import IPAllowlist, ReceiverLimits
+from xiling_async.webhooks.limits import IPAllowlist
+from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.tokens import CallbackToken, TokenSigner
 
 log = logging.getLogger("xiling_async.webhooks.receiver")
@@ -39,26 +40,24 @@ class Reply:
     body: bytes
 
 
-def _reply(status: int, text: str, **headers: str) -> Reply:
-    fixed = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
-    return Reply(status, {**fixed, **headers}, text.encode())
+PLAIN_TEXT: Final = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+RETRY_LATER: Final = {**PLAIN_TEXT, "Retry-After": "10"}
+
+
+def _reply(status: int, text: str, headers: Mapping[str, str] = PLAIN_TEXT) -> Reply:
+    return Reply(status, headers, text.encode())
 
 
 OK: Final = _reply(200, "ok")
-HEALTHY: Final = _reply(200, "ok")  # not the same object: it does not make a stranger known
 NOT_FOUND: Final = _reply(404, "not found")  # the one answer to every wrong token, for every reason
-TOO_LARGE: Final = _reply(413, "too large", Connection="close")
-TOO_SLOW: Final = _reply(408, "too slow", Connection="close")
-TOO_MANY: Final = _reply(503, "too many at once", Connection="close", **{"Retry-After": "10"})
+TOO_LARGE: Final = _reply(413, "too large")
+TOO_SLOW: Final = _reply(408, "too slow")
+TOO_MANY: Final = _reply(503, "too many at once", RETRY_LATER)
 ENCODED: Final = _reply(415, "send it without Content-Encoding")
-BROKEN: Final = _reply(400, "the body broke off", Connection="close")
+BROKEN: Final = _reply(400, "the body broke off")
 MALFORMED: Final = _reply(400, "not a callback")
 UNKNOWN_TASK: Final = _reply(409, "not a task of this job")
-UNAVAILABLE: Final = _reply(503, "try again later", **{"Retry-After": "10"})
-
-REPLIES: Final = (
-    OK, HEALTHY, NOT_FOUND, TOO_LARGE, TOO_SLOW, TOO_MANY, ENCODED, BROKEN, MALFORMED, UNKNOWN_TASK, UNAVAILABLE,
-)  # fmt: skip
+UNAVAILABLE: Final = _reply(503, "try again later", RETRY_LATER)
 _OF_VERDICT: Final = {
     Verdict.APPLIED: OK,
     Verdict.REPEAT: OK,
@@ -76,61 +75,23 @@ class SenderGone(Exception):
     """The sender hung up before its request was complete."""
 
 
-class IncomingRequest(Protocol):
-    """One request, as the server sees it that took it. Each adapter has a class of this form."""
+@define(eq=False, repr=False)
+class IncomingRequest:
+    """A request as its server sees it. Its path holds a secret. The adapters have subclasses that read its body."""
 
-    @property
-    def method(self) -> str: ...
+    method: str
+    path: str
+    peer: str | None
+    forwarded: Sequence[str] = ()  # every X-Forwarded-For header, in order
+    body: bytes = b""
+    content_length: int | None = None
+    is_encoded: bool = False  # the body is compressed
+    is_complete: bool = True  # the whole body has arrived: `read` does not wait
 
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def content_length(self) -> int | None: ...
-
-    @property
-    def is_encoded(self) -> bool:
-        """The body is compressed."""
-        ...
-
-    @property
-    def is_complete(self) -> bool:
-        """The whole body has arrived: `read` does not wait."""
-        ...
-
-    @property
-    def may_be_cancelled(self) -> bool:
-        """The server cancels its handlers when a sender hangs up; the commit then needs a task of its own."""
-        ...
-
-    def sender(self) -> tuple[str | None, Sequence[str]]:
-        """The peer's address, and every X-Forwarded-For header, in order."""
-        ...
+    may_be_cancelled: ClassVar[bool] = True  # the server may cancel its handlers: the commit needs a task of its own
 
     async def read(self, limit: int) -> bytes | None:
         """The body, None as soon as it is larger than `limit` bytes. Raises `SenderGone`."""
-        ...
-
-
-@frozen
-class PlainRequest:
-    """A POST whose body has been read."""
-
-    path: str
-    body: bytes
-    peer: str | None
-    forwarded: Sequence[str]
-
-    method = "POST"
-    content_length = None
-    is_encoded = False
-    is_complete = True
-    may_be_cancelled = True
-
-    def sender(self) -> tuple[str | None, Sequence[str]]:
-        return self.peer, self.forwarded
-
-    async def read(self, limit: int) -> bytes | None:
         return self.body if len(self.body) <= limit else None
 
 
@@ -152,10 +113,11 @@ class Callbacks(Protocol):
 class WebhookHandler:
     """Takes the requests of every server form. Until `open` and after `close` each is answered 503."""
 
-    def __init__(self, limits: ReceiverLimits, allowlist: IPAllowlist | None = None) -> None:
-        self.limits = limits
-        self._allowlist = allowlist
-        self._signer: TokenSigner | None = None
+    def __init__(self, options: ReceiverOptions) -> None:
+        self.options = options
+        networks = options.allowed_networks
+        self._allowlist = None if networks is None else IPAllowlist(networks, options.trusted_proxies)
+        self.signer: TokenSigner | None = None
         self._callbacks: Callbacks | None = None
         self._clock: Clock | None = None
         self._bodies: Counter[str] = Counter()  # by job id: those that are being read
@@ -166,30 +128,25 @@ class WebhookHandler:
         return self._callbacks is not None
 
     def open(self, signer: TokenSigner, callbacks: Callbacks, clock: Clock) -> None:
-        self._signer, self._callbacks, self._clock = signer, callbacks, clock
+        self.signer, self._callbacks, self._clock = signer, callbacks, clock
 
     async def close(self) -> None:
         """Wait for the commits under way, then answer 503."""
         try:
             await self._commits.drain()
         finally:
-            self._signer = self._callbacks = None
+            self.signer = self._callbacks = None
 
     async def serve(self, request: IncomingRequest) -> Reply:
-        """The answer to this request. Raises `SenderGone` if the sender has hung up, and nothing else."""
+        """The answer to this request: `BROKEN` if its sender has hung up. Raises nothing."""
         token = self._authenticate(request)
         if isinstance(token, Reply):
-            return token if token is HEALTHY else self._refuse(token)
+            return token if token is OK else self._refuse(token)
         if request.is_encoded:
             return self._refuse(ENCODED, token)
-        if request.is_complete:  # nearly always: no deadline is needed for what has arrived
-            body: bytes | Reply | None = await request.read(self.limits.body_bytes)
-        else:
-            body = await self._read(request, token)
-        if body is None:
-            return self._refuse(TOO_LARGE, token)
+        body = await self._read(request, token)
         if isinstance(body, Reply):
-            return self._refuse(body, token)
+            return body if body is BROKEN else self._refuse(body, token)
         if request.may_be_cancelled:
             commit = self._take(token, body)
             return await self._commits.run_shielded(commit, name=f"xiling callback of job {token.job_id}")
@@ -200,29 +157,34 @@ class WebhookHandler:
         path = request.path
         if request.method != "POST":
             if request.method in ("GET", "HEAD") and path.endswith(HEALTH_PATH):
-                return HEALTHY if self.is_open else UNAVAILABLE
+                return OK if self.is_open else UNAVAILABLE
             return NOT_FOUND
-        if self._allowlist is not None and not self._allowlist.allows(*request.sender()):
+        if self._allowlist is not None and not self._allowlist.allows(request.peer, request.forwarded):
             return NOT_FOUND
-        if self._signer is None or self._clock is None:
+        if self.signer is None or self._clock is None:
             return UNAVAILABLE
-        token = self._signer.verify(path.rpartition("/")[2], self._clock.time())
+        token = self.signer.verify(path.rpartition("/")[2], self._clock.time())
         return NOT_FOUND if token is None or token.kind_number not in BY_NUMBER else token
 
-    async def _read(self, request: IncomingRequest, token: CallbackToken) -> bytes | Reply | None:
-        """The body as it arrives, None if it is too large."""
-        limits = self.limits
-        if (request.content_length or 0) > limits.body_bytes:
+    async def _read(self, request: IncomingRequest, token: CallbackToken) -> bytes | Reply:
+        limit = self.options.body_bytes
+        if (request.content_length or 0) > limit:
             return TOO_LARGE
-        if self._bodies[token.job_id] >= limits.bodies_per_job:
+        if request.is_complete:  # nearly always: no deadline is needed for what has arrived
+            body = await request.read(limit)
+            return TOO_LARGE if body is None else body
+        if self._bodies[token.job_id] >= self.options.bodies_per_job:
             return TOO_MANY
         assert self._clock is not None, "a request was authenticated"
         self._bodies[token.job_id] += 1
         try:
-            async with self._clock.timeout(limits.body_s):
-                return await request.read(limits.body_bytes)
+            async with self._clock.timeout(self.options.body_s):
+                body = await request.read(limit)
+            return TOO_LARGE if body is None else body
         except TimeoutError:
             return TOO_SLOW
+        except SenderGone:
+            return BROKEN
         finally:
             self._bodies[token.job_id] -= 1
             if not self._bodies[token.job_id]:
@@ -245,13 +207,8 @@ class WebhookHandler:
             log.exception("job %s: a callback could not be taken; answered 503", token.job_id)
             return self._refuse(UNAVAILABLE, token)
         if verdict not in (Verdict.APPLIED, Verdict.REPEAT):
-            log.warning(
-                "job %s attempt %d: callback of task %s: %s",
-                token.job_id,
-                token.attempt,
-                report.task_id,
-                verdict.value,
-            )
+            job = token.job_id, token.attempt
+            log.warning("job %s attempt %d: callback of task %s: %s", *job, report.task_id, verdict.value)
         reply = _OF_VERDICT[verdict]
         return reply if reply is OK else self._refuse(reply, token)
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Sequence
-from os import PathLike
 from typing import Literal, NoReturn
 
+from aiohttp import web
 from yarl import URL
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import ConfigurationError
-from xiling_async.models.settings import (
-    Network,
-    callback_base,
-    check_reachable,
-    is_loopback,
-    networks_of,
-    path_of,
-    proxy_count,
-    webhook_secrets,
-)
-from xiling_async.webhooks import aiohttp_adapter
+from xiling_async.models.settings import callback_base, check_reachable, instance, is_loopback, webhook_secrets
+from xiling_async.webhooks.aiohttp_adapter import add_route
 from xiling_async.webhooks.asgi import ASGIApp, application
-from xiling_async.webhooks.handler import Callbacks, PlainRequest, Reply, WebhookHandler
-from xiling_async.webhooks.limits import IPAllowlist, ReceiverLimits
+from xiling_async.webhooks.handler import Callbacks, IncomingRequest, Reply, WebhookHandler
+from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.server import CallbackServer
 from xiling_async.webhooks.tokens import CallbackToken, TokenSigner
 
@@ -37,18 +27,13 @@ class WebhookReceiver:
     """Takes the service's callbacks for one client.
 
     `public_url`: the address under which the service reaches this receiver; each job gets one path segment below it.
-    `port`: given, the receiver runs its own server on `host`; 0 takes a free port. With a port and no `public_url`, it
-    is reachable on this machine only. `path`: the same on a Unix socket, for a proxy on this machine. Without either,
-    mount it: `asgi()`, `add_to(app, path)` or `handle(...)`. A proxy may strip or add a prefix.
-    `secret`: of callback URLs, at least 16 bytes; several (newest first) for rotation; else XILING_WEBHOOK_SECRET
-    (comma separated); else a random one that the store keeps. `trust="status"`: a callback only wakes the job,
-    and a status GET decides. `limits`: what one takes at most. `tls`: of the own server.
+    `port`: given, the receiver runs its own server on `host`; 0 takes a free one. With a port and no `public_url`, it
+    is reachable on this machine only. Without a port, mount it: `asgi()`, `add_to(app, path)` or `handle(...)`. A proxy
+    may strip or add a prefix. `secret`: of callback URLs, at least 16 bytes; several (newest first) for rotation; else
+    XILING_WEBHOOK_SECRET (comma separated); else a random one that the store keeps. `trust="status"`: a callback only
+    wakes the job, and a status GET decides. `options`: who may call, limits, TLS, a Unix socket in place of the port.
 
-    `allowed_networks`: where callbacks may come from, such as ("203.0.113.0/24",); all others are answered 404.
-    `trusted_proxies`: how many proxies of yours a callback passes, each adding to X-Forwarded-For; the sender is the
-    address that the outermost of them saw. Without any, it is the connection's own peer. Do not count those that your
-    ASGI server has resolved already (uvicorn's `--proxy-headers`). GET /healthz, from anywhere: 200 while the client is
-    open, else 503.
+    GET /healthz, from anywhere: 200 while the client is open, else 503.
 
     Raises `ConfigurationError` when the service could not reach it.
     """
@@ -61,42 +46,26 @@ class WebhookReceiver:
         host: str = "127.0.0.1",
         port: int | None = None,
         trust: Literal["callback", "status"] = "callback",
-        path: str | PathLike[str] | None = None,
-        limits: ReceiverLimits | None = None,
-        tls: ssl.SSLContext | None = None,
-        allowed_networks: Sequence[str | Network] | None = None,
-        trusted_proxies: int = 0,
+        options: ReceiverOptions = ReceiverOptions(),  # noqa: B008 - frozen
     ) -> None:
         if trust not in ("callback", "status"):
             raise ConfigurationError(f'trust must be "callback" or "status", not {trust!r}.')
-        self._given_base = self._base = callback_base(public_url, port)
+        self._configured_base = self._base = callback_base(public_url, port)
         self._own_secrets = webhook_secrets(secret)
         if not isinstance(host, str) or not host.strip() or not host.isprintable():
             raise ConfigurationError(f"host must be a name or an address, such as 0.0.0.0, not {shown(host)}.")
         self._host = host
         self._port = port
-        self._path = None if path is None else path_of("path", path, "a Unix socket")
-        self._tls = tls
         self.trust = trust
-        self._check_ways_in()
-        networks, self._proxies = networks_of(allowed_networks), proxy_count(trusted_proxies)
-        if networks is not None and path is not None and not self._proxies:
-            raise ConfigurationError("Behind a Unix socket, allowed_networks needs trusted_proxies: 1 or more.")
-        limits = ReceiverLimits() if limits is None else limits
-        if not isinstance(limits, ReceiverLimits):
-            raise ConfigurationError(f"limits must be a ReceiverLimits, not {type(limits).__name__}.")
-        self._handler = WebhookHandler(limits, None if networks is None else IPAllowlist(networks, self._proxies))
-        self._server: CallbackServer | None = None
-        self._signer: TokenSigner | None = None
-        self._can_be_called = port is not None or path is not None
-
-    def _check_ways_in(self) -> None:
-        if self._port is not None and self._path is not None:
+        self._options = instance("options", options, ReceiverOptions, "a ReceiverOptions(...)")
+        if port is not None and self._options.path is not None:
             raise ConfigurationError("Give the receiver a port or the path of a Unix socket, not both.")
-        if self._tls is not None and not isinstance(self._tls, ssl.SSLContext):
-            raise ConfigurationError(f"tls must be an ssl.SSLContext, not {type(self._tls).__name__}.")
-        if self._tls is not None and self._port is None:
+        if port is None and self._options.tls is not None:
             raise ConfigurationError("tls is for the receiver's own server: give it a port.")
+        self._handler = WebhookHandler(self._options)
+        self._server: CallbackServer | None = None
+        self._has_server = port is not None or self._options.path is not None
+        self._can_be_called = self._has_server
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A WebhookReceiver cannot be pickled: it holds the secret of its callback URLs.")
@@ -127,45 +96,40 @@ class WebhookReceiver:
         """
         if self._handler.is_open:
             raise ConfigurationError("This receiver serves another client already; give each client its own.")
-        if self._port is not None or self._path is not None:
-            await self._listen(clock)
+        if self._has_server:
+            await self._listen()
         self._can_be_called = self._can_be_called or others_may_listen
-        self._signer = TokenSigner(self._own_secrets or (kept_secret,), str(self._base))
-        self._handler.open(self._signer, callbacks, clock)
+        self._handler.open(TokenSigner(self._own_secrets or (kept_secret,), str(self._base)), callbacks, clock)
 
-    async def _listen(self, clock: Clock) -> None:
-        self._server = CallbackServer(
-            self._handler, clock, tls=self._tls, counts_addresses=self._path is None and not self._proxies
-        )
+    async def _listen(self) -> None:
+        path = self._options.path
+        self._server = CallbackServer(self._handler)
         try:
-            if self._path is not None:
-                await self._server.listen_at(self._path)
+            if path is not None:
+                await self._server.listen_at(path)
             else:
                 await self._server.listen(self._host, self._port or 0)
         except BaseException as error:
             await self._stop_listening()
             if not isinstance(error, OSError):
                 raise
-            place = self._path or f"{self._host}:{self._port}"
+            place = path or f"{self._host}:{self._port}"
             raise ConfigurationError(
                 f"The receiver cannot listen on {place}: {error.strerror or error}. Nothing was sent. "
-                f"Is another process there? Choose another {'path' if self._path else 'port'}."
+                f"Is another process there? Choose another {'path' if path else 'port'}."
             ) from error
         if self._base is None:
             this_machine = "::1" if ":" in self._host else "127.0.0.1"
             host = self._host if is_loopback(self._host) else this_machine
-            self._base = URL.build(scheme="https" if self._tls else "http", host=host, port=self._server.port)
+            self._base = URL.build(scheme="https" if self._options.tls else "http", host=host, port=self._server.port)
 
     async def stop(self) -> None:
         """Answer what is being answered, then listen no more."""
         try:
             await self._stop_listening()
         finally:
-            try:
-                await self._handler.close()
-            finally:
-                self._signer = None
-                self._base = self._given_base
+            self._base = self._configured_base
+            await self._handler.close()
 
     async def _stop_listening(self) -> None:
         running, self._server = self._server, None
@@ -174,9 +138,9 @@ class WebhookReceiver:
 
     def callback_url(self, *, kind_number: int, tasks: int, job_id: str, attempt: int, expires_at: float) -> str:
         """The address that the callbacks of one POST are to be sent to; it is a secret until the job ends."""
-        assert self._signer is not None, "the client starts the receiver before it submits"
+        assert self._handler.signer is not None, "the client starts the receiver before it submits"
         if not self._can_be_called:
-            self._can_be_called = True  # said once
+            self._can_be_called = True  # one warning is enough
             log.warning(
                 "the receiver gets no callbacks for %s: it has no port and is not mounted. Give it a port, "
                 "mount it with asgi() or add_to(), or call handle() for each request. Until then every job is polled.",
@@ -185,17 +149,17 @@ class WebhookReceiver:
         token = CallbackToken(
             kind_number=kind_number, tasks=tasks, job_id=job_id, attempt=attempt, expires_at=expires_at
         )
-        return self._signer.sign(token)
+        return self._handler.signer.sign(token)
 
     def job_ids(self, key: str) -> tuple[str, ...]:
         """The id of the job that has this key; then those by secrets that are still accepted and sign no more."""
-        assert self._signer is not None, "the client starts the receiver before it submits"
-        return self._signer.job_ids(key)
+        assert self._handler.signer is not None, "the client starts the receiver before it submits"
+        return self._handler.signer.job_ids(key)
 
-    def add_to(self, app: aiohttp_adapter.Application, path: str = "/xiling") -> None:
+    def add_to(self, app: web.Application, path: str = "/xiling") -> None:
         """Take callbacks in an aiohttp application of your own: POST `path`/<token>. `public_url` must lead there."""
         self._can_be_called = True
-        aiohttp_adapter.add_route(app, path, self._handler)
+        add_route(app, path, self._handler)
 
     def asgi(self) -> ASGIApp:
         """An ASGI 3 application, as in FastAPI's `app.mount("/xiling", receiver.asgi())`. `public_url` must lead there.
@@ -216,4 +180,4 @@ class WebhookReceiver:
         committed also when this call is cancelled.
         """
         self._can_be_called = True
-        return await self._handler.serve(PlainRequest(path, body, sender, forwarded))
+        return await self._handler.serve(IncomingRequest("POST", path, sender, forwarded, body))

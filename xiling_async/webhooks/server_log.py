@@ -1,55 +1,48 @@
-"""What the receiver's own server logs: counts of what strangers do, and nothing that they sent."""
+"""What the receiver's own server logs: each kind of line once a minute at most, and nothing that a client sent."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from xiling_async._internal.clock import Clock
-
 log = logging.getLogger("xiling_async.webhooks.receiver.http")
 
-SUMMARY_S: Final = 60.0
+REPEAT_S: Final = 60.0
 
 
-class Summary:
-    """What strangers do, counted: one line a minute at most, whatever they do."""
+class OncePerMinute(logging.Filter):
+    """Drops what was logged in the same words less than a minute ago, and counts it. Errors and DEBUG always pass."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._level = logging.INFO
-        self._next_at = float("-inf")
+    def __init__(self) -> None:
+        super().__init__()
+        self._logged: dict[str, tuple[float, int]] = {}  # when, and how many were dropped since
 
-    def add(self, what: str, *, level: int = logging.INFO) -> None:
-        self._counts[what] += 1
-        self._level = max(self._level, level)
-        now = self._clock.time()
-        if now >= self._next_at:
-            self._next_at = now + SUMMARY_S
-            self.flush()
-
-    def flush(self) -> None:
-        if self._counts:
-            log.log(self._level, "callbacks: %s", "; ".join(f"{count} {what}" for what, count in self._counts.items()))
-        self._counts.clear()
-        self._level = logging.INFO
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno not in (logging.INFO, logging.WARNING):
+            return True
+        message = record.getMessage()
+        logged_at, dropped = self._logged.get(message, (float("-inf"), 0))
+        if record.created < logged_at + REPEAT_S:
+            self._logged[message] = logged_at, dropped + 1
+            return False
+        self._logged[message] = record.created, 0
+        if dropped:
+            record.msg, record.args = f"{message} ({dropped} more since the last such line)", ()
+        return True
 
 
 class AiohttpLog(logging.LoggerAdapter[logging.Logger]):
     """What aiohttp logs about a connection. It would quote the request line, which has the token in it."""
 
-    def __init__(self, logger: logging.Logger, summary: Summary) -> None:
-        super().__init__(logger, {})
-        self._summary = summary
-
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         error = kwargs.get("exc_info")
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError, OSError)):
-            self._summary.add("requests were not HTTP, or broke off")
+            log.info("a request was not HTTP, or broke off")
         elif isinstance(error, BaseException):
-            self.logger.error("a connection ended with an error (%s)", type(error).__name__)
+            log.error("a connection ended with an error (%s)", type(error).__name__)
+
+
+log.addFilter(OncePerMinute())

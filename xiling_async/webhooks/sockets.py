@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from xiling_async._internal.threads import Threads
+
 if sys.platform != "win32":
     import resource
 
 log = logging.getLogger("xiling_async.webhooks.receiver.http")
 
 DESCRIPTORS_FOR_OTHERS: Final = 2  # of the process's file descriptors, callbacks may have one part in so many
-ANSWER_S: Final = 1.0  # a listener whose queue is full lets one wait
 
 
 def affordable(connections: int) -> int:
@@ -34,51 +35,55 @@ def affordable(connections: int) -> int:
     return few
 
 
-async def listen_on_port(host: str, port: int, backlog: int) -> list[socket.socket]:
+async def listen_on_port(host: str, port: int, backlog: int, threads: Threads) -> list[socket.socket]:
     """One socket for each address of `host`; port 0: a free one, the same for all. Raises `OSError`."""
-    listening: list[socket.socket] = []
-    try:
-        for family, address in await _addresses(host, port):
+    with contextlib.ExitStack() as on_error:
+        listening: list[socket.socket] = []
+        for family, address in await _addresses(host, port, threads):
             if listening and not port:
                 address = (address[0], listening[0].getsockname()[1], *address[2:])
-            listening.append(socket.create_server(address, family=family, backlog=backlog))
+            listening.append(on_error.enter_context(socket.create_server(address, family=family, backlog=backlog)))
             listening[-1].setblocking(False)  # noqa: FBT003
-    except BaseException:
-        for one in listening:
-            one.close()
-        raise
-    return listening
+        on_error.pop_all()
+        return listening
 
 
-async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+async def _addresses(host: str, port: int, threads: Threads) -> list[tuple[int, Any]]:
     with contextlib.suppress(ValueError):
         version = ipaddress.ip_address(host).version
         return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
-    infos = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    infos = await threads.run(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
     return [(family, address) for family, _, _, _, address in infos]
 
 
-def listen_at(path: Path, backlog: int) -> tuple[socket.socket, int]:
-    """A Unix socket at this path, and the inode of its file. Blocks. Raises `OSError`, also when another process
-    listens there; the file that a killed process left is replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.stat().st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(ANSWER_S)
-                if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
-                    raise FileExistsError(errno.EADDRINUSE, "another process listens there")
-            path.unlink()
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        listening.bind(str(path))
-        listening.setblocking(False)  # noqa: FBT003
-        listening.listen(backlog)
-        return listening, path.stat().st_ino
-    except BaseException:
-        listening.close()
-        raise
+class UnixSocket:
+    """A listening Unix socket and its file. Its methods block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self.socket: socket.socket | None = None
+
+    def listen(self, backlog: int) -> None:
+        """Raises `OSError`, also when another process listens there; the file of a killed process is replaced."""
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(self._path.stat().st_mode):
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.setblocking(False)  # noqa: FBT003 - a listener whose queue is full is one, too
+                    if probe.connect_ex(str(self._path)) != errno.ECONNREFUSED:
+                        raise FileExistsError(errno.EADDRINUSE, "another process listens there")
+                self._path.unlink()
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(str(self._path))
+        self._inode = self._path.stat().st_ino
+        self.socket.setblocking(False)  # noqa: FBT003
+        self.socket.listen(backlog)
+
+    def remove(self) -> None:
+        """Remove our file, not one that another process has put in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._inode is not None and self._path.stat().st_ino == self._inode:
+                self._path.unlink()
 
 
 async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
@@ -101,10 +106,3 @@ async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
             await readable.wait()
         finally:
             loop.remove_reader(listening)
-
-
-def remove(path: Path, inode: int) -> None:
-    """Remove our socket file, not one that another process has put in its place."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == inode:
-            path.unlink()

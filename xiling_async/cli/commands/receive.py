@@ -16,6 +16,7 @@ from xiling_async.cli.runtime import terminated
 from xiling_async.jobs.callbacks import CallbackWorker
 from xiling_async.stores import PostgresStore
 from xiling_async.telemetry.events import CallbackRefused, CallbackTaken, Event
+from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.receiver import WebhookReceiver
 
 STRANGER: Final = "not_found"
@@ -55,7 +56,9 @@ def receive(
     for option, given in (("--public-url", public_url), ("--host", host)):
         if not given.strip():  # a blank host would be every address of this machine
             raise typer.BadParameter("must not be blank. Nothing was started.", param_hint=option)
-    receiver = WebhookReceiver(public_url, host=host, port=port, trusted_proxies=trusted_proxies)
+    receiver = WebhookReceiver(
+        public_url, host=host, port=port, options=ReceiverOptions(trusted_proxies=trusted_proxies)
+    )
     # SIGINT: runtime.run cancels `serve`, which writes its summary, and raises this.
     with output.logged_errors(output.console(stderr=True)), suppress(KeyboardInterrupt):
         runtime.run(_until_terminated(receiver, PostgresStore(store)))
