@@ -38,6 +38,7 @@ from xiling_async import (
     XilingError,
 )
 from xiling_async._internal.clock import SystemClock
+from xiling_async.media import ssrf
 from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.partial_file import PartialFile
@@ -236,7 +237,7 @@ async def test_what_is_there_already_can_be_asked_for(sim: Simulator, tmp_path: 
     """In a folder, the file of that task."""
     async with client_for(sim) as client:
         video = await video_of(client, sim)
-        downloads = downloads_of(None, is_public=lambda address: True)
+        downloads = downloads_of(None)
         options = DownloadOptions()
         assert await downloads.there_already(video, tmp_path, options) is None
         path = await client.download(video, tmp_path, allow_private=True)
@@ -1095,10 +1096,9 @@ async def test_a_name_that_leads_to_this_machine_is_refused_at_the_socket(tmp_pa
     assert host in str(refused.value)
 
 
-def downloads_of(tls: Any, *, is_public: Callable[[str], bool]) -> Downloads:
-    """The downloads of a client for whom other addresses are public, and other certificates good."""
-
-    transport = MediaTransport(timeouts=Timeouts(), clock=SystemClock(), limits=Limits(), tls=tls, is_public=is_public)
+def downloads_of(tls: Any) -> Downloads:
+    """The downloads of a client that trusts other certificates."""
+    transport = MediaTransport(timeouts=Timeouts(), clock=SystemClock(), limits=Limits(), tls=tls)
     return Downloads(transport, NothingKnown())
 
 
@@ -1112,8 +1112,11 @@ class NothingKnown:
         return None
 
 
-async def test_https_to_a_public_address_and_redirects_to_no_other(tmp_path: Path) -> None:
+async def test_https_to_a_public_address_and_redirects_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way over TLS: a file comes; a redirect to this machine, by address or by name, ends in an error."""
+    monkeypatch.setattr(ssrf, "is_public", lambda address: address == PUBLIC)
     authority = trustme.CA()
     where: list[str] = []
 
@@ -1124,7 +1127,7 @@ async def test_https_to_a_public_address_and_redirects_to_no_other(tmp_path: Pat
         return answer(200, MP4, 'ETag: "1"', "Set-Cookie: a=b; Path=/")
 
     async with Host(told) as host, Host() as canary, tls_front(authority, host.port) as port:
-        downloads = downloads_of(trusting(authority), is_public=lambda address: address == PUBLIC)
+        downloads = downloads_of(trusting(authority))
         origin = f"https://{PUBLIC}:{port}"
         try:
             where += [f"{origin}/x", "/to/0"]

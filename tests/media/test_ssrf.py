@@ -77,12 +77,11 @@ def test_nor_any_of_version_6(address: ipaddress.IPv6Address) -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_no_socket_is_made_for_an_address_that_is_not_public(family: int) -> None:
     """The guard stands where the socket is made: after every look-up, for every spelling."""
-    make = public_socket()
     refused = {socket.AF_INET: ("127.0.0.1", 443), socket.AF_INET6: ("::1", 443, 0, 0)}
     allowed = {socket.AF_INET: ("8.8.8.8", 443), socket.AF_INET6: ("2606:4700::1111", 443, 0, 0)}
     with pytest.raises(NotPublic):
-        make((family, socket.SOCK_STREAM, 0, "", refused[socket.AddressFamily(family)]))
-    with make((family, socket.SOCK_STREAM, 0, "", allowed[socket.AddressFamily(family)])) as made:
+        public_socket((family, socket.SOCK_STREAM, 0, "", refused[socket.AddressFamily(family)]))
+    with public_socket((family, socket.SOCK_STREAM, 0, "", allowed[socket.AddressFamily(family)])) as made:
         assert (made.family, made.type) == (family, socket.SOCK_STREAM)
 
 

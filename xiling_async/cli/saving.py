@@ -123,7 +123,7 @@ class Saver:
             found = target.in_the_way()
         except (NoTarget, OSError):  # `Client.download` has the words for that
             return None
-        return target.said / found.name if found is not None and found.is_file() else None
+        return target.as_written / found.name if found is not None and found.is_file() else None
 
 
 def unsaved(errors: Sequence[XilingError], wanted: int, command: Callable[[list[str]], str]) -> XilingError:

@@ -8,8 +8,11 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from xiling_async._internal.threads import Threads
+from xiling_async.media.headers import Announced
+from xiling_async.media.partial_file import PartialFile
 
 T = TypeVar("T")
+Progress = Callable[[int, int | None], object]  # bytes on the disk, and of the whole file where that is known
 
 BLOCK_BYTES: Final = 1024 * 1024
 
@@ -36,23 +39,20 @@ class Disk(Threads):
 class BlockWriter:
     """`async with`: what is added is written in order, in blocks of about `BLOCK_BYTES`, at most one of them ahead.
 
-    `begin` is called first, at once: who waited for it would not read meanwhile, and what a connection has buffered is
-    lost when it breaks. What has come is not held back until a block is full: it is written as soon as the thread is
-    free. On leaving, everything is written, also when the caller is cancelled. `add`, and leaving, raise what `begin`,
-    `write` or `written` raised; nothing is written after that.
+    The partial file begins (or resumes: `is_rest`) at once: while that is awaited nothing would be read, and what a
+    connection has buffered is lost when it breaks. A block is written as soon as the thread is free, full or not. On
+    leaving, everything is written, also when the caller is cancelled. `add`, and leaving, raise what the disk or
+    `progress` raised; nothing is written after that.
     """
 
     def __init__(
-        self,
-        disk: Disk,
-        begin: Callable[[], object],
-        write: Callable[[bytearray], object],
-        written: Callable[[], object],
+        self, disk: Disk, part: PartialFile, announced: Announced, *, is_rest: bool, progress: Progress | None
     ) -> None:
         self._disk = disk
-        self._begin = begin
-        self._write = write
-        self._written = written  # called in the loop when more is on the disk
+        self._part = part
+        self._announced = announced
+        self._is_rest = is_rest
+        self._progress = progress
         self._pending = bytearray()
         self._writing: asyncio.Task[None] | None = None
 
@@ -90,12 +90,18 @@ class BlockWriter:
             raise failure
 
     async def _write_first(self) -> None:
-        await self._disk.run(self._begin)
-        self._written()
+        begin = self._part.resume if self._is_rest else self._part.begin
+        await self._disk.run(begin, self._announced)
+        report(self._part, self._progress)
         await self._write_pending()
 
     async def _write_pending(self) -> None:
         while self._pending:
-            block, self._pending = self._pending, bytearray()
-            await self._disk.run(self._write, block)
-            self._written()
+            block, self._pending = bytes(self._pending), bytearray()
+            await self._disk.run(self._part.write, block)
+            report(self._part, self._progress)
+
+
+def report(part: PartialFile, progress: Progress | None) -> None:
+    if progress is not None:
+        progress(part.size, part.announced.total)

@@ -242,7 +242,7 @@ class Downloads:
                 if not isinstance(trouble.error, FileExistsError):
                     raise
                 self._refuse(path, task_id)
-        return tuple(item.target.said / path.name for item, path in zip(items, paths, strict=True))
+        return tuple(item.target.as_written / path.name for item, path in zip(items, paths, strict=True))
 
     def _refuse(self, path: Path | None, task_id: str) -> None:
         if path is not None:
@@ -254,7 +254,7 @@ class Downloads:
 
 def host_of(kind: Kind[Any], result: object, what: str | None = None) -> str:
     """Host and port of a file of this result (None: of the one that matters most); "" if its link names none."""
-    with suppress(Exception):  # a stranger's text; what is wrong with it is said when it would be requested
+    with suppress(Exception):  # untrusted text; what is wrong with it is reported when it is requested
         return media_url(link_of(result, kind.media[what or next(iter(kind.media))].field) or "").authority
     return ""
 
@@ -264,9 +264,9 @@ def _wanted(result: Any, to: object, options: DownloadOptions) -> Wanted:
     kind = next((kind for kind in KINDS if isinstance(result, kind.result)), None)
     if kind is None:
         raise InvalidRequest(f"download takes a result such as Video, not {type(result).__name__}.")
-    words = (*kind.media, BOTH)
-    if options.what is not None and options.what not in words:
-        raise InvalidRequest(f"what must be one of {', '.join(map(repr, words))}, not {shown(options.what)}.")
+    choices = (*kind.media, BOTH)
+    if options.what is not None and options.what not in choices:
+        raise InvalidRequest(f"what must be one of {', '.join(map(repr, choices))}, not {shown(options.what)}.")
     if not isinstance(to, (str, os.PathLike)):
         raise InvalidRequest(f"`to` must be a path or text, not {type(to).__name__}.")
     size = options.max_bytes

@@ -31,9 +31,9 @@ def kind_of(head: bytes) -> str | None:
 
     `head`: the first `HEAD_BYTES` of the file, or all of it if it is shorter.
     """
-    for magic, found in _MAGIC:
+    for magic, file_type in _MAGIC:
         if head.startswith(magic):
-            return found
+            return file_type
     if head[4:8] == b"ftyp" and len(head) >= 12:
         return _BRANDS.get(head[8:12], "mp4")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

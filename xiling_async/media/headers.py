@@ -8,7 +8,7 @@ import functools
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
@@ -25,45 +25,32 @@ DIGESTS: Final = {"md5": 16, "crc32c": 4}
 
 
 class Digest(Protocol):
-    def update(self, data: bytes | bytearray, /) -> None: ...
+    def update(self, data: bytes, /) -> None: ...
 
     def digest(self) -> bytes: ...
 
 
-class Crc32c:
-    """CRC-32C (RFC 3720, B.4), by `google_crc32c`."""
-
-    def __init__(self, extend: Callable[[int, bytes], int]) -> None:
-        self._extend = extend
-        self._value = 0
-
-    def update(self, data: bytes | bytearray, /) -> None:
-        self._value = self._extend(self._value, bytes(data))
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
 @functools.cache
-def crc32c_extend() -> Callable[[int, bytes], int] | None:
-    """`google_crc32c.extend`; None where it is not installed, or has no C code: that in Python is too slow."""
+def crc32c() -> type[Digest] | None:
+    """CRC-32C (RFC 3720, B.4) of `google_crc32c`; None where it is not installed, or has no C code: in Python it is
+    too slow."""
     try:
         module: Any = importlib.import_module("google_crc32c")
     except Exception:  # it warns where it has no C code, and warnings may be errors
         return None
-    extend: Callable[[int, bytes], int] = module.extend
-    return extend if module.implementation == "c" else None
+    checksum: type[Digest] = module.Checksum
+    return checksum if module.implementation == "c" else None
 
 
 def digest_in_use(digests: Mapping[str, str]) -> str | None:
     """The name of the digest that is checked; None: none of these can be."""
-    return next((name for name in DIGESTS if name in digests and (name == "md5" or crc32c_extend())), None)
+    return next((name for name in DIGESTS if name in digests and (name == "md5" or crc32c())), None)
 
 
 def new_digest(name: str) -> Digest:
     """A digest of nothing yet; `name` is of `digest_in_use`."""
-    extend = crc32c_extend()
-    return hashlib.md5(usedforsecurity=False) if name == "md5" or extend is None else Crc32c(extend)
+    checksum = crc32c()
+    return hashlib.md5(usedforsecurity=False) if name == "md5" or checksum is None else checksum()
 
 
 def digest_text(digest: Digest) -> str:
@@ -118,11 +105,11 @@ class Announced:
         return {"validator": self.validator, "total": self.total, "digests": self.digests}
 
     @classmethod
-    def from_json(cls, found: Any) -> Announced | None:
+    def from_json(cls, data: Any) -> Announced | None:
         """What `as_json` gave; None: it is not ours, or broken."""
-        if not isinstance(found, dict):
+        if not isinstance(data, dict):
             return None
-        validator, total, digests = found.get("validator"), found.get("total"), found.get("digests")
+        validator, total, digests = data.get("validator"), data.get("total"), data.get("digests")
         if validator is not None and not (isinstance(validator, str) and _VISIBLE.fullmatch(validator)):
             return None
         if total is not None and not (type(total) is int and total >= 0):
@@ -137,21 +124,21 @@ class Announced:
 def of_whole(headers: Headers) -> Announced:
     """What a 200 says. Raises `Contradiction` for a body that nothing can prove whole: it may end anywhere."""
     length = _length(headers)
-    said = Announced(validator=_validator(headers), total=length, digests=_digests(headers))
-    if length is None and not said.is_provable and headers.get("Transfer-Encoding", "").lower() != "chunked":
+    announced = Announced(validator=_validator(headers), total=length, digests=_digests(headers))
+    if length is None and not announced.is_provable and headers.get("Transfer-Encoding", "").lower() != "chunked":
         raise Contradiction("neither a length nor a digest is announced")
-    return said
+    return announced
 
 
 def of_rest(headers: Headers, start: int | None) -> Announced:
     """What a 206 says to a request for all from `start` on (None: no range was asked for).
 
     Raises `Contradiction` when it is the answer to anything else."""
-    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
-    if found is None:
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    if match is None:
         raise Contradiction("no Content-Range of bytes")
-    first, last = int(found[1]), int(found[2])
-    total = None if found[3] == "*" else int(found[3])
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
     if first != start or last < first or (total is not None and last != total - 1):
         raise Contradiction("another range than the one that was asked for")
     length = _length(headers)
@@ -162,8 +149,8 @@ def of_rest(headers: Headers, start: int | None) -> Announced:
 
 def unsatisfied_total(headers: Headers) -> int | None:
     """How long the file is, by a 416."""
-    found = _UNSATISFIED.fullmatch(headers.get("Content-Range", "").strip())
-    return None if found is None else int(found[1])
+    match = _UNSATISFIED.fullmatch(headers.get("Content-Range", "").strip())
+    return None if match is None else int(match[1])
 
 
 def _length(headers: Headers) -> int | None:

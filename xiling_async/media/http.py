@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -20,7 +20,7 @@ from yarl import URL
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.redact import shown
 from xiling_async.errors import DownloadError, StoreError, XilingError
-from xiling_async.media.ssrf import is_public, public_socket
+from xiling_async.media.ssrf import public_socket
 from xiling_async.models.record import Outcome, Succeeded
 from xiling_async.models.request import Kind
 from xiling_async.models.settings import Limits, Timeouts
@@ -129,7 +129,7 @@ class MediaTransport:
     """Gets files from anywhere, with no key, no cookie, no proxy and no `.netrc`; as they come, never unpacked.
 
     Two sessions that share nothing: one cannot connect to an address that is not public, the other can.
-    `tls`: whom to trust, for tests; `is_public`: which addresses are.
+    `tls`: whom to trust, for tests.
     """
 
     def __init__(
@@ -139,14 +139,12 @@ class MediaTransport:
         clock: Clock,
         limits: Limits,
         tls: ssl.SSLContext | None = None,
-        is_public: Callable[[str], bool] = is_public,
     ) -> None:
         self.timeouts = timeouts
         self.clock = clock
         self.limits = limits
         self.waiting = 0  # requests that wait for one of the slots
         self._tls = tls
-        self._is_public = is_public
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # made when they are needed
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._slots = asyncio.Semaphore(limits.downloads)
@@ -221,7 +219,7 @@ class MediaTransport:
         connector = aiohttp.TCPConnector(
             limit=0,
             ssl=True if self._tls is None else self._tls,
-            socket_factory=None if allow_private else public_socket(self._is_public),
+            socket_factory=None if allow_private else public_socket,
         )
         return aiohttp.ClientSession(
             connector=connector,

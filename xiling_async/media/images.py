@@ -123,7 +123,7 @@ def _opened(path: Path) -> io.FileIO:
         _check_regular(path.stat().st_mode)  # before it is opened: opening can wait, or wake a device
         number = os.open(path, _FLAGS)
     except (OSError, ValueError) as why:  # ValueError: a NUL in it, half a surrogate pair
-        raise Unfit(_told(why)) from None
+        raise Unfit(_reason(why)) from None
     try:
         _check_regular(os.fstat(number).st_mode)
     except Unfit:
@@ -134,17 +134,17 @@ def _opened(path: Path) -> io.FileIO:
 
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise Unfit(next((told for is_kind, told in _KINDS if is_kind(mode)), "is not a file"))
+        raise Unfit(next((reason for is_kind, reason in _KINDS if is_kind(mode)), "is not a file"))
 
 
 def _read(file: Any, size_bytes: int) -> bytes:
     try:
         return file.read(size_bytes) or b""
     except OSError as why:
-        raise Unfit(_told(why)) from None
+        raise Unfit(_reason(why)) from None
 
 
-def _told(why: OSError | ValueError) -> str:
+def _reason(why: OSError | ValueError) -> str:
     if isinstance(why, FileNotFoundError):
         return "does not exist"
     return f"cannot be read ({why.strerror})" if isinstance(why, OSError) else "is not a path"

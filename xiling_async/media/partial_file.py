@@ -27,7 +27,7 @@ if sys.platform != "win32":
 
 SUFFIX: Final = ".part"
 SIDECAR: Final = ".json"
-# The system is told so often to begin writing: else it waits for the fsync at the end, and all the world with it.
+# The system is asked to begin writing after so many bytes: otherwise everything waits for the fsync at the end.
 FLUSH_BYTES: Final = 8 * 1024 * 1024
 CATCH_UP_BYTES: Final = 8 * 1024 * 1024  # of an earlier process's bytes that are read again at a time
 _SIDECAR_BYTES: Final = 16 * 1024
@@ -95,12 +95,12 @@ class PartialFile:
         self._write_sidecar()
 
     def resume(self, announced: Announced) -> None:
-        """Append to what is there; an answer to the request for the rest may have told more of the file."""
+        """Append to what is there; an answer to the request for the rest may announce more of the file."""
         if announced != self.announced:
             self._expect(announced)
             self._write_sidecar()
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes) -> None:
         """Append; on an error the partial file is as it was before."""
         rest = memoryview(data)
         self._check_free(len(data))
@@ -139,9 +139,9 @@ class PartialFile:
             return f"{total} bytes were announced, {self.size} came"
         name = digest_in_use(self.announced.digests)
         if name is not None and self._digest is not None:
-            found = digest_text(self._digest)
-            if found != self.announced.digests[name]:
-                return f"its {name} is {found}, announced was {self.announced.digests[name]}"
+            digest = digest_text(self._digest)
+            if digest != self.announced.digests[name]:
+                return f"its {name} is {digest}, announced was {self.announced.digests[name]}"
         return None
 
     def clear(self) -> None:
@@ -214,22 +214,22 @@ class PartialFile:
 
     def _read_sidecar(self) -> Announced | None:
         """What is known of the bytes that are here; None: nothing that would let them be trusted."""
-        found = _sidecar_of(self.sidecar)
-        if found.get("result") != self._owner:
+        sidecar = _sidecar_of(self.sidecar)
+        if sidecar.get("result") != self._owner:
             return None
-        announced = Announced.from_json(found.get("announced"))
+        announced = Announced.from_json(sidecar.get("announced"))
         if announced is None or not announced.is_resumable:
             return None
         # Since this machine started, what was written is in the file. A loss of power may have left holes in it.
-        is_same_boot = found.get("boot") == _boot() is not None
+        is_same_boot = sidecar.get("boot") == _boot() is not None
         return announced if is_same_boot or announced.is_provable else None
 
     def _write_sidecar(self) -> None:
-        said = {"form": _FORM, "result": self._owner, "boot": _boot(), "announced": self.announced.as_json()}
+        sidecar = {"form": _FORM, "result": self._owner, "boot": _boot(), "announced": self.announced.as_json()}
         self.sidecar.unlink(missing_ok=True)
         descriptor = os.open(self.sidecar, _NEW, 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(said).encode())
+            file.write(json.dumps(sidecar).encode())
 
     def _read(self, start: int, size: int) -> bytes:
         os.lseek(self._descriptor, start, os.SEEK_SET)
@@ -301,10 +301,10 @@ def _sidecar_of(path: Path) -> dict[str, Any]:
     try:
         with os.fdopen(os.open(path, _FLAGS), "rb") as file:
             status = os.fstat(file.fileno())
-            found = json.loads(file.read(_SIDECAR_BYTES)) if stat.S_ISREG(status.st_mode) else None
+            sidecar = json.loads(file.read(_SIDECAR_BYTES)) if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and _is_ours(status) and found.get("form") == _FORM else {}
+    return sidecar if isinstance(sidecar, dict) and _is_ours(status) and sidecar.get("form") == _FORM else {}
 
 
 def _lock(descriptor: int) -> None:
@@ -332,7 +332,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str | None:
-    """Which start of the machine this is; None: that cannot be told here."""
+    """Which start of the machine this is; None: unknown on this system."""
     try:
         return path.read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):

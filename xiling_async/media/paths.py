@@ -57,12 +57,12 @@ def part_beside(target: Path) -> Path:
 class Target:
     """Where a file goes. `name` is the user's own; None: `<stem>.<type>`, the type being that of the bytes.
 
-    `folder` is absolute, and `said` the same folder as the user wrote it. `other_types` are those that are not named
-    so, because a file of that name would be another file of the result: they have `what` in their name.
+    `folder` is absolute, and `as_written` the same folder as the caller wrote it. `other_types` are those that are
+    not named so, because a file of that name would be another file of the result: they have `what` in their name.
     """
 
     folder: Path
-    said: Path
+    as_written: Path
     name: str | None
     stem: str
     what: str
@@ -72,17 +72,17 @@ class Target:
     def part(self) -> Path:
         return part_beside(self.folder / (f"{self.stem}.{self.what}" if self.name is None else self.name))
 
-    def path(self, found: str | None) -> Path:
+    def path(self, file_type: str | None) -> Path:
         """The file itself, when its bytes are of this type."""
         if self.name is not None:
             return self.folder / self.name
-        file_type = found or UNKNOWN
+        file_type = file_type or UNKNOWN
         what = f"~{self.what}" if file_type in self.other_types else ""
         return self.folder / f"{self.stem}{what}.{file_type}"
 
     def in_the_way(self) -> Path | None:
         """What exists already where the file is to be, whatever the type of its bytes turns out to be; blocks."""
-        paths = (self.path(found) for found in TYPES)
+        paths = (self.path(file_type) for file_type in TYPES)
         return next((path for path in paths if os.path.lexists(path)), None)
 
 
@@ -94,22 +94,22 @@ def targets_of(
     `to` is a folder if there is one of this name, or if it ends in a separator; then it must exist, and the names are
     ours. Blocks. Raises `NoTarget`, `OSError`.
     """
-    given: Any = os.fspath(to)
+    text: Any = os.fspath(to)
     try:
-        if not isinstance(given, str) or not given or b"\0" in os.fsencode(given):
+        if not isinstance(text, str) or not text or b"\0" in os.fsencode(text):
             raise NoTarget("it is not a path")
     except UnicodeError:  # half a surrogate pair: no name on this system
         raise NoTarget("it is not a path") from None
-    said = Path(given)
-    is_folder = given.endswith(tuple(filter(None, (os.sep, os.altsep)))) or said.is_dir()
-    folder = said if is_folder else said.parent
+    path = Path(text)
+    is_folder = text.endswith(tuple(filter(None, (os.sep, os.altsep)))) or path.is_dir()
+    folder = path if is_folder else path.parent
     if not folder.is_dir():
         raise NoTarget(f"there is no folder {str(folder)!r}: make it first")
-    name = None if is_folder else said.name
-    stem = stem_of(task_id) if is_folder else said.stem
+    name = None if is_folder else path.name
+    stem = stem_of(task_id) if is_folder else path.stem
     return [
         Target(
-            folder=folder.absolute(), said=folder, name=None if number else name, stem=stem, what=what,
+            folder=folder.absolute(), as_written=folder, name=None if number else name, stem=stem, what=what,
             other_types=_other_types(media, what),
         )
         for number, what in enumerate(wanted)

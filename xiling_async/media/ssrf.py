@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
+from aiohttp import AddrInfoType
 from yarl import URL
 
 from xiling_async.models.request import URL_CHARACTERS, has_valid_host
@@ -68,16 +68,12 @@ class NotPublic(OSError):
         super().__init__(errno.EACCES, "the address is not public")
 
 
-def public_socket(is_public: Callable[[str], bool] = is_public) -> Callable[[Any], socket.socket]:
+def public_socket(info: AddrInfoType) -> socket.socket:
     """For `TCPConnector(socket_factory=...)`: no socket is made for an address that is not public."""
-
-    def make(found: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
-        family, kind, protocol, _, address = found
-        if not is_public(str(address[0])):
-            raise NotPublic
-        return socket.socket(family, kind, protocol)
-
-    return make
+    family, kind, protocol, _, address = info
+    if not is_public(str(address[0])):
+        raise NotPublic
+    return socket.socket(family, kind, protocol)
 
 
 def media_url(text: str, base: URL | None = None) -> URL:

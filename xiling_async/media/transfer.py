@@ -7,8 +7,6 @@ signature. Errors name the task and the host, and nothing else of the URL.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -17,9 +15,9 @@ from yarl import URL
 
 from xiling_async.api import retry
 from xiling_async.errors import DownloadError, IntegrityError, ResultExpired
-from xiling_async.media import headers as announced
+from xiling_async.media import headers as media_headers
 from xiling_async.media import ssrf
-from xiling_async.media.blocks import BlockWriter, Disk
+from xiling_async.media.blocks import BlockWriter, Disk, Progress, report
 from xiling_async.media.headers import Announced, Contradiction, Headers
 from xiling_async.media.http import (
     LONGEST_PAUSE_S,
@@ -47,8 +45,6 @@ MOVED: Final = frozenset({301, 302, 303, 307, 308})
 GONE: Final = frozenset({400, 401, 403, 404, 410})
 TOO_MANY_REQUESTS: Final = 429
 REQUEST_TIMEOUT: Final = 408
-
-Progress = Callable[[int, int | None], object]
 
 
 @frozen(kw_only=True)
@@ -114,7 +110,7 @@ class Transfer:
             await self._fault()
             return False
         if await self._fault() is None:
-            self._report()
+            report(part, self._options.progress)
             return True
         await self._disk.run(part.clear)
         return False
@@ -191,18 +187,18 @@ class Transfer:
         this returns; None: the response ended as it should."""
         if self._url is None:
             return LinkExpired("the result has no link")
-        found: URL | Setback | None = self._checked(self._url)
+        result: URL | Setback | None = self._checked(self._url)
         for _ in range(REDIRECTS + 1):
-            if not isinstance(found, URL):
-                return found
-            found = await self._exchange(found)
-        return Failed(self._error(f"redirects more than {REDIRECTS} times.")) if isinstance(found, URL) else found
+            if not isinstance(result, URL):
+                return result
+            result = await self._exchange(result)
+        return Failed(self._error(f"redirects more than {REDIRECTS} times.")) if isinstance(result, URL) else result
 
     def _checked(self, link: str, base: URL | None = None) -> URL | Failed:
         try:
             url = ssrf.media_url(link, base)
             objection = ssrf.objection(url, allow_private=self._options.allow_private)
-        except Exception:  # a stranger's text: what yarl, idna and ipaddress raise for it is not a closed list
+        except Exception:  # untrusted text: what yarl, idna and ipaddress raise for it is not a closed list
             objection = "it is not a URL"
         if objection is None:
             self._asked = url
@@ -253,14 +249,14 @@ class Transfer:
         """The response by its status and headers, then its body."""
         headers, status, part = response.headers, response.status, self._part
         if status == 416 and start is not None:
-            return await self._unsatisfied(announced.unsatisfied_total(headers))
+            return await self._unsatisfied(media_headers.unsatisfied_total(headers))
         if status not in (200, 206):
             return self._no_file(status, headers)
         if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             return Failed(self._error("is compressed (Content-Encoding), although that was not asked for."))
         try:
-            said = announced.of_whole(headers) if status == 200 else announced.of_rest(headers, start)
-            if status == 206 and not part.announced.fits(said):
+            announced = media_headers.of_whole(headers) if status == 200 else media_headers.of_rest(headers, start)
+            if status == 206 and not part.announced.fits(announced):
                 raise Contradiction("the rest of another file")
         except Contradiction as why:
             if status == 200:
@@ -268,12 +264,12 @@ class Transfer:
             await self._disk.run(part.clear)
             return Retryable(f"{why} came when the rest was asked for")
         if status == 206:
-            if None not in (part.announced.total, said.total) and part.announced.total != said.total:
-                return Corrupt(f"{part.announced.total} bytes were announced, then {said.total}")
-            said = part.announced.with_more(said)
-        if said.total is not None and said.total > self._options.max_bytes:
-            return await self._too_large(said.total)
-        return await self._pour(response, said, start)
+            if None not in (part.announced.total, announced.total) and part.announced.total != announced.total:
+                return Corrupt(f"{part.announced.total} bytes were announced, then {announced.total}")
+            announced = part.announced.with_more(announced)
+        if announced.total is not None and announced.total > self._options.max_bytes:
+            return await self._too_large(announced.total)
+        return await self._pour(response, announced, start)
 
     async def _unsatisfied(self, total: int | None) -> Setback:
         before = self._part.announced.total
@@ -291,15 +287,13 @@ class Transfer:
             return Retryable(reason, pause_s, limited=status == TOO_MANY_REQUESTS)
         return Failed(self._error(f"could not be downloaded: {reason}."))
 
-    async def _pour(self, response: aiohttp.ClientResponse, said: Announced, start: int | None) -> Setback | None:
+    async def _pour(self, response: aiohttp.ClientResponse, announced: Announced, start: int | None) -> Setback | None:
         """The body into the partial file. Whatever ends it, what came is written before this returns."""
-        part, skip = self._part, 0
-        begin = partial(part.begin, said)
-        room = self._options.max_bytes
-        if response.status != 200:
-            begin, skip, room = partial(part.resume, said), part.size - (start or 0), room - part.size
+        part, options = self._part, self._options
+        is_rest = response.status != 200
+        skip, room = (part.size - (start or 0), options.max_bytes - part.size) if is_rest else (0, options.max_bytes)
         window_s, left_s, gained = self._transport.timeouts.stall, self._transport.timeouts.stall, 0
-        async with BlockWriter(self._disk, begin, part.write, self._report) as writer:
+        async with BlockWriter(self._disk, part, announced, is_rest=is_rest, progress=options.progress) as writer:
             while True:
                 began_at = self._transport.clock.time()
                 try:
@@ -330,21 +324,17 @@ class Transfer:
         is_slow = gained < SLOW_RATE * seconds
         return is_slow and self._transport.waiting > 0 and self._part.announced.is_resumable
 
-    # --- what is said of it --------------------------------------------------------------------------------------
+    # --- errors -------------------------------------------------------------------------------------------------
 
     @property
     def _host(self) -> str:
         return "" if self._asked is None else self._asked.host or ""
 
-    def _error(self, words: str, **known: Any) -> DownloadError:
+    def _error(self, reason: str, **known: Any) -> DownloadError:
         where = f" from {self._host}" if self._host else ""
-        return DownloadError(f"{self._link}{where} {words}", task_ids=(self._link.task_id,), **known)
+        return DownloadError(f"{self._link}{where} {reason}", task_ids=(self._link.task_id,), **known)
 
     async def _too_large(self, total: int | None) -> Failed:
         await self._disk.run(self._part.discard)
         size = "more" if total is None else f"{total} bytes"
         return Failed(self._error(f"is {size}, above the cap of {self._options.max_bytes} bytes (max_bytes)."))
-
-    def _report(self) -> None:
-        if self._options.progress is not None:
-            self._options.progress(self._part.size, self._part.announced.total)

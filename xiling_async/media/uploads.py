@@ -99,11 +99,11 @@ class Uploads:
 
     async def _checked(self, what: str, named: Iterable[tuple[Path | bytes, str]]) -> list[Picture]:
         """Each of these pictures, or every reason why one of them is none."""
-        found = await self._together((self._look_at(source, name) for source, name in named), "xiling check")
-        problems = [each for each in found if isinstance(each, Problem)]
+        checked = await self._together((self._look_at(source, name) for source, name in named), "xiling check")
+        problems = [each for each in checked if isinstance(each, Problem)]
         if problems:
             raise InvalidRequest.of(what, problems)
-        return [each for each in found if isinstance(each, Picture)]
+        return [each for each in checked if isinstance(each, Picture)]
 
     async def _look_at(self, source: Path | bytes, name: str) -> Picture | Problem:
         try:
@@ -119,12 +119,12 @@ class Uploads:
             until, url = self._known.get(picture.sha256, (0.0, ""))
             if until > self._clock.time():
                 return url
-            told = await self._shared(picture).wait()
-            if isinstance(told, str):
-                return told
-            if told.source == picture.source:  # else another file of this content was spoiled: ours is not
+            result = await self._shared(picture).wait()
+            if isinstance(result, str):
+                return result
+            if result.source == picture.source:  # else another file of this content was spoiled: ours is not
                 raise NotSent(
-                    f"The upload of {picture} failed: while it was sent, the file changed ({told.why}). Nothing was "
+                    f"The upload of {picture} failed: while it was sent, the file changed ({result.why}). Nothing was "
                     "bought: submit it again when the file stays as it is."
                 )
 
