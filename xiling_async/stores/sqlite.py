@@ -1,41 +1,26 @@
 """A store in one SQLite file, for one process: every change is on the disk before it counts."""
 
-# ruff: noqa: S608 - statements are put together from our own words only
-
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from attrs import evolve
-
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
-from xiling_async.models.lifecycle import Change, Event, Verdict, decide
-from xiling_async.models.ownership import give_way
+from xiling_async.models.lifecycle import Change, Event
 from xiling_async.models.query import ALL_JOBS, JobQuery
-from xiling_async.models.record import LEFT_BEHIND, JobRecord
+from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import instance, path_of
-from xiling_async.stores.base import SPREAD_S, HandedOver, Watcher, seconds
-from xiling_async.stores.rows import (
-    COLUMNS,
-    RowReader,
-    corrected_row,
-    has_unsaved_result,
-    record_of,
-    refusal_row,
-    row_of,
-    tasks_row,
-)
+from xiling_async.stores.base import HandedOver, Watcher, seconds
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
+from xiling_async.stores.sqlite_queries import Place, Queries
 from xiling_async.stores.sqlite_schema import give_space_back
 from xiling_async.stores.sqlite_writer import Work, Writer
 
@@ -43,25 +28,8 @@ log = logging.getLogger("xiling_async.stores")
 
 T = TypeVar("T")
 
-_SELECT: Final = f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM jobs"
-_BY_ID: Final = f"{_SELECT} WHERE id = ?"
-_BY_KEY: Final = f"{_SELECT} WHERE key = ?"
-_BY_TASK: Final = f"{_SELECT} WHERE id = (SELECT job_id FROM tasks WHERE task_id = ?)"
-_INSERT: Final = f"INSERT INTO jobs ({', '.join(COLUMNS)}, unsaved) VALUES ({', '.join('?' * len(COLUMNS))}, ?)"
-_INSERT_METADATA: Final = "INSERT INTO metadata VALUES (?, ?, ?, ?)"
-_DELETE_METADATA: Final = "DELETE FROM metadata WHERE name = ? AND value = ? AND created_at = ? AND job_id = ?"
-_UPDATE: Final = (
-    "UPDATE jobs SET asked = ?, changed_at = ?, state = ?, attempt = ?, tasks = ?, refusal = ?, due_at = ?, "
-    "failed_asks = ?, version = ?, handover_at = ?, unsaved = ?, request = COALESCE(?, request) WHERE id = ?"
-)
-_OPEN: Final = "state IN ('sending', 'uncertain', 'accepted')"  # in the words of the index, so that SQLite takes it
-_HANDED_OVER: Final = "handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')"
-_NEXT_HANDOVER: Final = f"{_SELECT} WHERE {_HANDED_OVER} AND handover_at <= ? ORDER BY changed_at, id LIMIT 1"
-_UNSAVED: Final = (
-    f"{_SELECT} WHERE unsaved = 1 AND changed_at >= ? AND (changed_at, id) > (?, ?) ORDER BY changed_at, id LIMIT ?"
-)
-_PAGE: Final = 500
-_PURGE: Final = 5_000  # jobs looked at in one piece of work
+_FIRST: Final = (-math.inf, "")  # the place before the first page
+_LAST: Final = (math.inf, "")  # behind the last one
 
 
 class SQLiteStore:
@@ -87,7 +55,7 @@ class SQLiteStore:
         self._path = path_of("The path of a SQLiteStore", path)  # looked up when it is opened, in the writer's thread
         instance("read_only", read_only, bool, "True or False")
         self._file = DatabaseFile(self._path, connect, read_only=read_only)
-        self._reader = RowReader(record_of)
+        self._queries = Queries()
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
 
@@ -100,7 +68,7 @@ class SQLiteStore:
         if self._writer is not None:
             self._writer.check_process()
             raise StoreError(f"{self._path} {IN_USE_HERE}")
-        self._reader = RowReader(record_of)
+        self._queries = Queries()
         writer = Writer(self._file, str(self._path))
         await writer.start()
         self._writer = writer
@@ -118,7 +86,7 @@ class SQLiteStore:
     @property
     def unreadable(self) -> int:
         """How many jobs were skipped since it was opened, because their rows cannot be read; the log names them."""
-        return len(self._reader.skipped)
+        return len(self._queries.reader.skipped)
 
     async def backup(self, path: str | os.PathLike[str]) -> Path:
         """Write a copy of the store into the new file `path`, while the store is in use; returns its path. The copy
@@ -142,279 +110,68 @@ class SQLiteStore:
         self._watcher = watcher
 
     async def secret(self, fresh: bytes) -> bytes:
-        def work(connection: sqlite3.Connection) -> bytes:
-            connection.execute("INSERT OR IGNORE INTO kept VALUES ('webhook secret', ?)", (fresh,))
-            (kept,) = connection.execute("SELECT value FROM kept WHERE name = 'webhook secret'").fetchone()
-            return bytes(kept)
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.secret, fresh=fresh))
 
     async def add(self, record: JobRecord) -> JobRecord:
-        def work(connection: sqlite3.Connection) -> JobRecord:
-            known = _read(connection, _BY_ID, record.id)
-            if known is None and record.key is not None:
-                known = _read(connection, _BY_KEY, record.key)
-            for task_id in record.owned_ids:
-                known = known or _read(connection, _BY_TASK, task_id)
-            if known is not None:
-                return known
-            connection.execute(_INSERT, (*row_of(record), has_unsaved_result(record)))
-            connection.executemany(_INSERT_METADATA, _metadata_rows(record))
-            _own(connection, record.id, record.owned_ids)
-            return record
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.add, record=record))
 
     async def change(self, job_id: str, event: Event) -> Change:
-        def work(connection: sqlite3.Connection) -> Change:
-            record = _read(connection, _BY_ID, job_id)
-            if record is None:
-                return Change(Verdict.NO_JOB, None)
-            change = decide(record, event)
-            if change.verdict is not Verdict.APPLIED or change.record is None:
-                return change
-            changed = change.record
-            if changed.task_ids is not record.task_ids:
-                before, after = set(record.owned_ids), set(changed.owned_ids)
-                new = after - before
-                owners = _owners(connection, new)
-                others = give_way(owners, changed, event)
-                if others is None:
-                    return Change(Verdict.UNKNOWN_TASK, record)
-                for owner, other in zip(owners, others, strict=True):
-                    assert other.record is not None, "what gave way is written"
-                    _disown(connection, set(owner.owned_ids) - set(other.record.owned_ids))
-                    _write(connection, other.record)
-                change = evolve(change, others=others) if others else change
-                _own(connection, job_id, new)
-                _disown(connection, before - after)
-            _write(connection, changed)
-            return change
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.change, job_id=job_id, event=event))
 
     async def get(self, job_id: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, _BY_ID, job_id))
+        return await self._run(partial(self._queries.get, job_id=job_id))
 
     async def by_key(self, key: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, _BY_KEY, key))
+        return await self._run(partial(self._queries.by_key, key=key))
 
     async def by_task(self, task_id: str) -> JobRecord | None:
-        return await self._run(lambda connection: _read(connection, _BY_TASK, task_id))
+        return await self._run(partial(self._queries.by_task, task_id=task_id))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        after: tuple[float, str] | None = (float("-inf"), "")
-        while after is not None:
-            page, after = await self._run(partial(_page, reader=self._reader, after=after))
+        place: Place | None = _FIRST
+        while place is not None:
+            page, place = await self._run(partial(self._queries.oldest_open, after=place))
             for record in page:
                 yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
-        place: tuple[float, str] | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        place: Place | None = _LAST if query.newest_first else _FIRST
         while place is not None:
-            page, place = await self._run(partial(_listed, reader=self._reader, query=query, place=place))
+            page, place = await self._run(partial(self._queries.listed, query=query, place=place))
             for record in page:
                 yield record
 
     async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
-        after: tuple[float, str] | None = (-math.inf, "")
-        while after is not None:
-            page, after = await self._run(partial(_unsaved, reader=self._reader, since=since, after=after))
+        place: Place | None = _FIRST
+        while place is not None:
+            page, place = await self._run(partial(self._queries.unsaved, since=since, after=place))
             for record in page:
                 yield record
 
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
-        def work(connection: sqlite3.Connection) -> list[JobRecord]:
-            due = connection.execute(f"{_SELECT} WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit)).fetchall()
-            connection.executemany(
-                "UPDATE jobs SET due_at = ?, version = version + 1 WHERE id = ?",
-                [(now + lease_s, row[0]) for row in due],
-            )
-            return [record.next_version(due_at=now + lease_s) for record in self._reader.records(due)]
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.claim, now=now, limit=limit, lease_s=lease_s))
 
     async def next_due(self) -> float | None:
-        def work(connection: sqlite3.Connection) -> float | None:
-            (due_at,) = connection.execute("SELECT MIN(due_at) FROM jobs WHERE due_at IS NOT NULL").fetchone()
-            return None if due_at is None else float(due_at)
-
-        return await self._run(work)
+        return await self._run(self._queries.next_due)
 
     async def hand_over(self, now: float, *, lease_s: float) -> HandedOver | None:
-        def work(connection: sqlite3.Connection) -> HandedOver | None:
-            connection.execute("INSERT OR IGNORE INTO kept VALUES ('consumer', x'')")
-            while row := connection.execute(_NEXT_HANDOVER, (now,)).fetchone():
-                connection.execute(
-                    "UPDATE jobs SET handover_at = ?, version = version + 1 WHERE id = ?", (now + lease_s, row[0])
-                )
-                for record in self._reader.records([row]):  # none, if it cannot be read: then the next job
-                    was_leased = bool(record.handover_at)
-                    return HandedOver(record.next_version(handover_at=now + lease_s), is_again=was_leased)
-            return None
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.hand_over, now=now, lease_s=lease_s))
 
     async def next_handover(self, now: float) -> float | None:
-        def work(connection: sqlite3.Connection) -> float | None:
-            (at,) = connection.execute(f"SELECT MIN(handover_at) FROM jobs WHERE {_HANDED_OVER}").fetchone()
-            return None if at is None else max(0.0, at - now)
-
-        return await self._run(work)
+        return await self._run(partial(self._queries.next_handover, now=now))
 
     async def recover_orphans(self, now: float, *, doubt_s: float, per_second: float) -> int:
-        until = now + doubt_s
-
-        def work(connection: sqlite3.Connection) -> int:
-            connection.execute(
-                "UPDATE jobs SET state = 'uncertain', refusal = ?, changed_at = ?, due_at = ?, version = version + 1 "
-                f"WHERE {_OPEN} AND state = 'sending'",
-                (refusal_row(LEFT_BEHIND), now, until),
-            )
-            connection.execute(
-                "UPDATE jobs SET due_at = MIN(COALESCE(due_at, ?), ?), version = version + 1 "
-                f"WHERE {_OPEN} AND state = 'uncertain' AND (due_at IS NULL OR due_at > ?)",
-                (now, until, until),
-            )
-            (count,) = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_OPEN}").fetchone()
-            connection.execute(
-                "UPDATE jobs SET due_at = ? + ? * (RANDOM() & 1023) / 1024.0, version = version + 1 "
-                f"WHERE {_OPEN} AND state = 'accepted'",
-                (now, min(SPREAD_S, count / per_second)),
-            )
-            return int(count)
-
+        work = partial(self._queries.recover_orphans, now=now, doubt_s=doubt_s, per_second=per_second)
         return await self._run(work)
 
     async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
         before = (SystemClock().time() if now is None else now) - seconds(older_than)
         purged = 0
-        after: int | None = 0
-        while after is not None:  # page by page: a submit does not wait for the whole of it
+        place: Place | None = _FIRST
+        while place is not None:  # page by page: a submit does not wait for the whole of it
             in_hand = frozenset[str]() if self._watcher is None else self._watcher.in_hand()
-            count, after = await self._run(
-                partial(_purge, reader=self._reader, before=before, after=after, in_hand=in_hand)
-            )
+            work = partial(self._queries.purge, before=before, after=place, in_hand=in_hand)
+            count, place = await self._run(work)
             purged += count
         await self._run(give_space_back, in_transaction=False)
         return purged
-
-
-# --- rows and pages --------------------------------------------------------------------------------------------------
-
-
-def _read(connection: sqlite3.Connection, query: str, name: str) -> JobRecord | None:
-    row = connection.execute(query, (name,)).fetchone()
-    return None if row is None else record_of(row)
-
-
-def _page(
-    connection: sqlite3.Connection, reader: RowReader, after: tuple[float, str]
-) -> tuple[list[JobRecord], tuple[float, str] | None]:
-    where = f"{_SELECT} WHERE {_OPEN} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {_PAGE}"
-    rows = connection.execute(where, after).fetchall()
-    created_at = COLUMNS.index("created_at")
-    return reader.records(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
-
-
-def _listed(
-    connection: sqlite3.Connection, reader: RowReader, query: JobQuery, place: tuple[float, str]
-) -> tuple[list[JobRecord], tuple[float, str] | None]:
-    """A page of a listing, and its last place."""
-    (name, value), *_ = (*query.metadata.items(), (None, None))
-    rows = connection.execute(
-        _listing(has_metadata=bool(query.metadata), newest_first=query.newest_first),
-        {
-            "created_at": place[0],
-            "id": place[1],
-            "states": None if query.states is None else json.dumps(sorted(query.states)),
-            "kind": query.kind,
-            "since": query.since,
-            "name": name,
-            "value": value,
-            "metadata": json.dumps(dict(query.metadata)),
-            "page": _PAGE,
-        },
-    ).fetchall()
-    created_at = COLUMNS.index("created_at")
-    return reader.records(rows), (rows[-1][created_at], rows[-1][0]) if rows else None
-
-
-def _listing(*, has_metadata: bool, newest_first: bool) -> str:
-    """The statement of a listing: by the index of one pair of metadata, if there is one, else by that of the age."""
-    source, by = ("metadata AS m JOIN jobs ON jobs.id = m.job_id", "m.created_at, m.job_id")
-    if not has_metadata:
-        source, by = "jobs", "jobs.created_at, jobs.id"
-    after, order = ("<", "DESC") if newest_first else (">", "ASC")
-    with_metadata = (
-        "AND m.name = :name AND m.value = :value AND NOT EXISTS ("
-        "SELECT 1 FROM json_each(:metadata) AS pair WHERE NOT EXISTS (SELECT 1 FROM metadata AS other "
-        "WHERE other.name = pair.key AND other.value = pair.value AND other.created_at = m.created_at "
-        "AND other.job_id = m.job_id)) "
-    )
-    return (
-        f"SELECT {', '.join(f'jobs.{name}' for name in COLUMNS)} FROM {source} WHERE ({by}) {after} (:created_at, :id) "
-        "AND (:states IS NULL OR jobs.state IN (SELECT value FROM json_each(:states))) "
-        "AND (:kind IS NULL OR jobs.kind = :kind) AND (:since IS NULL OR jobs.created_at >= :since) "
-        f"{with_metadata if has_metadata else ''}"
-        f"ORDER BY {by.replace(',', f' {order},')} {order} LIMIT :page"
-    )
-
-
-def _unsaved(
-    connection: sqlite3.Connection, reader: RowReader, since: float, after: tuple[float, str]
-) -> tuple[list[JobRecord], tuple[float, str] | None]:
-    rows = connection.execute(_UNSAVED, (since, *after, _PAGE)).fetchall()
-    changed_at = COLUMNS.index("changed_at")
-    return reader.records(rows), (rows[-1][changed_at], rows[-1][0]) if rows else None
-
-
-def _metadata_rows(record: JobRecord) -> list[tuple[str, str, float, str]]:
-    return [(name, value, record.created_at, record.id) for name, value in record.metadata.items()]
-
-
-def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
-    connection.execute(
-        _UPDATE,
-        (
-            record.asked, record.changed_at, record.state.value, record.attempt, tasks_row(record),
-            refusal_row(record.refusal), record.due_at, record.failed_asks, record.version, record.handover_at,
-            has_unsaved_result(record), corrected_row(record), record.id,
-        ),
-    )  # fmt: skip
-
-
-def _own(connection: sqlite3.Connection, job_id: str, task_ids: Iterable[str]) -> None:
-    connection.executemany("INSERT INTO tasks VALUES (?, ?)", [(task_id, job_id) for task_id in task_ids])
-
-
-def _owners(connection: sqlite3.Connection, task_ids: Iterable[str]) -> list[JobRecord]:
-    held = (_read(connection, _BY_TASK, task_id) for task_id in task_ids)
-    return list({record.id: record for record in held if record is not None}.values())
-
-
-def _disown(connection: sqlite3.Connection, task_ids: Iterable[str]) -> None:
-    connection.executemany("DELETE FROM tasks WHERE task_id = ?", [(task_id,) for task_id in task_ids])
-
-
-def _purge(
-    connection: sqlite3.Connection, reader: RowReader, before: float, after: int, in_hand: frozenset[str]
-) -> tuple[int, int | None]:
-    """Forget what ended before then, among the next rows; how many, and the last of those rows if there may be more."""
-    (last,) = connection.execute(
-        f"SELECT MAX(rowid) FROM (SELECT rowid FROM jobs WHERE rowid > ? ORDER BY rowid LIMIT {_PURGE})",
-        (after,),
-    ).fetchone()
-    if last is None:
-        return 0, None
-    kept = (
-        "id NOT IN (SELECT value FROM json_each(?)) AND (NOT EXISTS (SELECT 1 FROM kept WHERE name = 'consumer') "
-        f"OR NOT ({_HANDED_OVER}))"
-    )
-    old = f"FROM jobs WHERE rowid > ? AND rowid <= ? AND NOT {_OPEN} AND changed_at < ? AND {kept}"
-    chosen = (after, last, before, json.dumps([*in_hand]))
-    ended = connection.execute(f"SELECT {', '.join(COLUMNS)} {old}", chosen).fetchall()
-    for record in reader.records(ended):
-        _disown(connection, record.owned_ids)
-        connection.executemany(_DELETE_METADATA, _metadata_rows(record))
-    return connection.execute(f"DELETE {old}", chosen).rowcount, last

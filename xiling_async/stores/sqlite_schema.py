@@ -42,7 +42,7 @@ MIGRATIONS: Final = (
     CREATE INDEX jobs_handover ON jobs (changed_at, id, handover_at)
         WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
     CREATE INDEX jobs_unsaved ON jobs (changed_at, id) WHERE unsaved = 1;
-    CREATE INDEX jobs_ended ON jobs (changed_at) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
+    CREATE INDEX jobs_ended ON jobs (changed_at, id) WHERE state NOT IN ('sending', 'uncertain', 'accepted');
     """,
 )
 APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database it is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,7 @@ from xiling_async.stores.rows import (
     row_of,
     tasks_row,
 )
+from xiling_async.stores.statements import statements
 
 PAGE: Final = 500
 PURGE: Final = 2_000  # jobs forgotten in one transaction
@@ -37,8 +37,7 @@ _ID, _KEY, _AGE, _CHANGED, _RETRY_OF = (
 _NOT_WRITTEN: Final = Refusal(
     error=NotSent.__name__, message="The store could not write the intent, so nothing was sent and nothing was bought."
 )
-_SQL: Final = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
-_STATEMENTS: Final = dict(re.findall(r"^-- (\w+) --\n(.*?)(?=^-- \w+ --$|\Z)", _SQL, re.DOTALL | re.MULTILINE))
+_STATEMENTS: Final = statements(Path(__file__).with_name("queries.sql"))
 
 
 HANDOVER: Final = "handover"  # a notification: a job has ended, or a consumer has it, or has acknowledged it
