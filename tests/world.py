@@ -214,8 +214,9 @@ class World:
     async def _refresh(self, house: House) -> None:
         """Somebody who looks at what is unfinished, and goes away in the middle of it."""
         await asyncio.sleep(self.dice.random() * 200)
-        async for slot in house.registry.unfinished():
-            work = asyncio.ensure_future(Job[Any](slot, house.job_context).refresh())
+        async for record in house.store.unfinished():
+            job: Job[Any] = Job(house.registry.entry_of(record), house.job_context)
+            work = asyncio.ensure_future(job.refresh())
             await asyncio.wait([work], timeout=self.dice.choice((0.0, 0.1, 100.0)))
             work.cancel()
             await asyncio.wait([work])

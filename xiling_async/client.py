@@ -300,8 +300,8 @@ class Client:
     async def recover(self) -> AsyncIterator[Job[Any]]:
         """The unfinished jobs of the store, oldest first. Raises `StoreError`."""
         self._engine.check_open()
-        async for entry in self._engine.registry.unfinished():
-            yield Job(entry, self._engine.job_context)
+        async for record in self._settings.store.unfinished():
+            yield self._engine.job_of(record)
 
     async def jobs(
         self,
@@ -311,21 +311,19 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         since: float | None = None,
     ) -> AsyncIterator[Job[Any]]:
-        """All jobs that the store remembers, the oldest first, read page by page.
-
-        `state`: those in this state, or in one of these. `kind`: a class of requests. `metadata`: those that have all
-        of these pairs. `since`: those made at this time (Unix seconds) or later.
+        """All jobs that the store remembers, the oldest first, read page by page. `state`: in this state, or in one of
+        these. `metadata`: with all of these pairs. `since`: made at this time (Unix seconds) or later.
 
         Raises `InvalidRequest` for what is not one of these, `StoreError`, `ClientClosed`.
         """
         self._engine.check_open()
         query = checked_query(state, kind, metadata, since)
-        async for entry in self._engine.registry.jobs(query):
-            yield Job(entry, self._engine.job_context)
+        async for record in self._settings.store.jobs(query):
+            yield self._engine.job_of(record)
 
     async def completed(self, *, lease: float = 300.0) -> AsyncGenerator[Job[Any], None]:
-        """Every job that has ended and was not acknowledged, the one that ended first at first, then those that end
-        from now on, until the loop is left: `async for job in client.completed(): ...; await job.ack()`.
+        """Every job that has ended and was not acknowledged, the oldest end first, then those that end from now on,
+        until the loop is left: `async for job in client.completed(): ...; await job.ack()`.
 
         At least once: a job that is not acknowledged within `lease` seconds is given again, to whichever process asks,
         also after a crash; until then no other consumer of the store has it. Jobs come in the states done, failed,
@@ -339,11 +337,10 @@ class Client:
                 yield Job(entry, self._engine.job_context)
 
     async def purge(self, *, older_than: float) -> int:
-        """Forget the jobs that ended more than `older_than` seconds ago, with their keys, and give their space back;
-        returns how many. Where `completed` is used, jobs that were not acknowledged stay. A key that was forgotten buys
-        again.
+        """Forget the jobs that ended more than `older_than` seconds ago, and give their space back; returns how many.
+        Where `completed` is used, jobs that were not acknowledged stay. A key that was forgotten buys again.
 
-        Raises `InvalidRequest` for what is not a number of seconds, 0 or more, `StoreError`, `ClientClosed`.
+        Raises `InvalidRequest` (not a number of seconds, 0 or more), `StoreError`, `ClientClosed`.
         """
         self._engine.check_open()
         return await self._settings.store.purge(checked_age(older_than), now=self._settings.clock.time())

@@ -34,32 +34,26 @@ def checked_lease(lease: object) -> float:
 
 
 class Consumers:
-    """The loops of one client over `Client.completed`. They share nothing but the wake-up: the store decides who gets
-    which job."""
+    """The loops of one client over `Client.completed`. The store decides which of them gets which job."""
 
     def __init__(self, registry: Registry, *, store: Store, clock: Clock, monitor: Monitor) -> None:
         self._registry = registry
         self._store = store
         self._clock = clock
         self._monitor = monitor
-        self._sleeping: dict[asyncio.Event, None] = {}  # in the order in which they came
         self._is_closed = False
 
     async def jobs(self, lease_s: float) -> AsyncGenerator[JobEntry, None]:
         """Each ended job that was not acknowledged, for as long as the loop asks. Raises `StoreError`, and
         `ClientClosed` when the client is closed."""
-        woken = asyncio.Event()
-        self._sleeping[woken] = None
-        try:
+        with self._registry.handover.listening() as changed:
             while True:
-                woken.clear()  # what changes while the store is asked is not missed
+                changed.clear()
                 entry = await self._next(lease_s)
                 if entry is not None:
                     yield entry
                 else:
-                    await self._sleep(woken)
-        finally:
-            del self._sleeping[woken]
+                    await self._sleep(changed)
 
     async def _next(self, lease_s: float) -> JobEntry | None:
         self._check_open()
@@ -72,15 +66,15 @@ class Consumers:
             job_id=record.id, key=record.key, kind=record.kind, state=record.state, is_again=handed_over.is_again,
             at=now,
         ))  # fmt: skip
-        self.wake()  # the others of this client sleep until the earliest lease ends: there is a new one
+        self._registry.handover.wake()  # others sleep until the earliest lease ends: there is a new one
         return self._registry.entry_of(record)
 
-    async def _sleep(self, woken: asyncio.Event) -> None:
+    async def _sleep(self, changed: asyncio.Event) -> None:
         wait_s = await self._store.next_handover(self._clock.time())
-        timer = None if wait_s is None else self._clock.call_later(wait_s, woken.set)
+        timer = None if wait_s is None else self._clock.call_later(wait_s, changed.set)
         try:
             self._check_open()
-            await woken.wait()
+            await changed.wait()
         finally:
             if timer is not None:
                 timer.cancel()
@@ -99,16 +93,11 @@ class Consumers:
     def changed(self, record: JobRecord) -> None:
         """A job of this client has changed."""
         if record.state in HANDED_OVER:
-            self.wake()
-
-    def wake(self) -> None:
-        """What is to be handed over is another now."""
-        for woken in tuple(self._sleeping):
-            woken.set()
+            self._registry.handover.wake()
 
     def close(self) -> None:
         self._is_closed = True
-        self.wake()
+        self._registry.handover.wake()
 
     def _check_open(self) -> None:
         if self._is_closed:

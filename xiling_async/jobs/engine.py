@@ -32,7 +32,7 @@ from xiling_async.media.downloads import Downloads
 from xiling_async.media.http import MediaTransport
 from xiling_async.media.uploads import Uploads
 from xiling_async.models.metadata import checked_metadata
-from xiling_async.models.record import State
+from xiling_async.models.record import JobRecord, State
 from xiling_async.models.request import Request, check_name
 from xiling_async.models.retry import retry_key, retry_request
 from xiling_async.models.settings import Limits, Polling, Timeouts
@@ -105,7 +105,7 @@ class Engine:
         media = MediaTransport(timeouts=timeouts, clock=clock, limits=limits)
         self.downloads = Downloads(media, self.poller, monitor=monitor)
         self._auto_save = None if settings.save_to is None else self._auto_save_to(settings.save_to)
-        self.consumers = registry.consumers = Consumers(registry, store=store, clock=clock, monitor=monitor)
+        self.consumers = Consumers(registry, store=store, clock=clock, monitor=monitor)
         registry.observers = [self.poller, self.consumers, *([] if self._auto_save is None else [self._auto_save])]
         self.job_context = JobContext(
             registry=registry,
@@ -159,6 +159,10 @@ class Engine:
     def _check_loop(self) -> None:
         if self._loop not in (None, asyncio.get_running_loop()):
             raise ConfigurationError("This client belongs to another event loop. Nothing was sent: make one per loop.")
+
+    def job_of(self, record: JobRecord) -> Job[Any]:
+        """The handle on a job that the store has."""
+        return Job(self.registry.entry_of(record), self.job_context)
 
     async def submit(self, order: Order) -> Job[Any]:
         """Buy the job of this order, or find the one of its key. Raises what `Client.submit` raises."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from xiling_async._internal.broadcast import Broadcast
 from xiling_async._internal.clock import Clock, SystemClock
 from xiling_async._internal.tasks import Tasks
 from xiling_async.errors import ClientClosed, StoreError, XilingError
@@ -29,7 +30,6 @@ from xiling_async.jobs.entry import (
     lost_at_close,
 )
 from xiling_async.models.lifecycle import Change, Event, OutcomeReported, ResendStarted, Verdict
-from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, bare_job_id
 from xiling_async.stores.base import Store
 from xiling_async.telemetry.stats import UNWATCHED, Monitor
@@ -42,12 +42,6 @@ class Observer(Protocol):
     """What is told of each record that changes: the poller, the auto-save."""
 
     def changed(self, record: JobRecord) -> None: ...
-
-
-class HandoverWatcher(Protocol):
-    """What is told when another job is to be handed over, or none any more."""
-
-    def wake(self) -> None: ...
 
 
 class Registry:
@@ -72,7 +66,7 @@ class Registry:
         self._repairs = Tasks()
         self._writer = Tasks()
         self._closed = self._released = False
-        self.consumers: HandoverWatcher | None = None
+        self.handover = Broadcast()  # what is to be handed to consumers has changed
         self.keyed_ids: WebhookReceiver | None = None  # gives keyed jobs their ids
 
     # --- entries -------------------------------------------------------------------------------------------------
@@ -275,14 +269,6 @@ class Registry:
                 record = record or await self._store.get(job_id)
         return None if record is None else self.entry_of(record)
 
-    async def jobs(self, query: JobQuery) -> AsyncIterator[JobEntry]:
-        async for record in self._store.jobs(query):
-            yield self.entry_of(record)
-
-    async def unfinished(self) -> AsyncIterator[JobEntry]:
-        async for record in self._store.unfinished():
-            yield self.entry_of(record)
-
     async def claim(self, now: float, *, limit: int, lease_s: float) -> list[JobRecord]:
         """`Store.claim`, with the jobs that the store does not know of yet. Raises `StoreError` if that is all."""
         return await self._unwritten.claim(now, limit=limit, lease_s=lease_s)
@@ -301,8 +287,7 @@ class Registry:
         return list(self._entries)
 
     def handover_changed(self) -> None:
-        if self.consumers is not None:
-            self.consumers.wake()
+        self.handover.wake()
 
     def in_hand(self) -> frozenset[str]:
         return self.jobs_in_hand.ids | self._unwritten.jobs.keys()

@@ -86,8 +86,8 @@ class Queries:
     def next_due(self, connection: Connection) -> float | None:
         return _number(connection, "next_due")
 
-    def _page(self, rows: Sequence[Sequence[Any]], time: int) -> Page:
-        return self.reader.records(rows), (rows[-1][time], rows[-1][0]) if rows else None
+    def _page(self, rows: Sequence[Sequence[Any]], ordered_by: int) -> Page:
+        return self.reader.records(rows), (rows[-1][ordered_by], rows[-1][0]) if rows else None
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class Queries:
     def purge(
         self, connection: Connection, before: float, after: Place, in_hand: frozenset[str]
     ) -> tuple[int, Place | None]:
-        """Forget a page of what ended before then; returns how many jobs, and the place of the next page, if there is one."""
+        """Forget a page of what ended before then; returns how many jobs, and the place of the next page or None."""
         values = {
             "before": before,
             "changed_at": after[0],
