@@ -25,6 +25,7 @@ from test_submit import xiling
 from xiling_async import (
     Client,
     ImageToVideo,
+    Limits,
     PostgresStore,
     SQLiteStore,
     TaskFailed,
@@ -197,6 +198,10 @@ async def what_is_set_up_wrongly(sim: Simulator, seen: Evidence, folder: Path) -
     async with client_of(sim, api_key=KEY, store=store) as forgetful:
         await seen.of(forgetful.submit(asked()))
     await seen.of(forgetful.submit(asked()))
+    async with client_of(sim, api_key=KEY, limits=Limits(outputs=1)) as limited:
+        await limited.submit(asked())
+        await seen.of(limited.submit(asked(), metadata={"signed": SIGNED}))
+        await seen.of(limited.submit(asked(), metadata={"signed": 5}))  # type: ignore[dict-item]
     for make in (
         lambda: client_of(sim, api_key=f"{KEY}\n"),
         lambda: client_of(sim, api_key=KEY, headers={"Authorization": f"Bearer {KEY}"}),

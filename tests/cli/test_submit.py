@@ -51,6 +51,7 @@ from xiling_async.cli.session import Session
 from xiling_async.cli.watch import Watch
 from xiling_async.errors import ConfigurationError, SubmitUncertain
 from xiling_async.kinds.image_to_video import MODES, NEVER, NONE
+from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 
@@ -949,11 +950,12 @@ async def test_many_jobs(sim: Simulator) -> None:
     """More than one page of the store: each once, the newest first; a memory store the same."""
     records = [old(n) for n in range(603)]
     memory, store = MemoryStore(), SQLiteStore(Path.cwd() / "jobs.db")
+    newest_first = JobQuery(newest_first=True)
     for any_store in (memory, store):
         await any_store.open()
         await asyncio.gather(*map(any_store.add, records))
-        assert [record.key async for record in any_store.jobs()] == [f"k{n}" for n in reversed(range(603))]
-        reading = any_store.jobs()
+        assert [record.key async for record in any_store.jobs(newest_first)] == [f"k{n}" for n in reversed(range(603))]
+        reading = any_store.jobs(newest_first)
         await anext(reading)
         await any_store.purge(1.0)
         assert [record.key async for record in reading] == [

@@ -203,7 +203,8 @@ class AutoSave:
     async def _catch_up(self) -> None:
         """Results of earlier clients, as long as their links can live."""
         try:
-            async for record in self._store.jobs():
+            longest_s = max(kind.result_ttl_s for kind in BY_NAME.values())
+            async for record in self._store.unsaved(self._clock.time() - longest_s):
                 kind = BY_NAME.get(record.kind)
                 if kind is not None and self._clock.time() - record.changed_at < kind.result_ttl_s:
                     self._add(record, keeps_results=False)  # there may be many: the store has them

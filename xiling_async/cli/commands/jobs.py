@@ -17,6 +17,7 @@ from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
 from xiling_async.cli.report import remembered
 from xiling_async.errors import StoreError
+from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores import PostgresStore, SQLiteStore, Store
 
@@ -94,8 +95,8 @@ async def chosen(store: Store, states: frozenset[State], most: int | None) -> tu
     is_more = False
     found = [] if most is None else [record async for record in store.unfinished() if record.state in states]
     room = most
-    async for record in store.jobs():
-        if record.state not in states or (most is not None and not record.state.is_final):
+    async for record in store.jobs(JobQuery(states=states, newest_first=True)):
+        if most is not None and not record.state.is_final:
             continue
         if room == 0:
             is_more = True
