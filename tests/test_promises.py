@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -801,3 +802,94 @@ async def test_promise_14_one_media_url_or_host_harms_no_other_file(tmp_path: Pa
             assert client.stats().unsaved == len(urls)
     assert sorted(files) == sorted(tmp_path.glob("*.mp4"))
     assert len(files) == 20
+
+
+# --- 15: an ended job is handed over until it is acknowledged --------------------------------------------------------
+# At random instants, with three consumers and a ledger of the application's own: jobs/test_consumer_kill.py.
+
+
+async def test_promise_15_a_job_is_handed_over_again_after_a_kill(tmp_path: Path) -> None:
+    """A process takes two jobs, acknowledges the first and is killed with the second in its hands: the next process is
+    given the second one, when its lease is over, and nothing else."""
+    script = """
+        import asyncio, os, signal, sys
+        from xiling_async import Client, SQLiteStore
+
+        async def main(base_url):
+            async with Client("key", base_url=base_url, store=SQLiteStore("jobs.db")) as client:
+                async for job in client.completed(lease=1):
+                    print(job.key, flush=True)
+                    if job.key == "first":
+                        await job.ack()
+                    else:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(main(sys.argv[1]))
+    """
+    async with Simulator() as sim:
+        async with client_of(sim, store=SQLiteStore(tmp_path / "jobs.db")) as client:
+            for key in ("first", "second"):
+                await client.run(model_v(key), key=key)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", textwrap.dedent(script), sim.base_url, cwd=tmp_path, stdout=subprocess.PIPE,
+            env={"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        printed, _ = await process.communicate()
+        assert (printed, process.returncode) == (b"first\nsecond\n", -9)
+        async with client_of(sim, store=SQLiteStore(tmp_path / "jobs.db")) as client:
+            async with asyncio.timeout(20), aclosing(client.completed()) as jobs:
+                job = await anext(jobs)
+                assert (job.key, job.state) == ("second", State.DONE)
+                await job.ack()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(anext(jobs), 0.1)
+            assert client.stats().handover == {"handed_over": 1, "again": 1, "acknowledged": 1}
+
+
+async def test_promise_15_no_two_consumers_have_a_job_at_once() -> None:
+    """Ten consumers of fifty jobs, none of which is acknowledged: each job is with one of them while its lease runs."""
+    clock = ManualClock()
+    given: list[str] = []
+    async with Simulator() as sim, client_of(sim, clock=clock) as client:
+
+        async def consume() -> None:
+            async for job in client.completed(lease=60):
+                given.append(job.id)
+
+        expected = [(await client.submit(model_v(f"waves {number}"))).id for number in range(50)]
+        await turns_until(lambda: client.stats().unfinished == 0)
+        consumers = [await started(consume()) for _ in range(10)]
+        await turns_until(lambda: len(given) == 50)
+        assert sorted(given) == sorted(expected)
+        clock.advance(59)
+        await settle(200)
+        assert len(given) == 50
+        clock.advance(2)
+        await turns_until(lambda: len(given) == 100)
+        assert sorted(given) == sorted([*expected, *expected])
+        for consumer in consumers:
+            await gone(consumer)
+
+
+# --- 16: a retry buys each generation once ---------------------------------------------------------------------------
+
+
+async def test_promise_16_a_retry_buys_each_generation_once(tmp_path: Path) -> None:
+    """Ten callers at once, twice, and again after a restart: one POST for the job, one for each of its two retries."""
+    async with Simulator() as sim:
+        for _ in range(2):
+            async with client_of(sim, store=SQLiteStore(tmp_path / "jobs.db")) as client:
+                if not sim.ledger.posts:
+                    sim.script(faults.failed("no", which=(0, 2)))
+                    sim.script(faults.failed("no"))
+                first = await client.submit(model_v(count=3), key="order-42")
+                await first.outcomes()
+                second, *others = await asyncio.gather(*(client.retry(first) for _ in range(10)))
+                await second.outcomes()
+                third, *more = await asyncio.gather(*(client.retry(second) for _ in range(10)))
+                assert {job.id for job in others} == {second.id}
+                assert {job.id for job in more} == {third.id}
+                assert [job.key for job in (first, second, third)] == ["order-42", "order-42~1", "order-42~2"]
+                assert [job.retry_of for job in (first, second, third)] == [None, first.id, second.id]
+                assert len(await third) == 2
+    assert [post.body["generate_count"] for post in sim.ledger.posts if post.body] == [3, 2, 2]
