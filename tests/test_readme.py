@@ -18,7 +18,7 @@ import uvicorn
 from support import client_of, gone, plain_session, turns_until
 from yarl import URL
 
-from xiling_async import Polling, Timeouts, XilingError, errors, simulator
+from xiling_async import Polling, State, Timeouts, XilingError, errors, simulator
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
 
@@ -133,7 +133,7 @@ async def test_the_queue_worker_acknowledges_only_what_is_at_its_end(
         await orders.join()
         orders.put_nowait({"id": "late", "prompt": "boats"})
         await shop.wait_for_posts(2)
-        await turns_until(lambda: client.stats().jobs.get("accepted") == 1)
+        await turns_until(lambda: client.stats().jobs.get(State.ACCEPTED) == 1)
         clock.advance(61)
         await turns_until(lambda: pauses == [1])
         assert await shop.finish(shop.ledger.task_ids[0]) == 200
