@@ -9,7 +9,7 @@ import pytest
 from support import gone, settle, started
 
 from xiling_async import ClientClosed
-from xiling_async.api.throttle import FAILURES_IN_A_ROW, PROBE_CAP_S, REPEATS, Throttle
+from xiling_async.api.throttle import FAILING_IN_A_ROW, PROBE_CAP_S, REPEATS, Throttle
 from xiling_async.testing.clock import ManualClock
 
 MONTH_S = 30 * 24 * 3600.0
@@ -45,7 +45,7 @@ async def test_its_end_is_not_open() -> None:
     """Whoever waits for a slot, a pause or an outage when it ends, or comes later, gets `ClientClosed`."""
     clock = ManualClock()
     throttle = throttle_of(clock)
-    throttle.failed(is_unreachable=True)
+    throttle.failed("task", is_unreachable=True)
     throttle.close_for(300)
     waiting = [await started(work) for work in (throttle.turn(), throttle.pause(9), throttle.reachable())]
     throttle.end()
@@ -124,7 +124,7 @@ async def test_probes_get_rarer_while_the_service_is_away() -> None:
     waits = []
     for _ in range(10):
         for _ in range(64):
-            throttle.failed(is_unreachable=True)
+            throttle.failed("task", is_unreachable=True)
         begun, waiting = clock.time(), await started(throttle.reachable())
         while not waiting.done():
             clock.advance(0.125)
@@ -146,22 +146,29 @@ async def test_probes_get_rarer_while_the_service_is_away() -> None:
 async def test_a_service_that_never_answered_is_not_waited_for() -> None:
     """It is a wrong address, not an outage."""
     throttle = throttle_of(ManualClock())
-    throttle.failed(is_unreachable=True)
+    throttle.failed("task", is_unreachable=True)
     assert not throttle.is_away_for_less_than(600)
 
 
 async def test_a_row_of_exchanges_without_a_clear_answer_is_an_outage() -> None:
-    """A few in a row, and the patient wait; one clear answer in between is none."""
+    """A few in a row, of different tasks, and the patient wait; one clear answer in between is none."""
     throttle = throttle_of(ManualClock())
-    for _ in range(FAILURES_IN_A_ROW - 1):
-        throttle.failed(is_unreachable=False)
-    throttle.answered()
-    for _ in range(FAILURES_IN_A_ROW - 1):
-        throttle.failed(is_unreachable=False)
+    for _ in range(2):
+        throttle.answered()
+        for number in range(FAILING_IN_A_ROW - 1):
+            throttle.failed(f"task {number}", is_unreachable=False)
     assert throttle.may_probe()
-    throttle.failed(is_unreachable=False)
+    throttle.failed("one more", is_unreachable=False)
     assert throttle.probe_at is not None
     await throttle.turn()  # who cannot wait does not
+
+
+def test_one_task_that_always_fails_is_no_outage() -> None:
+    """However often it is asked about: the others would have to wait for it."""
+    throttle = throttle_of(ManualClock())
+    for _ in range(10 * FAILING_IN_A_ROW):
+        throttle.failed("task", is_unreachable=False)
+    assert throttle.probe_at is None
 
 
 def test_repeats_are_bounded() -> None:

@@ -123,7 +123,7 @@ async def uploads_of(sim: Simulator, **options: Any) -> AsyncIterator[Uploads]:
     clock = SystemClock()
     transport = Transport(URL(sim.base_url), sim.api_key, timeouts=Timeouts(), clock=clock, headers={}, session=None)
     transport.open()
-    calls = Calls(transport, sim.api_key, clock=clock, limits=Limits(), dice=Hasty())
+    calls = Calls(transport, sim.api_key, clock=clock, limits=Limits(), rng=Hasty())
     uploads = Uploads(calls, clock, **options)
     try:
         yield uploads

@@ -7,10 +7,10 @@ from random import Random
 from typing import Final
 
 from xiling_async._internal.clock import Clock
-from xiling_async.api import retry
+from xiling_async.api import backoff
 from xiling_async.errors import ClientClosed
 
-FAILURES_IN_A_ROW: Final = 5  # exchanges without a clear answer: then the service is taken to be away
+FAILING_IN_A_ROW: Final = 5  # jobs or tasks without a clear answer: then the service is taken to be away
 PROBE_CAP_S: Final = 60.0  # the longest pause between two probes of a service that is away
 REPEATS: Final = 10.0  # requests may be sent again so often, and once more for ten that were answered
 REPEATS_PER_ANSWER: Final = 0.1
@@ -22,13 +22,14 @@ class Throttle:
     """Requests of one sort leave through it one by one.
 
     A slot that its holder gives up is given back. The service counts as away after one request that could not reach it,
-    or `FAILURES_IN_A_ROW` without a clear answer; then requests that can wait leave as single probes, ever more rarely,
+    or `FAILING_IN_A_ROW` jobs or tasks got no clear answer (one that always gets a 500 says nothing about the others);
+    then requests that can wait leave as single probes, ever more rarely,
     until one is answered. `end`: nothing leaves any more.
     """
 
-    def __init__(self, clock: Clock, dice: Random, *, per_second: float | None = None) -> None:
+    def __init__(self, clock: Clock, rng: Random, *, per_second: float | None = None) -> None:
         self._clock = clock
-        self._dice = dice
+        self._rng = rng
         self._step_s = 0.0 if per_second is None else 1 / per_second
         self._line = asyncio.Lock()  # FIFO; a caller that is cancelled in it leaves nothing behind
         self._next_at = 0.0
@@ -36,7 +37,7 @@ class Throttle:
         self._ended = False
         self._waiting: set[asyncio.Future[None]] = set()
         self._repeats = REPEATS
-        self._failures = 0  # in a row
+        self._failing: set[str] = set()  # jobs or tasks without a clear answer since the last one
         self.has_answered = False  # ever; a service that never has is a wrong address, not an outage
         self._away_since: float | None = None
         self._probe_at = 0.0
@@ -131,16 +132,18 @@ class Throttle:
     def answered(self) -> None:
         """The service gave a clear answer."""
         self.has_answered = True
-        self._failures = self._probes = 0
+        self._failing.clear()
+        self._probes = 0
         self._repeats = min(REPEATS, round(self._repeats + REPEATS_PER_ANSWER, 6))  # ten tenths are one
         if self._away_since is not None:
             self._away_since = None
             self._wake_all()
 
-    def failed(self, *, is_unreachable: bool) -> None:
-        """A request never arrived, or got no clear answer."""
-        self._failures += 1
-        if not is_unreachable and self._failures < FAILURES_IN_A_ROW:
+    def failed(self, about: str, *, is_unreachable: bool) -> None:
+        """A request never arrived, or got no clear answer. `about`: the id of its job or task."""
+        if len(self._failing) < FAILING_IN_A_ROW:
+            self._failing.add(about)
+        if not is_unreachable and len(self._failing) < FAILING_IN_A_ROW:
             return
         now = self._clock.time()
         if self._away_since is None:
@@ -156,8 +159,8 @@ class Throttle:
         return True
 
     def _plan_probe(self) -> None:
-        longest_s = min(PROBE_CAP_S, retry.BASE_S * 2.0 ** min(self._probes, 30))
-        self._probe_at = self._clock.time() + longest_s * (0.5 + 0.5 * self._dice.random())
+        longest_s = min(PROBE_CAP_S, backoff.BASE_S * 2.0 ** min(self._probes, 30))
+        self._probe_at = self._clock.time() + longest_s * (0.5 + 0.5 * self._rng.random())
         self._probes += 1
 
 

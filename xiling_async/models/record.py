@@ -29,6 +29,8 @@ class State(StrEnum):
     REJECTED = "rejected"  # the service said no: nothing was bought
     UNKNOWN = "unknown"  # uncertain for too long; a later callback still wins
 
+    __hash__ = str.__hash__  # that of the text it is equal to: `job.state in {"done", "failed"}`
+
     @property
     def is_final(self) -> bool:
         """No waiter has to wait any longer."""
