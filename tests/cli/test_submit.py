@@ -207,7 +207,8 @@ async def test_the_form_of_the_json(sim: Simulator) -> None:
     assert ran.code == 0
     told = ran.told
     assert list(told) == [
-        "job_id", "key", "kind", "state", "task_ids", "outcomes", "request", "created_at", "changed_at", "ended_at", "retry_of", "metadata", "charged",
+        "job_id", "key", "kind", "state", "task_ids", "outcomes", "request", "created_at", "changed_at", "ended_at",
+        "retry_of", "metadata", "charged",
         "error", "message",
     ]  # fmt: skip
     (task_id,) = sim.ledger.task_ids

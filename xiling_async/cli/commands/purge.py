@@ -20,9 +20,9 @@ def purge(
 ) -> None:
     """Forget jobs that ended long ago, and give their space back.
 
-    Their keys are forgotten with them. Unfinished jobs stay. Where an application takes ended jobs from the store (`Client.completed`), those that it has
-    not acknowledged stay too. A key that was forgotten buys again when it is submitted. Files of videos are not
-    touched. A SQLite store must not be in use; a database may be.
+    Their keys are forgotten with them: such a key buys again when it is submitted. Unfinished jobs stay. Where an
+    application takes ended jobs from the store (`Client.completed`), those that it has not acknowledged stay too. Files
+    of videos are not touched. A SQLite store must not be in use; a database may be.
 
     Exit codes: 0 done; 1 there is no such store, or it is in use; 2 the options are wrong: nothing was forgotten.
 
