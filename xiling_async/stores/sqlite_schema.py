@@ -35,10 +35,12 @@ MIGRATIONS: Final = (
     UPDATE jobs SET handover_at = 0 WHERE state IN ('sending', 'uncertain', 'accepted');
     UPDATE jobs SET unsaved = 1 WHERE changed_at > strftime('%s', 'now') - 691200 AND tasks LIKE '%"succeeded"%';
     CREATE TABLE metadata (
-        name TEXT NOT NULL, value TEXT NOT NULL, created_at REAL NOT NULL, job_id TEXT NOT NULL,
-        PRIMARY KEY (name, value, created_at, job_id)
+        pair BLOB NOT NULL, created_at REAL NOT NULL, job_id TEXT NOT NULL, PRIMARY KEY (pair, created_at, job_id)
     ) WITHOUT ROWID;
-    CREATE INDEX jobs_listed ON jobs (created_at, id, state, kind);
+    DROP INDEX jobs_open;
+    CREATE INDEX jobs_age ON jobs (created_at, id);
+    CREATE INDEX jobs_state ON jobs (state, created_at, id);
+    CREATE INDEX jobs_kind ON jobs (kind, state, created_at, id);
     CREATE INDEX jobs_handover ON jobs (changed_at, id, handover_at)
         WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
     CREATE INDEX jobs_unsaved ON jobs (changed_at, id) WHERE unsaved = 1;
