@@ -171,5 +171,13 @@ class SQLiteStore:
             work = partial(self._queries.purge, before=before, after=place, in_hand=in_hand)
             count, place = await self._run(work)
             purged += count
-        await self._run(give_space_back, in_transaction=False)
+        await self._give_space_back()
         return purged
+
+    async def _give_space_back(self) -> None:
+        """In pieces: submits and callbacks go on between them. If it fails, nothing is lost but space."""
+        try:
+            while await self._run(give_space_back, in_transaction=False):
+                pass
+        except StoreError as error:
+            log.warning("what was purged is forgotten, but %s did not become smaller: %s", self._path.name, error)

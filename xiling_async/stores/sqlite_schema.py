@@ -53,6 +53,7 @@ APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database
 # and every other program is refused (SQLite before 3.51.3 can lose data in WAL mode with several connections).
 # FULL: an fsync a commit. fullfsync: on macOS a plain fsync does not reach the disk.
 _INCREMENTAL: Final = 2  # auto_vacuum: the file shrinks when it is told to
+_PIECE: Final = 256  # pages of 4 KiB
 _FIRST: Final = ("locking_mode", "exclusive")
 _PRAGMAS: Final = (
     ("journal_mode", "wal"), ("synchronous", 2), ("fullfsync", 1), ("checkpoint_fullfsync", 1), ("cache_size", -16_000),
@@ -72,14 +73,20 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def give_space_back(connection: sqlite3.Connection) -> None:
-    """Make the file as small as what is in it. One that was made before files could shrink by themselves is rewritten
-    once, which takes as much space again meanwhile."""
-    if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+def give_space_back(connection: sqlite3.Connection) -> bool:
+    """Make the file smaller by a piece, which takes some milliseconds; returns whether there is more to give back. A
+    file that was made before files could shrink piece by piece is rewritten once, which takes as much space again
+    meanwhile."""
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free and connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
         connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
         connection.execute("VACUUM")
-    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    elif free:
+        connection.executescript(f"PRAGMA incremental_vacuum({_PIECE})")  # `execute` would do its first page alone
+        if free > _PIECE:
+            return True
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return False
 
 
 def migrate_copy(connection: sqlite3.Connection) -> None:
