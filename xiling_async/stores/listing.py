@@ -1,8 +1,8 @@
 """The SQL of a page of jobs, for SQLite and PostgreSQL alike.
 
 It is built for each query, so that some index always has the wanted jobs in their order, and the first of many costs
-what the first of few does. Several states are several such walks, merged by the database. With metadata there is a
-choice; the index with the fewest entries for the query is taken.
+what the first of few does. For several states the pages of each are merged. With metadata there is a choice; the index
+with the fewest entries for the query is taken.
 """
 # ruff: noqa: S608 - the text is made of names of tables and numbers of values only
 
@@ -80,11 +80,15 @@ class Listings:
         values = _Values(self._mark)
         behind = _behind(query, place, "created_at", "id", values)
         has_pairs = self._have(pairs, values)
-        selects = (
-            f"SELECT {self._columns} FROM {self._jobs} AS jobs WHERE {behind} AND {condition}{has_pairs}"
+        ordered = _ordered(query, "created_at", "id")
+        pages = [
+            f"SELECT {self._columns} FROM {self._jobs} AS jobs WHERE {behind} AND {condition}{has_pairs} {ordered}"
             for condition in _states_and_kinds(query, values)
-        )
-        return f"{' UNION ALL '.join(selects)} {_ordered(query, 'created_at', 'id')}", values.all
+        ]
+        if len(pages) == 1:
+            return pages[0], values.all
+        # Each limited by itself: PostgreSQL would read all of a large one and sort it.
+        return f"{' UNION ALL '.join(f'SELECT * FROM ({page}) AS page' for page in pages)} {ordered}", values.all
 
     def _by_metadata(self, query: JobQuery, place: Place, pair: bytes, others: Sequence[bytes]) -> Statement:
         values = _Values(self._mark)

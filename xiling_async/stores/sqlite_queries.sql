@@ -55,7 +55,7 @@ SELECT MIN(due_at) FROM jobs WHERE due_at IS NOT NULL
 INSERT OR IGNORE INTO kept VALUES ('consumer', x'')
 
 -- first_to_hand_over --
-SELECT {columns} FROM jobs
+SELECT {columns} FROM jobs INDEXED BY jobs_handover
 WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown') AND handover_at <= ?
 ORDER BY changed_at, id LIMIT 1
 
@@ -63,7 +63,7 @@ ORDER BY changed_at, id LIMIT 1
 UPDATE jobs SET handover_at = ?, version = version + 1 WHERE id = ?
 
 -- next_handover --
-SELECT MIN(handover_at) FROM jobs
+SELECT MIN(handover_at) FROM jobs INDEXED BY jobs_handover
 WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')
 
 -- doubt_what_was_sent --
