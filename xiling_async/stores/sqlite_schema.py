@@ -120,8 +120,8 @@ def _check(connection: sqlite3.Connection, known: int) -> None:
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
-    """Run the scripts that the file has not seen, each in a transaction with its number."""
+    """Run the scripts that the file has not seen, in one transaction: one that fails leaves the file as it was."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate(scripts[version:], version + 1):
-        mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {number}"
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; {mark}; COMMIT;")
+    if version < len(scripts):
+        mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {len(scripts)}"
+        connection.executescript(f"BEGIN IMMEDIATE; {'; '.join(scripts[version:])}; {mark}; COMMIT;")

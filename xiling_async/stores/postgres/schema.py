@@ -1,4 +1,11 @@
-"""The tables of a PostgreSQL store, their names, and how older ones become newer ones."""
+"""The tables of a PostgreSQL store, their names, and how older ones become newer ones.
+
+In a rolling upgrade, processes of the version before that are open go on with the newer tables. The jobs that they make
+and end are handed over, though consumers that wait learn of it only after some heartbeats. What an old process does not
+do: set `unsaved` (a client that saves results and starts later does not look for such a result), hand over the second
+end of a job that was acknowledged, and keep in a purge what was not acknowledged. It has no consumers itself. One that
+starts again is refused, since the tables are newer than it knows.
+"""
 
 from __future__ import annotations
 
