@@ -112,7 +112,11 @@ async def with_tasks(jobs: int) -> float:
     client = Client("a-key", base_url="http://127.0.0.1:9")
     registry = Registry(MemoryStore())
     desk = JobContext(
-        registry=registry, clock=client._settings.clock, timeouts=Timeouts(), poller=client._engine.poller
+        registry=registry,
+        clock=client._settings.clock,
+        timeouts=Timeouts(),
+        poller=client._engine.poller,
+        consumers=client._engine.consumers,
     )
     gc.collect()
     before = resident_bytes()

@@ -108,7 +108,13 @@ async def settle(registry: Registry, times: int) -> None:
 
 async def wake(registry: Registry, times: int) -> None:
     client = Client("a-key", base_url="http://127.0.0.1:9")
-    desk = JobContext(registry=registry, clock=CLOCK, timeouts=Timeouts(), poller=client._engine.poller)
+    desk = JobContext(
+        registry=registry,
+        clock=CLOCK,
+        timeouts=Timeouts(),
+        poller=client._engine.poller,
+        consumers=client._engine.consumers,
+    )
     entries = [registry.entry_of(intent(number)) for number in range(MOST)]
     for entry in entries:
         entry.is_current = True
