@@ -21,7 +21,18 @@ from report import machine
 
 HERE: Final = Path(__file__).parent
 README: Final = HERE / "README.md"
-BENCHMARKS: Final = ("flow", "speed", "delay", "fanout", "footprint", "instructions", "store", "media", "replicas")
+BENCHMARKS: Final = (
+    "flow",
+    "speed",
+    "delay",
+    "fanout",
+    "footprint",
+    "instructions",
+    "store",
+    "ended",
+    "media",
+    "replicas",
+)
 SLOW: Final = ("instructions", "replicas")  # without a quick form, or slow in it: only if named in a quick run
 TITLE: Final = re.compile(r"^(\*\*.*\*\*) \(.*\)$", re.MULTILINE)
 

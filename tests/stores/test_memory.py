@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from support import callback_body, client_of, model_v, token_of
+import asyncio
+from contextlib import aclosing
+
+from support import callback_body, client_of, model_v, started, token_of
 
 from xiling_async import MemoryStore, WebhookReceiver
 from xiling_async.simulator import Simulator, faults
@@ -38,3 +41,21 @@ async def test_a_worker_does_not_grow() -> None:
             assert done.ok
         assert len([record async for record in store.jobs()]) == 50
         assert sim.ledger.paid_submits == 150
+
+
+async def test_what_a_consumer_has_not_acknowledged_is_kept() -> None:
+    """Thirty jobs without a key in a store that keeps five: with a consumer, five of those that were acknowledged."""
+    store = MemoryStore(keep=5)
+    async with Simulator() as sim, client_of(sim, store=store) as client:
+        async with aclosing(client.completed()) as jobs:
+            waiting = await started(anext(jobs))
+            ended = [await client.submit(model_v(f"waves {number}")) for number in range(30)]
+            await asyncio.gather(*ended)
+            first = await waiting
+            assert len([record async for record in store.jobs()]) == 30
+            await first.ack()
+            for _ in range(20):
+                await (await anext(jobs)).ack()
+        kept = [record async for record in store.jobs()]
+        assert len(kept) == 9 + 5
+        assert sum(record.handover_at is not None for record in kept) == 9

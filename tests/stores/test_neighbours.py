@@ -33,7 +33,7 @@ from xiling_async.stores.postgres.schema import Names
 TYPES = ("text", "bytea", "bigint", "integer", "double precision", "boolean", "timestamptz", "interval", "name", "oid",
          "text[]", "bytea[]", '"char"')  # fmt: skip
 RELATIONS = ("pg_class", "pg_namespace", "pg_roles", "pg_database", "pg_tables", "xiling_jobs", "xiling_tasks",
-             "xiling_kept", "xiling_owners")  # fmt: skip
+             "xiling_kept", "xiling_owners", "xiling_metadata")  # fmt: skip
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ async def wire() -> AsyncIterator[Wire]:
 def words_of_our_sql() -> set[str]:
     """Every word and operator sign in the files that hold statements: what a neighbour would give a meaning of his."""
     folder = resources.files("xiling_async.stores.postgres")
-    texts = [entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith((".py", ".sql"))]
+    files = [entry for entry in folder.iterdir() if entry.name.endswith((".py", ".sql"))]
+    files.append(resources.files("xiling_async.stores") / "listing.py")
+    texts = [file.read_text(encoding="utf-8") for file in files]
     return {word for word in re.findall(r"[a-z_]+|[-+*/<>=|]+", " ".join(texts).lower()) if len(word) < 64}
 
 

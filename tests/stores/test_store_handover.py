@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,30 @@ async def test_jobs_are_listed_by_what_they_are(store: Store) -> None:
     assert await listed(store, kind="image_to_video") == ids
     assert await listed(store, kind="image_generate") == []
     assert await listed(store, states=frozenset()) == []
+
+
+async def test_any_two_filters_go_together(store: Store) -> None:
+    """Jobs of all states, two kinds, with common and rare metadata: each listing has what `JobQuery.matches` says."""
+    chance = random.Random(14)
+    records = []
+    for number in range(1, 121):
+        metadata = {"tenant": "a", **({"user": str(number % 40)} if number % 3 else {})} if number % 4 else {}
+        kind = "image_generate" if number % 7 == 0 else "image_to_video"
+        fresh = job(number, metadata=metadata, kind=kind, request=None, created_at=NOW + number // 3)
+        records.append(await store.add(attrs.evolve(fresh, state=chance.choice([*State]))))
+    records.sort(key=lambda record: (record.created_at, record.id))
+    for _ in range(300):
+        query = JobQuery(
+            states=chance.choice([None, frozenset(chance.sample([*State], chance.randint(1, 4)))]),
+            kind=chance.choice([None, "image_to_video", "image_generate"]),
+            metadata=chance.choice(
+                [{}, {"tenant": "a"}, {"user": "7"}, {"tenant": "a", "user": "7"}, {"user": "none"}]
+            ),
+            since=chance.choice([None, NOW + chance.randint(0, 45)]),
+            newest_first=chance.choice([False, True]),
+        )
+        wanted = [record.id for record in records if query.matches(record)]
+        assert [record.id async for record in store.jobs(query)] == wanted[:: -1 if query.newest_first else 1], query
 
 
 async def test_metadata_and_retry_of_are_kept(store: Store) -> None:

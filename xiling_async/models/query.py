@@ -40,6 +40,7 @@ class JobQuery:
 
 
 ALL_JOBS: Final = JobQuery()
+OPEN_JOBS: Final = JobQuery(states=frozenset(state for state in State if not state.is_final))
 
 
 def checked_query(

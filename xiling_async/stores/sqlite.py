@@ -15,12 +15,13 @@ from typing import Final, TypeVar
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
 from xiling_async.models.lifecycle import Change, Event
-from xiling_async.models.query import ALL_JOBS, JobQuery
+from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import HandedOver, Watcher, seconds
+from xiling_async.stores.listing import Place
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
-from xiling_async.stores.sqlite_queries import Place, Queries
+from xiling_async.stores.sqlite_queries import Queries
 from xiling_async.stores.sqlite_schema import give_space_back
 from xiling_async.stores.sqlite_writer import Work, Writer
 
@@ -128,11 +129,8 @@ class SQLiteStore:
         return await self._run(partial(self._queries.by_task, task_id=task_id))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        place: Place | None = _FIRST
-        while place is not None:
-            page, place = await self._run(partial(self._queries.oldest_open, after=place))
-            for record in page:
-                yield record
+        async for record in self.jobs(OPEN_JOBS):
+            yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
         place: Place | None = _LAST if query.newest_first else _FIRST
@@ -173,5 +171,13 @@ class SQLiteStore:
             work = partial(self._queries.purge, before=before, after=place, in_hand=in_hand)
             count, place = await self._run(work)
             purged += count
-        await self._run(give_space_back, in_transaction=False)
+        await self._give_space_back()
         return purged
+
+    async def _give_space_back(self) -> None:
+        """In pieces: submits and callbacks go on between them. If it fails, nothing is lost but space."""
+        try:
+            while await self._run(give_space_back, in_transaction=False):
+                pass
+        except StoreError as error:
+            log.warning("what was purged is forgotten, but %s did not become smaller: %s", self._path.name, error)

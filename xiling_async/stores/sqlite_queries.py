@@ -16,6 +16,7 @@ from xiling_async.models.ownership import give_way
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import LEFT_BEHIND, JobRecord
 from xiling_async.stores.base import SPREAD_S, HandedOver
+from xiling_async.stores.listing import PAGE, Listings, Page, Place, pair_hashes
 from xiling_async.stores.rows import (
     COLUMNS,
     RowReader,
@@ -28,10 +29,8 @@ from xiling_async.stores.rows import (
 )
 from xiling_async.stores.statements import statements
 
-PAGE: Final = 500
+PURGE: Final = 500  # jobs forgotten in one transaction
 Connection = sqlite3.Connection
-Place = tuple[float, str]  # of a page: where the one before ended
-Page = tuple[list[JobRecord], Place | None]
 _WORDS: Final = {
     "columns": ", ".join(f"jobs.{name}" for name in COLUMNS),
     "columns_to_insert": ", ".join(COLUMNS),
@@ -39,6 +38,7 @@ _WORDS: Final = {
 }
 _STATEMENTS: Final = statements(Path(__file__).with_name("sqlite_queries.sql"))
 _SQL: Final = {name: statement.format_map(_WORDS) for name, statement in _STATEMENTS.items()}
+_LISTINGS: Final = Listings(_WORDS["columns"], jobs="jobs", metadata="metadata", mark="?")
 _CREATED_AT, _CHANGED_AT = COLUMNS.index("created_at"), COLUMNS.index("changed_at")
 
 
@@ -59,26 +59,12 @@ class Queries:
     def by_task(self, connection: Connection, task_id: str) -> JobRecord | None:
         return _one(connection, "job_by_task", task_id)
 
-    def oldest_open(self, connection: Connection, after: Place) -> Page:
-        rows = connection.execute(_SQL["oldest_open_jobs"], (*after, PAGE)).fetchall()
-        return self._page(rows, _CREATED_AT)
-
     def listed(self, connection: Connection, query: JobQuery, place: Place) -> Page:
-        (name, value), *_ = (*query.metadata.items(), (None, None))
-        statement = "newest_jobs" if query.newest_first else "oldest_jobs"
-        values = {
-            "created_at": place[0],
-            "id": place[1],
-            "states": None if query.states is None else json.dumps(sorted(query.states)),
-            "kind": query.kind,
-            "since": query.since,
-            "name": name,
-            "value": value,
-            "metadata": json.dumps(dict(query.metadata)),
-            "limit": PAGE,
-        }
-        rows = connection.execute(_SQL[f"{statement}_with_metadata" if query.metadata else statement], values)
-        return self._page(rows.fetchall(), _CREATED_AT)
+        if query.states is not None and not query.states:
+            return [], None
+        counting = _LISTINGS.sizes(query)
+        sizes = () if counting is None else connection.execute(*counting).fetchone()
+        return self._page(connection.execute(*_LISTINGS.page(query, place, sizes)).fetchall(), _CREATED_AT)
 
     def unsaved(self, connection: Connection, since: float, after: Place) -> Page:
         return self._page(connection.execute(_SQL["unsaved_jobs"], (since, *after, PAGE)).fetchall(), _CHANGED_AT)
@@ -169,7 +155,7 @@ class Queries:
             "changed_at": after[0],
             "id": after[1],
             "in_hand": json.dumps([*in_hand]),
-            "limit": PAGE,
+            "limit": PURGE,
         }
         rows = connection.execute(_SQL["ended_jobs"], values).fetchall()
         for record in self.reader.records(rows):
@@ -208,5 +194,5 @@ def _disown(connection: Connection, task_ids: Iterable[str]) -> None:
     connection.executemany(_SQL["delete_task"], [(task_id,) for task_id in task_ids])
 
 
-def _metadata_rows(record: JobRecord) -> list[tuple[str, str, float, str]]:
-    return [(name, value, record.created_at, record.id) for name, value in record.metadata.items()]
+def _metadata_rows(record: JobRecord) -> list[tuple[bytes, float, str]]:
+    return [(pair, record.created_at, record.id) for pair in pair_hashes(record.metadata)]

@@ -1,4 +1,4 @@
--- Every statement of a SQLite store, each under its name. {columns} stands for the columns of a job in the order of
+-- Every statement of a SQLite store but the listings (listing.py), each under its name. {columns} stands for the columns of a job in the order of
 -- stores/rows.py, {columns_to_insert} for their bare names, {values} for a ? for each of them.
 -- The conditions on `state` are spelled as in the partial indexes of sqlite_schema.py, so that SQLite takes these.
 
@@ -26,65 +26,16 @@ INSERT INTO tasks VALUES (?, ?)
 DELETE FROM tasks WHERE task_id = ?
 
 -- insert_metadata --
-INSERT INTO metadata VALUES (?, ?, ?, ?)
+INSERT INTO metadata VALUES (?, ?, ?)
 
 -- delete_metadata --
-DELETE FROM metadata WHERE name = ? AND value = ? AND created_at = ? AND job_id = ?
+DELETE FROM metadata WHERE pair = ? AND created_at = ? AND job_id = ?
 
 -- keep_secret --
 INSERT OR IGNORE INTO kept VALUES ('webhook secret', ?)
 
 -- kept_secret --
 SELECT value FROM kept WHERE name = 'webhook secret'
-
--- oldest_open_jobs --
-SELECT {columns} FROM jobs
-WHERE state IN ('sending', 'uncertain', 'accepted') AND (created_at, id) > (?, ?)
-ORDER BY created_at, id LIMIT ?
-
--- oldest_jobs --
-SELECT {columns} FROM jobs
-WHERE (created_at, id) > (:created_at, :id)
-    AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
-    AND (:kind IS NULL OR kind = :kind) AND (:since IS NULL OR created_at >= :since)
-ORDER BY created_at, id LIMIT :limit
-
--- newest_jobs --
-SELECT {columns} FROM jobs
-WHERE (created_at, id) < (:created_at, :id)
-    AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
-    AND (:kind IS NULL OR kind = :kind) AND (:since IS NULL OR created_at >= :since)
-ORDER BY created_at DESC, id DESC LIMIT :limit
-
--- oldest_jobs_with_metadata --
--- One pair of the metadata (:name, :value) gives the candidates in order; :metadata has all pairs.
-SELECT {columns} FROM metadata AS pair JOIN jobs ON jobs.id = pair.job_id
-WHERE pair.name = :name AND pair.value = :value AND (pair.created_at, pair.job_id) > (:created_at, :id)
-    AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
-    AND (:kind IS NULL OR kind = :kind) AND (:since IS NULL OR pair.created_at >= :since)
-    AND NOT EXISTS (
-        SELECT 1 FROM json_each(:metadata) AS wanted WHERE NOT EXISTS (
-            SELECT 1 FROM metadata AS other
-            WHERE other.name = wanted.key AND other.value = wanted.value AND other.created_at = pair.created_at
-                AND other.job_id = pair.job_id
-        )
-    )
-ORDER BY pair.created_at, pair.job_id LIMIT :limit
-
--- newest_jobs_with_metadata --
--- As above, the other way round.
-SELECT {columns} FROM metadata AS pair JOIN jobs ON jobs.id = pair.job_id
-WHERE pair.name = :name AND pair.value = :value AND (pair.created_at, pair.job_id) < (:created_at, :id)
-    AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
-    AND (:kind IS NULL OR kind = :kind) AND (:since IS NULL OR pair.created_at >= :since)
-    AND NOT EXISTS (
-        SELECT 1 FROM json_each(:metadata) AS wanted WHERE NOT EXISTS (
-            SELECT 1 FROM metadata AS other
-            WHERE other.name = wanted.key AND other.value = wanted.value AND other.created_at = pair.created_at
-                AND other.job_id = pair.job_id
-        )
-    )
-ORDER BY pair.created_at DESC, pair.job_id DESC LIMIT :limit
 
 -- unsaved_jobs --
 SELECT {columns} FROM jobs
@@ -104,7 +55,7 @@ SELECT MIN(due_at) FROM jobs WHERE due_at IS NOT NULL
 INSERT OR IGNORE INTO kept VALUES ('consumer', x'')
 
 -- first_to_hand_over --
-SELECT {columns} FROM jobs
+SELECT {columns} FROM jobs INDEXED BY jobs_handover
 WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown') AND handover_at <= ?
 ORDER BY changed_at, id LIMIT 1
 
@@ -112,23 +63,23 @@ ORDER BY changed_at, id LIMIT 1
 UPDATE jobs SET handover_at = ?, version = version + 1 WHERE id = ?
 
 -- next_handover --
-SELECT MIN(handover_at) FROM jobs
+SELECT MIN(handover_at) FROM jobs INDEXED BY jobs_handover
 WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')
 
 -- doubt_what_was_sent --
 UPDATE jobs SET state = 'uncertain', refusal = ?, changed_at = ?, due_at = ?, version = version + 1
-WHERE state IN ('sending', 'uncertain', 'accepted') AND state = 'sending'
+WHERE state = 'sending'
 
 -- limit_doubt --
 UPDATE jobs SET due_at = MIN(COALESCE(due_at, ?1), ?2), version = version + 1
-WHERE state IN ('sending', 'uncertain', 'accepted') AND state = 'uncertain' AND (due_at IS NULL OR due_at > ?2)
+WHERE state = 'uncertain' AND (due_at IS NULL OR due_at > ?2)
 
 -- count_open_jobs --
 SELECT COUNT(*) FROM jobs WHERE state IN ('sending', 'uncertain', 'accepted')
 
 -- spread_due_times --
 UPDATE jobs SET due_at = ? + ? * (RANDOM() & 1023) / 1024.0, version = version + 1
-WHERE state IN ('sending', 'uncertain', 'accepted') AND state = 'accepted'
+WHERE state = 'accepted'
 
 -- ended_jobs --
 -- What may be forgotten: not what a submit has in hand (:in_hand); and where there are consumers, of the jobs that are

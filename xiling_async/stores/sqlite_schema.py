@@ -35,10 +35,12 @@ MIGRATIONS: Final = (
     UPDATE jobs SET handover_at = 0 WHERE state IN ('sending', 'uncertain', 'accepted');
     UPDATE jobs SET unsaved = 1 WHERE changed_at > strftime('%s', 'now') - 691200 AND tasks LIKE '%"succeeded"%';
     CREATE TABLE metadata (
-        name TEXT NOT NULL, value TEXT NOT NULL, created_at REAL NOT NULL, job_id TEXT NOT NULL,
-        PRIMARY KEY (name, value, created_at, job_id)
+        pair BLOB NOT NULL, created_at REAL NOT NULL, job_id TEXT NOT NULL, PRIMARY KEY (pair, created_at, job_id)
     ) WITHOUT ROWID;
-    CREATE INDEX jobs_listed ON jobs (created_at, id, state, kind);
+    DROP INDEX jobs_open;
+    CREATE INDEX jobs_age ON jobs (created_at, id);
+    CREATE INDEX jobs_state ON jobs (state, created_at, id);
+    CREATE INDEX jobs_kind ON jobs (kind, state, created_at, id);
     CREATE INDEX jobs_handover ON jobs (changed_at, id, handover_at)
         WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
     CREATE INDEX jobs_unsaved ON jobs (changed_at, id) WHERE unsaved = 1;
@@ -51,6 +53,7 @@ APPLICATION: Final = int.from_bytes(b"xlng")  # `application_id`: whose database
 # and every other program is refused (SQLite before 3.51.3 can lose data in WAL mode with several connections).
 # FULL: an fsync a commit. fullfsync: on macOS a plain fsync does not reach the disk.
 _INCREMENTAL: Final = 2  # auto_vacuum: the file shrinks when it is told to
+_PIECE: Final = 256  # pages of 4 KiB
 _FIRST: Final = ("locking_mode", "exclusive")
 _PRAGMAS: Final = (
     ("journal_mode", "wal"), ("synchronous", 2), ("fullfsync", 1), ("checkpoint_fullfsync", 1), ("cache_size", -16_000),
@@ -70,14 +73,20 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def give_space_back(connection: sqlite3.Connection) -> None:
-    """Make the file as small as what is in it. One that was made before files could shrink by themselves is rewritten
-    once, which takes as much space again meanwhile."""
-    if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+def give_space_back(connection: sqlite3.Connection) -> bool:
+    """Make the file smaller by a piece, which takes some milliseconds; returns whether there is more to give back. A
+    file that was made before files could shrink piece by piece is rewritten once, which takes as much space again
+    meanwhile."""
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free and connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
         connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
         connection.execute("VACUUM")
-    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    elif free:
+        connection.executescript(f"PRAGMA incremental_vacuum({_PIECE})")  # `execute` would do its first page alone
+        if free > _PIECE:
+            return True
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return False
 
 
 def migrate_copy(connection: sqlite3.Connection) -> None:
@@ -111,8 +120,8 @@ def _check(connection: sqlite3.Connection, known: int) -> None:
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
-    """Run the scripts that the file has not seen, each in a transaction with its number."""
+    """Run the scripts that the file has not seen, in one transaction: one that fails leaves the file as it was."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate(scripts[version:], version + 1):
-        mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {number}"
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; {mark}; COMMIT;")
+    if version < len(scripts):
+        mark = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {len(scripts)}"
+        connection.executescript(f"BEGIN IMMEDIATE; {'; '.join(scripts[version:])}; {mark}; COMMIT;")

@@ -14,6 +14,7 @@ from xiling_async.models.ownership import give_way
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import HANDED_OVER, LEFT_BEHIND, JobRecord, Refusal, State
 from xiling_async.stores.base import SPREAD_S, HandedOver
+from xiling_async.stores.listing import PAGE, Listings, Page, Place, pair_hashes
 from xiling_async.stores.postgres.driver import ConcurrentChange
 from xiling_async.stores.postgres.schema import Connection, Names, hashed, quoted, unquoted
 from xiling_async.stores.rows import (
@@ -21,7 +22,6 @@ from xiling_async.stores.rows import (
     RowReader,
     corrected_row,
     has_unsaved_result,
-    metadata_row,
     record_of,
     refusal_row,
     row_of,
@@ -29,7 +29,6 @@ from xiling_async.stores.rows import (
 )
 from xiling_async.stores.statements import statements
 
-PAGE: Final = 500
 PURGE: Final = 2_000  # jobs forgotten in one transaction
 _ID, _KEY, _AGE, _CHANGED, _RETRY_OF = (
     COLUMNS.index(name) for name in ("id", "key", "created_at", "changed_at", "retry_of")
@@ -57,6 +56,7 @@ class Queries:
             "values": ", ".join(f"${place}" for place in range(1, len(COLUMNS) + 5)),
         }
         self._sql = {name: statement.format_map(words) for name, statement in _STATEMENTS.items()}
+        self._listings = Listings(words["columns"], jobs=words["jobs"], metadata=words["metadata"], mark="$")
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -72,24 +72,16 @@ class Queries:
     async def many(self, connection: Connection, job_ids: Iterable[str]) -> list[JobRecord]:
         return self.reader.records(await connection.fetch(self._sql["jobs_by_ids"], [*map(quoted, job_ids)]))
 
-    async def oldest_open(
-        self, connection: Connection, after: tuple[float, str]
-    ) -> tuple[list[JobRecord], tuple[float, str] | None]:
-        """A page of the unfinished jobs behind this place, and its last place."""
-        return self._page(await connection.fetch(self._sql["oldest_open_jobs"], *after, PAGE))
-
-    async def listed(
-        self, connection: Connection, query: JobQuery, place: tuple[float, str]
-    ) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    async def listed(self, connection: Connection, query: JobQuery, place: Place) -> Page:
         """A page of a listing behind this place, and its last place."""
-        statement = self._sql["newest_jobs" if query.newest_first else "oldest_jobs"]
-        states = None if query.states is None else [*map(str, query.states)]
-        metadata = metadata_row(query.metadata)
-        return self._page(await connection.fetch(statement, *place, PAGE, states, query.kind, query.since, metadata))
+        if query.states is not None and not query.states:
+            return [], None
+        counting = self._listings.sizes(query)
+        sizes = () if counting is None else await connection.fetchrow(counting[0], *counting[1])
+        statement, values = self._listings.page(query, place, sizes)
+        return self._page(await connection.fetch(statement, *values))
 
-    async def unsaved(
-        self, connection: Connection, since: float, after: tuple[float, str]
-    ) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    async def unsaved(self, connection: Connection, since: float, after: Place) -> Page:
         rows = await connection.fetch(self._sql["unsaved_jobs"], *after, PAGE, since)
         return self.reader.records(rows), (rows[-1][_CHANGED], rows[-1][_ID]) if rows else None
 
@@ -97,7 +89,7 @@ class Queries:
         due_at: float | None = await connection.fetchval(self._sql["next_due"])
         return due_at
 
-    def _page(self, rows: Sequence[Sequence[Any]]) -> tuple[list[JobRecord], tuple[float, str] | None]:
+    def _page(self, rows: Sequence[Sequence[Any]]) -> Page:
         return self.reader.records(rows), (rows[-1][_AGE], rows[-1][_ID]) if rows else None
 
     # --- writing -------------------------------------------------------------------------------------------------
@@ -119,6 +111,9 @@ class Queries:
         key_hash = None if record.key is None else hashed(record.key)
         more = key_hash, self._owner_of(record), mark, has_unsaved_result(record)
         if await connection.fetchval(self._sql["insert_job"], *columns, *more):
+            if record.metadata:
+                pairs = pair_hashes(record.metadata)
+                await connection.execute(self._sql["insert_metadata"], pairs, record.created_at, quoted(record.id))
             if record.owned_ids:
                 await self._own(connection, record)
             return record

@@ -1,5 +1,5 @@
--- Every statement of a PostgreSQL store, each under its name. {jobs}, {tasks}, {kept} and {owners} stand for the full
--- names of the tables, {columns} for the columns of a job in the order of stores/rows.py, {values} for $1, $2, … one for
+-- Every statement of a PostgreSQL store but the listings (listing.py), each under its name. {jobs}, {tasks}, {metadata},
+-- {kept} and {owners} stand for the full names of the tables, {columns} for the columns of a job in the order of stores/rows.py, {values} for $1, $2, … one for
 -- each of those columns and four more. They run with search_path = pg_catalog, so no other schema can give a name, a
 -- type or an operator another meaning. "Open" states are spelled as in the partial indexes of schema.py.
 
@@ -17,25 +17,6 @@ SELECT {columns} FROM {jobs} AS jobs WHERE id = ANY($1)
 
 -- job_for_update --
 SELECT {columns}, jobs.mark FROM {jobs} AS jobs WHERE id = $1 FOR UPDATE
-
--- oldest_open_jobs --
-SELECT {columns} FROM {jobs} AS jobs
-WHERE state IN ('sending', 'uncertain', 'accepted') AND (created_at, id) > ($1, $2)
-ORDER BY created_at, id LIMIT $3
-
--- oldest_jobs --
--- $4: states, $5: kind, $6: since, $7: metadata; NULL: any.
-SELECT {columns} FROM {jobs} AS jobs
-WHERE (created_at, id) > ($1, $2) AND ($4::text[] IS NULL OR state = ANY($4)) AND ($5::text IS NULL OR kind = $5)
-    AND ($6::float8 IS NULL OR created_at >= $6) AND ($7::jsonb IS NULL OR metadata @> $7)
-ORDER BY created_at, id LIMIT $3
-
--- newest_jobs --
--- As oldest_jobs, the other way round.
-SELECT {columns} FROM {jobs} AS jobs
-WHERE (created_at, id) < ($1, $2) AND ($4::text[] IS NULL OR state = ANY($4)) AND ($5::text IS NULL OR kind = $5)
-    AND ($6::float8 IS NULL OR created_at >= $6) AND ($7::jsonb IS NULL OR metadata @> $7)
-ORDER BY created_at DESC, id DESC LIMIT $3
 
 -- unsaved_jobs --
 SELECT {columns} FROM {jobs} AS jobs
@@ -80,6 +61,9 @@ SELECT value FROM {kept} WHERE name = 'webhook secret'
 -- insert_job --
 INSERT INTO {jobs} ({columns_to_insert}, key_hash, owner, mark, unsaved) VALUES ({values})
 ON CONFLICT DO NOTHING RETURNING 1
+
+-- insert_metadata --
+INSERT INTO {metadata} SELECT unnest($1::bytea[]), $2, $3
 
 -- job_with_mark --
 SELECT 1 FROM {jobs} WHERE id = $1 AND mark = $2

@@ -1,4 +1,11 @@
-"""The tables of a PostgreSQL store, their names, and how older ones become newer ones."""
+"""The tables of a PostgreSQL store, their names, and how older ones become newer ones.
+
+In a rolling upgrade, processes of the version before that are open go on with the newer tables. The jobs that they make
+and end are handed over, though consumers that wait learn of it only after some heartbeats. What an old process does not
+do: set `unsaved` (a client that saves results and starts later does not look for such a result), hand over the second
+end of a job that was acknowledged, and keep in a purge what was not acknowledged. It has no consumers itself. One that
+starts again is refused, since the tables are newer than it knows.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +53,20 @@ MIGRATIONS: Final = (
     # exact for what is written from now on; of the jobs of the last eight days (results live seven) all that have a
     # result are looked at once.
     """
-    ALTER TABLE {jobs} ADD COLUMN metadata JSONB, ADD COLUMN retry_of TEXT,
+    ALTER TABLE {jobs} ADD COLUMN metadata TEXT, ADD COLUMN retry_of TEXT,
         ADD COLUMN handover_at DOUBLE PRECISION, ADD COLUMN unsaved BOOLEAN NOT NULL DEFAULT FALSE;
     ALTER TABLE {jobs} ALTER COLUMN handover_at SET DEFAULT 0;
     UPDATE {jobs} SET handover_at = 0 WHERE state IN ('sending', 'uncertain', 'accepted');
     UPDATE {jobs} SET unsaved = TRUE
         WHERE changed_at > extract(epoch FROM clock_timestamp()) - 691200 AND tasks LIKE '%"succeeded"%';
-    CREATE INDEX {jobs_metadata} ON {jobs} USING GIN (metadata jsonb_path_ops) WHERE metadata IS NOT NULL;
+    CREATE TABLE {metadata} (
+        pair BYTEA, created_at DOUBLE PRECISION, job_id TEXT COLLATE "C" REFERENCES {jobs} ON DELETE CASCADE,
+        PRIMARY KEY (pair, created_at, job_id)
+    );
+    CREATE INDEX {metadata_job} ON {metadata} (job_id);
+    DROP INDEX {schema}.{jobs_open};
     CREATE INDEX {jobs_state} ON {jobs} (state, created_at, id);
+    CREATE INDEX {jobs_kind} ON {jobs} (kind, state, created_at, id);
     CREATE INDEX {jobs_handover} ON {jobs} (changed_at, id)
         WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown');
     CREATE INDEX {jobs_unsaved} ON {jobs} (changed_at, id) WHERE unsaved;
@@ -75,7 +88,7 @@ _OWNERS: Final = """
         r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database()) OR r.rolname = $3
     FROM found JOIN pg_roles AS r ON r.oid = found.owner
 """
-_TABLES: Final = ("kept", "jobs", "tasks", "owners")
+_TABLES: Final = ("kept", "jobs", "tasks", "owners", "metadata")
 _INDEXES: Final = (
     "tasks_job",
     "jobs_age",
@@ -83,8 +96,9 @@ _INDEXES: Final = (
     "jobs_open",
     "jobs_over",
     "jobs_owned",
-    "jobs_metadata",
+    "metadata_job",
     "jobs_state",
+    "jobs_kind",
     "jobs_handover",
     "jobs_unsaved",
 )
@@ -112,7 +126,7 @@ class Names:
     prefix: str
 
     def __getitem__(self, name: str) -> str:
-        """`kept`, `jobs`, `tasks` or `owners`; of an index the name alone, as CREATE INDEX wants it."""
+        """Of one of `_TABLES`; of an index the name alone, as CREATE INDEX wants it."""
         short = f'"{self.prefix}{name}"'
         return f"{identifier(self.schema)}.{short}" if name in _TABLES else short
 
@@ -184,7 +198,7 @@ async def migrate(connection: Connection, names: Names, scripts: Sequence[str], 
         )
     if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", names.schema):
         await connection.execute(f"CREATE SCHEMA {identifier(names.schema)}")
-    words = {name: names[name] for name in (*_TABLES, *_INDEXES)}
+    words = {"schema": identifier(names.schema), **{name: names[name] for name in (*_TABLES, *_INDEXES)}}
     for script in scripts[version:]:
         await connection.execute(script.format_map(words))
     await connection.execute(_SET_VERSION.format_map(words), str(len(scripts)).encode())

@@ -18,10 +18,11 @@ from weakref import WeakValueDictionary
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, ResendStarted, Verdict
-from xiling_async.models.query import ALL_JOBS, JobQuery
+from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import as_number, type_name
 from xiling_async.stores.base import HandedOver, UnusableDatabase, Watcher, seconds
+from xiling_async.stores.listing import Place
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
@@ -289,25 +290,19 @@ class PostgresStore:
         return await self._driver.read(lambda connection: queries.by_task(connection, task_id))
 
     async def unfinished(self) -> AsyncIterator[JobRecord]:
-        queries, after = self._open_queries, (float("-inf"), "")
-        while True:
-            page, last = await self._driver.read(partial(queries.oldest_open, after=after))
-            for record in page:
-                yield record
-            if last is None:
-                return
-            after = last
+        async for record in self.jobs(OPEN_JOBS):
+            yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
         queries = self._open_queries
-        place: tuple[float, str] | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        place: Place | None = (math.inf, "") if query.newest_first else (-math.inf, "")
         while place is not None:
             page, place = await self._driver.read(partial(queries.listed, query=query, place=place))
             for record in page:
                 yield record
 
     async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
-        queries, after = self._open_queries, cast("tuple[float, str] | None", (-math.inf, ""))
+        queries, after = self._open_queries, cast("Place | None", (-math.inf, ""))
         while after is not None:
             page, after = await self._driver.read(partial(queries.unsaved, since=since, after=after))
             for record in page:
