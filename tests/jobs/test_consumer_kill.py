@@ -196,14 +196,19 @@ class Campaign:
         self.kills += 1
         self._start(consumer)
 
-    async def _is_over(self) -> bool:
-        """Whether every job is acknowledged."""
+    @contextlib.asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Store]:
         reader = self.place.reader()
         await reader.open()
         try:
-            return await reader.next_handover(time.time()) is None
+            yield reader
         finally:
             await reader.close()
+
+    async def _is_over(self) -> bool:
+        """Whether every job is acknowledged."""
+        async with self._reading() as reader:
+            return await reader.next_handover(time.time()) is None
 
     async def _kill_until(self, meanwhile: asyncio.Task[None], kills: float) -> None:
         """Kill consumers at random instants, until no job is left."""
@@ -229,7 +234,10 @@ class Campaign:
                 meanwhile = asyncio.create_task(end_jobs(store, range(at_first, jobs)))
                 await self._kill_until(meanwhile, jobs / JOBS_PER_KILL)
             await store.close()
-        return list(self._violations({f"{number:032x}" for number in range(jobs)}))
+            async with self._reading() as reader:
+                kept = {record.id async for record in reader.jobs() if record.handover_at is None}
+        ids = {f"{number:032x}" for number in range(jobs)}
+        return [*(f"NOT ACKNOWLEDGED: {job_id}" for job_id in ids - kept), *self._violations(ids)]
 
     # --- judging
 
