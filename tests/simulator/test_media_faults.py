@@ -298,9 +298,9 @@ async def test_upload_faults(api: Api, fault: Fault, status: int | None, stored:
     else:
         answer = await api.upload()
         assert answer.status == status
-        if isinstance(fault, faults.UploadAnswer):
+        if isinstance(fault, faults.upload_answer):
             assert answer.json == fault.value
-        if isinstance(fault, faults.Garbage):
+        if isinstance(fault, faults.garbage):
             assert answer.body == fault.body
     (record,) = api.sim.ledger.uploads
     assert (record.status, record.faults) == (status, (fault.name,))
@@ -714,7 +714,7 @@ async def test_media_bytes(api: Api, data: bytes) -> None:
     bodies = {(await api.fetch(url)).body for _ in range(3)}
     assert {len(body) for body in bodies} == {len(data)}
     assert len(bodies) == (3 if data else 1)
-    assert repr(faults.media_bytes(data)) == "MediaBytes()"
+    assert repr(faults.media_bytes(data)) == "media_bytes()"
 
 
 async def test_gzip_media(api: Api, sample: bytes) -> None:

@@ -15,8 +15,8 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator import Simulator, faults
+from xiling_async.simulator.kinds.image_to_video import ImageToVideo
 from xiling_async.simulator.media.files import crc32c
-from xiling_async.simulator.parameters import check_image_to_video
 
 START_FRAME = "https://example.com/start_frame.jpg"
 V: dict[str, object] = {
@@ -309,7 +309,7 @@ async def test_parameters_are_checked_over_http(api: Api) -> None:
 )
 def test_lawful_parameters(body: dict[str, object]) -> None:
     """What the tables allow, and what they are silent about, is let through."""
-    assert check_image_to_video(body) is None
+    assert ImageToVideo().check(body) is None
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_lawful_parameters(body: dict[str, object]) -> None:
 )
 def test_unlawful_parameters(body: dict[str, object], names: str) -> None:
     """What the tables forbid is refused with a message that names the field."""
-    problem = check_image_to_video(body)
+    problem = ImageToVideo().check(body)
     assert problem is not None
     assert problem.code == 100001
     assert problem.msg.startswith("Parameter error: ")
@@ -419,7 +419,7 @@ async def test_the_ledger_knows_who_paid(api: Api, fault: faults.Fault, tasks: i
     api.sim.script(fault)
     post = asyncio.create_task(api.post())
     await api.sim.ledger.until(lambda: bool(api.sim.ledger.posts))
-    if isinstance(fault, faults.HangBeforeAccept):
+    if isinstance(fault, faults.hang_before_accept):
         post.cancel()
     await asyncio.gather(post, return_exceptions=True)
     await api.sim.settled()
@@ -707,7 +707,9 @@ async def test_a_receiver_out_of_reach(api: Api, url: str) -> None:
 async def test_a_receiver_that_does_not_answer(session: aiohttp.ClientSession, receiver: Receiver) -> None:
     """The sender gives up after its timeout."""
     receiver.gate.clear()
-    async with Simulator(callback_timeout=0.05) as sim:
+    sim = Simulator()
+    sim.callback_timeout = 0.05
+    async with sim:
         await Api(sim, session, receiver.url).create()
         await sim.settled()
         assert [record.status for record in sim.ledger.callbacks] == [None]
@@ -790,7 +792,7 @@ async def test_unknown_directives_are_refused(api: Api, directive: str) -> None:
     status, text = await api.post(prompt=f"a dog [sim:{directive}]")
     body = json.loads(text)
     assert (status, body["code"]) == (400, 100001)
-    assert "lost_callback, no_status_endpoint" in body["msg"]
+    assert "latency, lost_callback, media_gone" in body["msg"]
     assert api.sim.ledger.paid_submits == 0
 
 
