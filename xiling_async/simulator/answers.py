@@ -29,6 +29,9 @@ class Answer:
     hang_seconds: float | None = None  # then it is cut; None: no end
 
 
+CUT = Answer(None, ending="cut")
+
+
 def envelope(
     code: int, msg: str, *, status: int = 200, data: object = None, retry_after: float | str | None = None
 ) -> Answer:
@@ -73,7 +76,7 @@ def refusal(script: Script) -> Answer | None:
     for fault in script:
         match fault:
             case faults.drop_before_read():
-                return Answer(None, ending="cut")
+                return CUT
             case faults.hang_before_accept():
                 return Answer(None, ending="hang")
             case faults.rate_limited(retry_after):
@@ -94,7 +97,7 @@ def acceptance(script: Script, answer: Answer) -> Answer:
     for fault in script:
         match fault:
             case faults.drop_after_accept():
-                return Answer(None, ending="cut")
+                return CUT
             case faults.drop_mid_answer():
                 return attrs.evolve(answer, ending="half")
             case faults.hang(seconds):
@@ -141,21 +144,14 @@ async def send(request: web.Request, answer: Answer) -> web.StreamResponse:
         await pause(request, answer.hang_seconds)
     if answer.status is None:
         return cut(request)
-    if answer.ending == "half":
-        return await _send_half(request, answer, answer.status)
-    response = web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-    await response.prepare(request)
-    await response.write_eof()
-    return response
-
-
-async def _send_half(request: web.Request, answer: Answer, status: int) -> web.StreamResponse:
-    """Announce the whole body, send half of it, and close the connection."""
-    response = web.StreamResponse(status=status, headers=answer.headers)
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.content_length = len(answer.body)
     await response.prepare(request)
-    await response.write(answer.body[: len(answer.body) // 2])
-    request.protocol.force_close()
+    if answer.ending == "half":
+        await response.write(answer.body[: len(answer.body) // 2])
+        request.protocol.force_close()
+        return response
+    await response.write_eof(answer.body)
     return response
 
 

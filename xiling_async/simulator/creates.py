@@ -5,8 +5,8 @@ import random
 
 import attrs
 
-from xiling_async.simulator import faults
-from xiling_async.simulator.answers import Answer, acceptance, envelope, invalid_parameters, refusal, task_not_found
+from xiling_async.simulator import answers, faults
+from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.directives import read_directives
 from xiling_async.simulator.fault import Script
 from xiling_async.simulator.kinds.base import IMAGE_UNREACHABLE, Body, Kind, Problem
@@ -40,31 +40,31 @@ class Creates:
         try:
             script += self._directives(body)
         except ValueError as error:
-            return Decision(invalid_parameters(str(error)), script, body)
-        refused = refusal(script)
+            return Decision(answers.invalid_parameters(str(error)), script, body)
+        refused = answers.refusal(script)
         if refused is not None:
             return Decision(refused, script, body)
         if body is None:
-            return Decision(invalid_parameters("the body is not a JSON object"), script)
+            return Decision(answers.invalid_parameters("the body is not a JSON object"), script)
         problem = None if lenient else kind.check(body) or self._missing_input(kind, body)
         if problem is not None:
-            return Decision(envelope(problem.code, problem.msg, status=400), script, body)
+            return Decision(answers.envelope(problem.code, problem.msg, status=400), script, body)
         job = self._new_job(kind, body, script)
-        answer = envelope(0, "ok", data={"task_ids": [task.id for task in job.tasks]})
-        return Decision(acceptance(script, answer), script, body, job)
+        answer = answers.envelope(0, "ok", data={"task_ids": [task.id for task in job.tasks]})
+        return Decision(answers.acceptance(script, answer), script, body, job)
 
     def status_answer(self, kind: Kind, task_id: str) -> Answer:
         """The answer of the status endpoint."""
         task = self._storage.tasks.get(task_id)
         if task is None or task.job.kind is not kind or task.job.fault(faults.no_status_endpoint):
-            return task_not_found()
+            return answers.task_not_found()
         fault = task.job.fault(faults.status_fault)
         task.gets += 1
         if fault is not None and task.gets <= len(fault.codes):
             code = fault.codes[task.gets - 1]
-            return Answer(None, ending="cut") if code == 0 else envelope(code, "Simulated status", status=code)
+            return answers.envelope(code, "Simulated status", status=code) if code else answers.CUT
         task.renew_urls()
-        return envelope(0, "ok", data=task.status_data(self._storage.origin))
+        return answers.envelope(0, "ok", data=task.status_data(self._storage.origin))
 
     def set_status(self, task: Task, status: str, message: str = "") -> None:
         """Change the status of a task, here and in the ledger."""
@@ -87,7 +87,7 @@ class Creates:
         if not isinstance(prompt, str):
             return ()
         script = read_directives(prompt)
-        accepting = tuple(fault for fault in script if refusal((fault,)) is None)
+        accepting = tuple(fault for fault in script if answers.refusal((fault,)) is None)
         if accepting == script or prompt in self._refused_prompts:
             return accepting
         self._refused_prompts.add(prompt)

@@ -39,12 +39,10 @@ class AnswerFault(Fault):
 # --- the connection and the answer, not charged ------------------------------------------------------------
 
 
-@attrs.frozen
 class drop_before_read(AnswerFault):
     """The connection is cut before the body is read."""
 
 
-@attrs.frozen
 class hang_before_accept(AnswerFault):
     """The body is read, nothing is created, and no answer is sent."""
 
@@ -99,12 +97,10 @@ class garbage(AnswerFault):
 # --- the connection and the answer, charged ----------------------------------------------------------------
 
 
-@attrs.frozen
 class drop_after_accept(AnswerFault):
     """Accepted and charged; the connection is cut without an answer."""
 
 
-@attrs.frozen
 class drop_mid_answer(AnswerFault):
     """Accepted and charged; the connection is cut after half of the answer's body."""
 
@@ -164,7 +160,6 @@ class failed(Fault):
 # --- the callback ------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
 class early_callback(Fault):
     """The callbacks are sent and answered before the create is answered."""
 
@@ -176,17 +171,14 @@ class duplicate_callback(Fault):
     times: int = 2
 
 
-@attrs.frozen
 class lost_callback(Fault):
     """No callback is sent; the status endpoint reports the end."""
 
 
-@attrs.frozen
 class out_of_order(Fault):
     """The last task is reported first, and a stale progress report follows each end."""
 
 
-@attrs.frozen
 class progress_callback(Fault):
     """A progress report precedes the end."""
 
@@ -218,7 +210,6 @@ class callback_retry(Fault):
 # --- the status endpoint -----------------------------------------------------------------------------------
 
 
-@attrs.frozen
 class no_status_endpoint(Fault):
     """The status endpoint does not know the tasks."""
 

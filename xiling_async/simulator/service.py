@@ -10,17 +10,8 @@ import attrs
 from aiohttp import web
 from yarl import URL
 
-from xiling_async.simulator import faults
-from xiling_async.simulator.answers import (
-    STOPPED,
-    Answer,
-    cut,
-    headers_of,
-    invalid_parameters,
-    not_found,
-    send,
-    unauthorised,
-)
+from xiling_async.simulator import answers, faults
+from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.callbacks import Generations
 from xiling_async.simulator.creates import Creates, Decision
 from xiling_async.simulator.fault import Fault, Scripts, checked, find, names
@@ -83,7 +74,7 @@ class Simulator:
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app[STOPPED] = self._stopped
+        app[answers.STOPPED] = self._stopped
         self._add_routes(app)
         # handler_cancellation: a create that hangs ends when its client disconnects.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
@@ -214,31 +205,32 @@ class Simulator:
         app.router.add_post("/v1/figure-resource/upload/file", self._upload)
         app.router.add_get("/uploads/{name}", self._uploads.download)
         app.router.add_get("/media/{name}", self._media)
-        app.router.add_route("*", "/{rest:.*}", not_found)
+        app.router.add_route("*", "/{rest:.*}", answers.not_found)
 
     async def _create(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         self._create_count += 1
         authorised = self._is_authorised(request)
         script = self._scripts.next() if authorised else ()
-        record = PostRecord(number=self._create_count, headers=headers_of(request), read=False, faults=names(script))
+        headers = answers.headers_of(request)
+        record = PostRecord(number=self._create_count, headers=headers, read=False, faults=names(script))
         if find(script, faults.drop_before_read):
             self.ledger.post(record)
-            return cut(request)
+            return answers.cut(request)
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             self.ledger.post(attrs.evolve(record, status=413))
-            return await send(request, invalid_parameters("the body is too large", status=413))
+            return await answers.send(request, answers.invalid_parameters("the body is too large", status=413))
         except BaseException:  # the client disconnected in the middle of the body
             self.ledger.post(record)
             raise
         if authorised:
             decision = self._creates.decide(kind, raw, script, lenient=self.lenient)
         else:
-            decision = Decision(unauthorised())
+            decision = Decision(answers.unauthorised())
         self._record(record, decision)
         if decision.job is None:
-            return await send(request, decision.answer)
+            return await answers.send(request, decision.answer)
         return await self._accept(request, decision.answer, decision.job)
 
     def _record(self, record: PostRecord, decision: Decision) -> None:
@@ -268,16 +260,16 @@ class Simulator:
             if early and generation is not None:
                 await asyncio.wait({generation})
             await self._released.wait()
-            return await send(request, answer)
+            return await answers.send(request, answer)
         finally:
             answered.set()
 
     async def _status(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         task_id = request.match_info["task_id"]
         authorised = self._is_authorised(request)
-        answer = self._creates.status_answer(kind, task_id) if authorised else unauthorised()
+        answer = self._creates.status_answer(kind, task_id) if authorised else answers.unauthorised()
         self.ledger.get(GetRecord(task_id, answer.status or 0))
-        return await send(request, answer)
+        return await answers.send(request, answer)
 
     async def _upload(self, request: web.Request) -> web.StreamResponse:
         return await self._uploads.upload(request, authorised=self._is_authorised(request))
@@ -289,14 +281,14 @@ class Simulator:
             number=self._media_count,
             path=request.path,
             query=request.query_string,
-            headers=headers_of(request),
+            headers=answers.headers_of(request),
             status=answer.status or 0,
         )
         entry = MediaEntry(self.ledger, record)
         if not isinstance(answer, Answer):
             return await deliver(request, answer, entry)
         entry.write(len(answer.body))
-        return await send(request, answer)
+        return await answers.send(request, answer)
 
     def _is_authorised(self, request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {self.api_key}"

@@ -1,7 +1,7 @@
 """What an endpoint family is, and what the parameter checks of all families share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import attrs
@@ -62,14 +62,36 @@ class Kind(ABC):
         return min(max(count, 1), LENIENT_COUNT_LIMIT)
 
 
-def is_http_url(value: object) -> bool:
-    """Whether this is an absolute http or https URL."""
+def type_problem(body: Body, required: Iterable[str], types: Mapping[str, str]) -> str | None:
+    """The first field that is missing or has the wrong type, in the vendor's type names."""
+    for name in required:
+        if name not in body:
+            return f"{name} is required"
+    for name, type_name in types.items():
+        if name in body and not _is_of_type(body[name], type_name):
+            return f"{name} must be of type {type_name}"
+    return None
+
+
+def _is_of_type(value: object, type_name: str) -> bool:
+    """`true` and `8.0` are not integers, null is not a string."""
+    match type_name:
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "uri":
+            return _is_http_url(value)
+        case "uri[]":
+            return isinstance(value, list) and all(_is_http_url(item) for item in value)
+    raise ValueError(type_name)
+
+
+def _is_http_url(value: object) -> bool:
     try:
         url = URL(value) if isinstance(value, str) else URL()
     except ValueError:
         return False
     return url.scheme in ("http", "https") and bool(url.host)
-
-
-def is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -2,18 +2,10 @@
 
 import attrs
 
-from xiling_async.simulator.kinds.base import (
-    PROMPT_TOO_LONG,
-    Body,
-    Kind,
-    Problem,
-    is_http_url,
-    is_integer,
-    parameter_error,
-)
+from xiling_async.simulator.kinds.base import PROMPT_TOO_LONG, Body, Kind, Problem, parameter_error, type_problem
 
 PROMPT_LIMIT = 1000
-COUNT_LIMIT = 4
+COUNTS = range(1, 5)
 
 
 @attrs.frozen(kw_only=True)
@@ -42,27 +34,24 @@ MODELS = {
         end_image=True,
     ),
     "KL": Model(
-        resolutions=("720p", "1080p"),
-        durations=(5, 10),
-        image_url=False,
-        reference_images=True,
-        reference_limit=7,
+        resolutions=("720p", "1080p"), durations=(5, 10), image_url=False, reference_images=True, reference_limit=7
     ),
     "S": Model(resolutions=("720p",), durations=(6, 8, 12), image_url=True, reference_images=False),
 }
 REQUIRED = ("model", "prompt", "aspect_ratio", "aspect_resolution", "duration")
-STRINGS = (
-    "model",
-    "prompt",
-    "aspect_ratio",
-    "aspect_resolution",
-    "image_url",
-    "end_image_url",
-    "callback_url",
-)
-URLS = ("image_url", "end_image_url", "callback_url")
-
-
+FIELDS = {
+    "model": "string",
+    "prompt": "string",
+    "aspect_ratio": "string",
+    "aspect_resolution": "string",
+    "duration": "integer",
+    "image_url": "uri",
+    "end_image_url": "uri",
+    "reference_images": "uri[]",
+    "generate_audio": "boolean",
+    "generate_count": "integer",
+    "callback_url": "uri",
+}
 _SIDES = {"720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
 
 
@@ -74,12 +63,12 @@ class ImageToVideo(Kind):
     result_files = {"video_url": "mp4", "thumbnail_url": "webp"}  # noqa: RUF012 - never changed
 
     def check(self, body: Body) -> Problem | None:
-        problem = _shape(body)
+        problem = type_problem(body, REQUIRED, FIELDS)
         if problem is not None:
             return parameter_error(problem)
         if len(str(body["prompt"])) > PROMPT_LIMIT:
             return Problem(PROMPT_TOO_LONG, f"Prompt too long: at most {PROMPT_LIMIT} characters")
-        problem = _rules(body)
+        problem = _problem(body)
         return None if problem is None else parameter_error(problem)
 
     def input_urls(self, body: Body) -> tuple[str, ...]:
@@ -94,32 +83,10 @@ class ImageToVideo(Kind):
         return {"duration": body.get("duration"), "width": width, "height": height}
 
 
-def _shape(body: Body) -> str | None:
-    """What is missing or has the wrong type: `true` and `8.0` are not integers, null is not a string."""
-    for name in REQUIRED:
-        if name not in body:
-            return f"{name} is required"
-    for name in STRINGS:
-        if name in body and not isinstance(body[name], str):
-            return f"{name} must be a string"
-    for name in URLS:
-        if name in body and not is_http_url(body[name]):
-            return f"{name} must be an http or https uri"
-    if not is_integer(body["duration"]):
-        return "duration must be an integer"
-    count = body.get("generate_count", 1)
-    if not (is_integer(count) and isinstance(count, int) and 1 <= count <= COUNT_LIMIT):
-        return f"generate_count must be an integer from 1 to {COUNT_LIMIT}"
-    if not isinstance(body.get("generate_audio", False), bool):
-        return "generate_audio must be a boolean"
-    references = body.get("reference_images", [])
-    if not (isinstance(references, list) and all(is_http_url(item) for item in references)):
-        return "reference_images must be a list of http or https uris"
-    return None
-
-
-def _rules(body: Body) -> str | None:
+def _problem(body: Body) -> str | None:
     """What the model does not support, in a body of the right types."""
+    if body.get("generate_count", 1) not in COUNTS:
+        return f"generate_count must be from {COUNTS[0]} to {COUNTS[-1]}"
     name = str(body["model"])
     model = MODELS.get(name)
     if model is None:

@@ -88,7 +88,6 @@ class slow_media(MediaFault):
 # --- headers -----------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
 class no_ranges(MediaFault):
     """`Range` is ignored: 200 and the whole file."""
 
@@ -110,7 +109,6 @@ class no_hash(MediaFault):
         self.__attrs_init__(which)
 
 
-@attrs.frozen
 class no_etag(MediaFault):
     """No ETag; an `If-Range` never matches."""
 
@@ -127,7 +125,6 @@ class wrong_length(MediaFault):
     excess: bool = attrs.field(default=True, kw_only=True)
 
 
-@attrs.frozen
 class no_length(MediaFault):
     """No `Content-Length`: the body is chunked."""
 
@@ -142,7 +139,6 @@ class changing_media(MediaFault):
     times: int | None = _times(None)
 
 
-@attrs.frozen
 class gzip_media(MediaFault):
     """`Content-Encoding: gzip` without being asked; ranges are of the packed bytes, digests of the plain ones."""
 

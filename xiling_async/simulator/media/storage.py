@@ -7,7 +7,7 @@ from typing import Literal
 from aiohttp import web
 from yarl import URL
 
-from xiling_async.simulator.answers import Answer, no_such_path, storage_error
+from xiling_async.simulator.answers import CUT, Answer, no_such_path, storage_error
 from xiling_async.simulator.fault import Fault, Script, find
 from xiling_async.simulator.media import faults, files
 from xiling_async.simulator.media.delivery import File
@@ -15,7 +15,6 @@ from xiling_async.simulator.media.files import PIECE_BYTES, Content
 from xiling_async.simulator.tasks import Task
 
 _OTHER = files.of_bytes(b"another file")
-_CUT = Answer(None, ending="cut")
 
 
 class Storage:
@@ -84,7 +83,7 @@ class Storage:
             number = self._count(name, status)
             if number <= len(status.codes):
                 code = status.codes[number - 1]
-                return storage_error(code, status.retry_after) if code else _CUT
+                return storage_error(code, status.retry_after) if code else CUT
         return None
 
     def _file(self, request: web.Request, name: str, sample: Content, script: Script) -> Answer | File:

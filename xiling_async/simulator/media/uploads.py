@@ -7,20 +7,8 @@ import aiohttp
 import attrs
 from aiohttp import web
 
-from xiling_async.simulator import faults
-from xiling_async.simulator.answers import (
-    Answer,
-    acceptance,
-    cut,
-    envelope,
-    headers_of,
-    invalid_parameters,
-    not_found,
-    refusal,
-    send,
-    unauthorised,
-    upload_envelope,
-)
+from xiling_async.simulator import answers, faults
+from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.fault import Script, Scripts, find, names
 from xiling_async.simulator.kinds.base import IMAGE_FORMAT, IMAGE_TOO_LARGE
 from xiling_async.simulator.ledger import Ledger, UploadRecord
@@ -64,7 +52,7 @@ class Uploads:
         name = request.match_info["name"]
         content = self._storage.uploads.get(name)
         if content is None:
-            return await not_found(request)
+            return await answers.not_found(request)
         return web.Response(body=content, content_type=_TYPES[name.rpartition(".")[2]])
 
     async def upload(self, request: web.Request, *, authorised: bool) -> web.StreamResponse:
@@ -74,15 +62,15 @@ class Uploads:
         record = UploadRecord(
             number=self._arrived,
             declared_length=request.content_length,
-            headers=headers_of(request),
+            headers=answers.headers_of(request),
             faults=names(script),
         )
         if not authorised:
             self._ledger.upload(attrs.evolve(record, status=401))
-            return await send(request, unauthorised())
+            return await answers.send(request, answers.unauthorised())
         if find(script, faults.drop_before_read):
             self._ledger.upload(record)
-            return cut(request)
+            return answers.cut(request)
         part = Part()
         try:
             await _read(request, part)
@@ -92,21 +80,21 @@ class Uploads:
         answer, url = self._decide(part, script)
         read = part.size <= LIMIT_BYTES
         self._ledger.upload(attrs.evolve(part.recorded(record), read=read, status=answer.status, url=url))
-        return await send(request, answer)
+        return await answers.send(request, answer)
 
     def _decide(self, part: Part, script: Script) -> tuple[Answer, str | None]:
         """The answer, and the URL if the file is stored."""
-        refused = refusal(script) or part.error
+        refused = answers.refusal(script) or part.error
         if refused is not None:
             return refused, None
         suffix = image_type(part.content)
         if suffix is None:
-            return envelope(IMAGE_FORMAT, "Image format must be JPG, PNG or WebP", status=400), None
+            return answers.envelope(IMAGE_FORMAT, "Image format must be JPG, PNG or WebP", status=400), None
         file_id = f"{self._ids.getrandbits(128):032x}"
         name = f"{file_id}.{suffix}"
         self._storage.uploads[name] = bytes(part.content)
         url = f"{self._storage.origin}/uploads/{name}"
-        return acceptance(script, upload_envelope(url, file_id, part.filename or name)), url
+        return answers.acceptance(script, answers.upload_envelope(url, file_id, part.filename or name)), url
 
 
 def image_type(content: bytes | bytearray) -> str | None:
@@ -121,7 +109,7 @@ def image_type(content: bytes | bytearray) -> str | None:
 async def _read(request: web.Request, part: Part) -> None:
     """Read a body with the one part `file`; a problem is stored in `part.error`."""
     if request.content_type != "multipart/form-data":
-        part.error = invalid_parameters("the body must be multipart/form-data")
+        part.error = answers.invalid_parameters("the body must be multipart/form-data")
         return
     file_parts = 0
     try:
@@ -131,12 +119,12 @@ async def _read(request: web.Request, part: Part) -> None:
                 if not await _read_part(item, part):
                     return
     except (ValueError, RuntimeError) as error:  # raised by aiohttp for malformed bodies
-        part.error = invalid_parameters(f"the body is malformed: {error}")
+        part.error = answers.invalid_parameters(f"the body is malformed: {error}")
         return
     if file_parts != 1:
-        part.error = invalid_parameters("the body must have one part `file`")
+        part.error = answers.invalid_parameters("the body must have one part `file`")
     elif not part.size:
-        part.error = invalid_parameters("file is empty")
+        part.error = answers.invalid_parameters("file is empty")
 
 
 async def _read_part(item: aiohttp.BodyPartReader, part: Part) -> bool:
@@ -150,7 +138,7 @@ async def _read_part(item: aiohttp.BodyPartReader, part: Part) -> bool:
         part.size += len(piece)
         if part.size > LIMIT_BYTES:
             part.content.clear()
-            part.error = envelope(IMAGE_TOO_LARGE, "The file is larger than 20 MB", status=413)
+            part.error = answers.envelope(IMAGE_TOO_LARGE, "The file is larger than 20 MB", status=413)
             return False
     part.sha256 = digest.hexdigest()
     return True
