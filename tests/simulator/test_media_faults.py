@@ -480,9 +480,9 @@ async def test_media_that_is_gone_stays_gone(api: Api) -> None:
     assert (await api.data(task_id)) == data
 
 
-async def test_a_fresh_url_works(api: Api, sample: bytes) -> None:
+async def test_a_new_url_works(api: Api, sample: bytes) -> None:
     """After a refusal the next status GET gives another URL; that one works, the old one never does."""
-    task_id = await api.task(faults.media_gone(fresh_url=True))
+    task_id = await api.task(faults.media_gone(new_url=True))
     old = (await api.data(task_id))["video_url"]
     assert (await api.data(task_id))["video_url"] == old  # nobody has tried it
     assert [(await api.fetch(old)).status for _ in range(2)] == [404, 404]

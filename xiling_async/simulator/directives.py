@@ -64,7 +64,7 @@ WITH_VALUE: dict[str, Callable[[str], Fault]] = {
     "hang": lambda value: faults.hang(float(value)),
     "ids": lambda value: faults.ids(int(value)),
     "latency": lambda value: faults.latency(float(value)),
-    "media_gone": lambda value: faults.media_gone(int(value), fresh_url=True),
+    "media_gone": lambda value: faults.media_gone(int(value), new_url=True),
     "media_redirect": _media_redirect,
     "media_status": lambda value: faults.media_status(*map(int, value.split(","))),
     "rate_limited": lambda value: faults.rate_limited(float(value)),

@@ -32,33 +32,28 @@ def names(script: Script) -> tuple[str, ...]:
     return tuple(fault.name for fault in script)
 
 
-def checked(script: Script, user: str) -> Script:
-    """The same faults.
-
-    Raises:
-        TypeError: `faults.hang` for `faults.hang()`, or a fault that `user` would ignore.
-    """
-    for fault in script:
-        if not isinstance(fault, Fault):
-            raise TypeError(f"not a fault: {fault!r}")
-        if user not in fault.used_by:
-            raise TypeError(f"not a fault of {user}: {fault!r}")
-    return script
-
-
 class Scripts:
     """The queue of scripts, one for each request, and the default for requests without one."""
 
     def __init__(self, user: str) -> None:
+        self.default: Script = ()
         self._user = user
-        self._default: Script = ()
         self._queue: deque[Script] = deque()
 
     def add(self, script: Script) -> None:
-        self._queue.append(checked(script, self._user))
+        self._queue.append(self._checked(script))
 
     def set_default(self, script: Script) -> None:
-        self._default = checked(script, self._user)
+        self.default = self._checked(script)
 
     def next(self) -> Script:
-        return self._queue.popleft() if self._queue else self._default
+        return self._queue.popleft() if self._queue else self.default
+
+    def _checked(self, script: Script) -> Script:
+        """The same faults. Raises TypeError: `faults.hang` for `faults.hang()`, or a fault that would be ignored."""
+        for fault in script:
+            if not isinstance(fault, Fault):
+                raise TypeError(f"not a fault: {fault!r}")
+            if self._user not in fault.used_by:
+                raise TypeError(f"not a fault of {self._user}: {fault!r}")
+        return script

@@ -14,7 +14,7 @@ from xiling_async.simulator import answers, faults
 from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.callbacks import Generations
 from xiling_async.simulator.creates import Creates, Decision
-from xiling_async.simulator.fault import Fault, Scripts, checked, find, names
+from xiling_async.simulator.fault import Fault, Scripts, find, names
 from xiling_async.simulator.kinds import KINDS
 from xiling_async.simulator.kinds.base import Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
@@ -127,7 +127,7 @@ class Simulator:
 
     def media_default(self, *script: Fault) -> None:
         """Set the faults of the result files of all creates without a media fault."""
-        self._storage.default_faults = checked(script, "media")
+        self._storage.scripts.set_default(script)
 
     def script_upload(self, *script: Fault) -> None:
         """Set the faults of the next upload without a script; without arguments it has none."""

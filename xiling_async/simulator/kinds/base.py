@@ -1,7 +1,7 @@
 """What an endpoint family is, and what the parameter checks of all families share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
@@ -14,6 +14,7 @@ IMAGE_UNREACHABLE = 100006
 IMAGE_FORMAT = 100007
 
 Body = Mapping[str, object]
+PROMPT_LIMIT = 1000
 # Tasks that one create can make when the parameter checks are off.
 LENIENT_COUNT_LIMIT = 100
 
@@ -38,14 +39,40 @@ class Kind(ABC):
     id_prefix: ClassVar[str]
     running_status: ClassVar[str]  # of a task in progress
     result_files: ClassVar[Mapping[str, str]]  # field of the result to type of its file
+    required: ClassVar[tuple[str, ...]]
+    fields: ClassVar[Mapping[str, str]]  # name to the vendor's word for its type
 
-    @abstractmethod
     def check(self, body: Body) -> Problem | None:
         """The first problem of a create, or None. What the vendor's tables do not forbid is accepted."""
+        message = self._type_problem(body)
+        if message is None and len(str(body.get("prompt"))) > PROMPT_LIMIT:
+            return Problem(PROMPT_TOO_LONG, f"Prompt too long: at most {PROMPT_LIMIT} characters")
+        message = message or self.problem(body)
+        return None if message is None else parameter_error(message)
+
+    def _type_problem(self, body: Body) -> str | None:
+        for name in self.required:
+            if name not in body:
+                return f"{name} is required"
+        for name, type_name in self.fields.items():
+            if name in body and not _is_of_type(body[name], type_name):
+                return f"{name} must be of type {type_name}"
+        return None
 
     @abstractmethod
-    def input_urls(self, body: Body) -> tuple[str, ...]:
-        """The URLs of all inputs that a valid create names."""
+    def problem(self, body: Body) -> str | None:
+        """The first rule that a body of the right types breaks, or None."""
+
+    def input_urls(self, body: Body) -> list[str]:
+        """The URLs of all inputs, in a body that passed the check."""
+        urls: list[str] = []
+        for name in self.fields.keys() & body.keys() - {"callback_url"}:
+            match self.fields[name], body[name]:
+                case "uri", str() as url:
+                    urls.append(url)
+                case "uri[]", list() as items:
+                    urls += items
+        return urls
 
     def status_fields(self, body: Body) -> dict[str, object]:
         """The fields of a finished task that only GET returns; null before the end."""
@@ -60,17 +87,6 @@ class Kind(ABC):
         if isinstance(count, bool) or not isinstance(count, int):
             return 1
         return min(max(count, 1), LENIENT_COUNT_LIMIT)
-
-
-def type_problem(body: Body, required: Iterable[str], types: Mapping[str, str]) -> str | None:
-    """The first field that is missing or has the wrong type, in the vendor's type names."""
-    for name in required:
-        if name not in body:
-            return f"{name} is required"
-    for name, type_name in types.items():
-        if name in body and not _is_of_type(body[name], type_name):
-            return f"{name} must be of type {type_name}"
-    return None
 
 
 def _is_of_type(value: object, type_name: str) -> bool:

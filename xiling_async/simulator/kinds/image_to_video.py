@@ -1,10 +1,11 @@
 """Image to video: the published tables of the models, and the checks made from them."""
 
+from typing import ClassVar
+
 import attrs
 
-from xiling_async.simulator.kinds.base import PROMPT_TOO_LONG, Body, Kind, Problem, parameter_error, type_problem
+from xiling_async.simulator.kinds.base import Body, Kind
 
-PROMPT_LIMIT = 1000
 COUNTS = range(1, 5)
 
 
@@ -38,20 +39,6 @@ MODELS = {
     ),
     "S": Model(resolutions=("720p",), durations=(6, 8, 12), image_url=True, reference_images=False),
 }
-REQUIRED = ("model", "prompt", "aspect_ratio", "aspect_resolution", "duration")
-FIELDS = {
-    "model": "string",
-    "prompt": "string",
-    "aspect_ratio": "string",
-    "aspect_resolution": "string",
-    "duration": "integer",
-    "image_url": "uri",
-    "end_image_url": "uri",
-    "reference_images": "uri[]",
-    "generate_audio": "boolean",
-    "generate_count": "integer",
-    "callback_url": "uri",
-}
 _SIDES = {"720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
 
 
@@ -60,21 +47,21 @@ class ImageToVideo(Kind):
     task_type = "image_to_video"
     id_prefix = "i2v"
     running_status = "PROCESSING"
-    result_files = {"video_url": "mp4", "thumbnail_url": "webp"}  # noqa: RUF012 - never changed
-
-    def check(self, body: Body) -> Problem | None:
-        problem = type_problem(body, REQUIRED, FIELDS)
-        if problem is not None:
-            return parameter_error(problem)
-        if len(str(body["prompt"])) > PROMPT_LIMIT:
-            return Problem(PROMPT_TOO_LONG, f"Prompt too long: at most {PROMPT_LIMIT} characters")
-        problem = _problem(body)
-        return None if problem is None else parameter_error(problem)
-
-    def input_urls(self, body: Body) -> tuple[str, ...]:
-        references = body.get("reference_images", [])
-        urls = [body.get("image_url"), body.get("end_image_url"), *(references if isinstance(references, list) else [])]
-        return tuple(url for url in urls if isinstance(url, str))
+    result_files: ClassVar = {"video_url": "mp4", "thumbnail_url": "webp"}
+    required = ("model", "prompt", "aspect_ratio", "aspect_resolution", "duration")
+    fields: ClassVar = {
+        "model": "string",
+        "prompt": "string",
+        "aspect_ratio": "string",
+        "aspect_resolution": "string",
+        "duration": "integer",
+        "image_url": "uri",
+        "end_image_url": "uri",
+        "reference_images": "uri[]",
+        "generate_audio": "boolean",
+        "generate_count": "integer",
+        "callback_url": "uri",
+    }
 
     def status_fields(self, body: Body) -> dict[str, object]:
         """Duration and size as ordered; the file itself is a small sample."""
@@ -82,29 +69,28 @@ class ImageToVideo(Kind):
         width, height = (short_side, long_side) if self.is_portrait(body) else (long_side, short_side)
         return {"duration": body.get("duration"), "width": width, "height": height}
 
-
-def _problem(body: Body) -> str | None:
-    """What the model does not support, in a body of the right types."""
-    if body.get("generate_count", 1) not in COUNTS:
-        return f"generate_count must be from {COUNTS[0]} to {COUNTS[-1]}"
-    name = str(body["model"])
-    model = MODELS.get(name)
-    if model is None:
-        return f"model must be one of {', '.join(MODELS)}"
-    if body["aspect_ratio"] not in ("16:9", "9:16"):
-        return "aspect_ratio must be one of 16:9, 9:16"
-    if body["aspect_resolution"] not in model.resolutions:
-        return f"aspect_resolution of model {name} must be one of {', '.join(model.resolutions)}"
-    problem = _images(name, model, body)
-    if problem is not None:
-        return problem
-    multi_image = bool(body.get("reference_images")) and "image_url" not in body
-    durations = (model.multi_image_durations if multi_image else ()) or model.durations
-    if body["duration"] not in durations:
-        return f"duration of model {name} must be one of {', '.join(map(str, durations))}"
-    if body.get("generate_audio") and not model.audio:
-        return f"generate_audio is not supported by model {name}"
-    return None
+    def problem(self, body: Body) -> str | None:
+        """What the model does not support, in a body of the right types."""
+        if body.get("generate_count", 1) not in COUNTS:
+            return f"generate_count must be from {COUNTS[0]} to {COUNTS[-1]}"
+        name = str(body["model"])
+        model = MODELS.get(name)
+        if model is None:
+            return f"model must be one of {', '.join(MODELS)}"
+        if body["aspect_ratio"] not in ("16:9", "9:16"):
+            return "aspect_ratio must be one of 16:9, 9:16"
+        if body["aspect_resolution"] not in model.resolutions:
+            return f"aspect_resolution of model {name} must be one of {', '.join(model.resolutions)}"
+        problem = _images(name, model, body)
+        if problem is not None:
+            return problem
+        multi_image = bool(body.get("reference_images")) and "image_url" not in body
+        durations = (model.multi_image_durations if multi_image else ()) or model.durations
+        if body["duration"] not in durations:
+            return f"duration of model {name} must be one of {', '.join(map(str, durations))}"
+        if body.get("generate_audio") and not model.audio:
+            return f"generate_audio is not supported by model {name}"
+        return None
 
 
 def _images(name: str, model: Model, body: Body) -> str | None:

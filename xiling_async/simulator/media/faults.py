@@ -41,10 +41,10 @@ class media_redirect(MediaFault):
 
 @attrs.frozen
 class media_gone(MediaFault):
-    """The URL always answers this HTTP status; with `fresh_url` the next status GET returns a URL that works."""
+    """The URL always answers this HTTP status; with `new_url` the next status GET returns a URL that works."""
 
     code: int = 404
-    fresh_url: bool = attrs.field(default=False, kw_only=True)
+    new_url: bool = attrs.field(default=False, kw_only=True)
 
 
 @attrs.frozen(init=False)

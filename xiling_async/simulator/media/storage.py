@@ -8,7 +8,7 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator.answers import CUT, Answer, no_such_path, storage_error
-from xiling_async.simulator.fault import Fault, Script, find
+from xiling_async.simulator.fault import Fault, Script, Scripts, find
 from xiling_async.simulator.media import faults, files
 from xiling_async.simulator.media.delivery import File
 from xiling_async.simulator.media.files import PIECE_BYTES, Content
@@ -24,7 +24,7 @@ class Storage:
         self.origin = ""  # of the service; known once it listens
         self.tasks: dict[str, Task] = {}
         self.uploads: dict[str, bytes] = {}
-        self.default_faults: Script = ()  # of tasks whose create has no media fault
+        self.scripts = Scripts("media")  # its default is for tasks without a media fault
         self._requests: Counter[tuple[str, str]] = Counter()  # by file and fault
 
     def is_missing(self, url: str) -> bool:
@@ -47,7 +47,7 @@ class Storage:
             return no_such_path(request.path)
         task, content = result
         scripted: Script = tuple(fault for fault in task.job.script if isinstance(fault, faults.MediaFault))
-        script = scripted or self.default_faults
+        script = scripted or self.scripts.default
         return self._replacement(request.url, name, task, script) or self._file(request, name, content, script)
 
     def _result(self, name: str) -> tuple[Task, Content] | None:
@@ -76,7 +76,7 @@ class Storage:
         if gone is not None:
             current = files.signature(name, task.url_version)
             if not task.url_version or url.query.get("X-Goog-Signature") != current:
-                task.url_refused = gone.fresh_url
+                task.url_refused = gone.new_url
                 return storage_error(gone.code)
         status = find(script, faults.media_status)
         if status is not None:
