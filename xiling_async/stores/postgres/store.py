@@ -22,7 +22,7 @@ from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import as_number, type_name
 from xiling_async.stores.base import HandedOver, UnusableDatabase, Watcher, seconds
-from xiling_async.stores.listing import Place
+from xiling_async.stores.listing import Place, start
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
@@ -295,7 +295,7 @@ class PostgresStore:
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
         queries = self._open_queries
-        place: Place | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        place: Place | None = start(query)
         while place is not None:
             page, place = await self._driver.read(partial(queries.listed, query=query, place=place))
             for record in page:
