@@ -111,18 +111,19 @@ async def with_tasks(jobs: int) -> float:
     """The same with a handle, and a task that awaits it."""
     client = Client("a-key", base_url="http://127.0.0.1:9")
     registry = Registry(MemoryStore())
-    desk = JobContext(
+    engine = client._engine
+    context = JobContext(
         registry=registry,
         clock=client._settings.clock,
         timeouts=Timeouts(),
-        poller=client._engine.poller,
-        consumers=client._engine.consumers,
+        poller=engine.poller,
+        consumers=engine.consumers,
     )
     gc.collect()
     before = resident_bytes()
     tasks = []
     for number in range(jobs):
-        job: Job[Any] = Job(await registry.open(accepted(number)), desk)
+        job: Job[Any] = Job(await registry.open(accepted(number)), context)
         tasks.append(asyncio.create_task(job.result()))
         if number % 1000 == 0:
             await asyncio.sleep(0)

@@ -108,18 +108,15 @@ async def settle(registry: Registry, times: int) -> None:
 
 async def wake(registry: Registry, times: int) -> None:
     client = Client("a-key", base_url="http://127.0.0.1:9")
-    desk = JobContext(
-        registry=registry,
-        clock=CLOCK,
-        timeouts=Timeouts(),
-        poller=client._engine.poller,
-        consumers=client._engine.consumers,
+    engine = client._engine
+    context = JobContext(
+        registry=registry, clock=CLOCK, timeouts=Timeouts(), poller=engine.poller, consumers=engine.consumers
     )
     entries = [registry.entry_of(intent(number)) for number in range(MOST)]
     for entry in entries:
         entry.is_current = True
         entry.update(intent(0).next_version(state=State.ACCEPTED))
-    waiters = [asyncio.create_task(Job[Any](entry, desk).result()) for entry in entries]
+    waiters = [asyncio.create_task(Job[Any](entry, context).result()) for entry in entries]
     await asyncio.sleep(0)
     done = attrs.evolve(intent(0), state=State.DONE, outcomes=(RESULT,), version=99)
     for entry, waiter in list(zip(entries, waiters, strict=True))[:times]:

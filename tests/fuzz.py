@@ -13,7 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from attrs import frozen
 
 from xiling_async.api import wire
-from xiling_async.api.retry import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_after_429, retry_after
+from xiling_async.api.backoff import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_after_429, retry_after
 from xiling_async.kinds import KINDS
 from xiling_async.media.paths import stem_of
 from xiling_async.models.record import Failed, Succeeded

@@ -61,7 +61,7 @@ class House:
 
     def __init__(
         self,
-        dice: random.Random,
+        rng: random.Random,
         clock: LoopClock,
         service: Service,
         store: SlowStore,
@@ -72,9 +72,9 @@ class House:
     ) -> None:
         self.clock, self.service, self.store = clock, service, store
         self.receiver = WebhookReceiver(PUBLIC_URL, secret=SECRET) if has_receiver else None
-        limits = Limits(submits=dice.choice((1, 2, 64)))
-        schedule = PollSchedule(clock, Polling(), dice, has_receiver=has_receiver)
-        api = calls(service, "key", clock=clock, limits=limits, dice=dice)
+        limits = Limits(submits=rng.choice((1, 2, 64)))
+        schedule = PollSchedule(clock, Polling(), rng, has_receiver=has_receiver)
+        api = calls(service, "key", clock=clock, limits=limits, rng=rng)
         self.registry = registry = Registry(store, clock=clock)
         self.poller = Poller(schedule, store=store, registry=registry, calls=api, limits=limits)
         registry.observers = [self.poller]
@@ -137,25 +137,25 @@ class User:
 class World:
     """One seed: a service, a store, one or two clients one after the other, and their users."""
 
-    def __init__(self, seed: int, loop: SeededLoop, dice: random.Random, calls: type[Calls]) -> None:
-        self.dice = dice
+    def __init__(self, seed: int, loop: SeededLoop, rng: random.Random, calls: type[Calls]) -> None:
+        self.rng = rng
         self.clock = LoopClock(loop)
-        self.timeouts = Timeouts(uncertain=dice.choice((0.1, 1, 100, 3600)))
-        self.service = Service(dice, self.timeouts.uncertain)
-        self.store = SlowStore(dice, is_sick=seed % 5 == 4)
-        self.has_receiver = dice.random() < 0.8
+        self.timeouts = Timeouts(uncertain=rng.choice((0.1, 1, 100, 3600)))
+        self.service = Service(rng, self.timeouts.uncertain)
+        self.store = SlowStore(rng, is_sick=seed % 5 == 4)
+        self.has_receiver = rng.random() < 0.8
         self.calls = calls
         self.users: list[User] = []
         self.names: dict[str, tuple[str | None, int]] = {}
         self.found: list[str] = []
 
     async def run(self) -> None:
-        dice = self.dice
-        for number in range(dice.randrange(1, 4)):
+        rng = self.rng
+        for number in range(rng.randrange(1, 4)):
             name = f"job {number}"
-            self.names[name] = (name if dice.random() < 0.8 else None, dice.choice((1, 1, 2, 3)))
-        is_closed_early = dice.random() < 0.3
-        await self._client(closes_after_s=dice.choice((0.0, 1.0, 60.0, 400.0)) if is_closed_early else None)
+            self.names[name] = (name if rng.random() < 0.8 else None, rng.choice((1, 1, 2, 3)))
+        is_closed_early = rng.random() < 0.3
+        await self._client(closes_after_s=rng.choice((0.0, 1.0, 60.0, 400.0)) if is_closed_early else None)
         if is_closed_early:
             await self._client(closes_after_s=None)
         await self.service.close()
@@ -164,7 +164,7 @@ class World:
         """A client with its users, until all of them have gone; or until it is closed."""
         is_first = not self.users
         house = House(
-            self.dice,
+            self.rng,
             self.clock,
             self.service,
             self.store,
@@ -175,7 +175,7 @@ class World:
         await house.open()
         tasks = [asyncio.ensure_future(work) for work in self._callers(house, is_first=is_first)]
         if closes_after_s is not None:
-            await asyncio.sleep(closes_after_s * self.dice.random())
+            await asyncio.sleep(closes_after_s * self.rng.random())
             await house.close()
             await asyncio.gather(*tasks)
         else:
@@ -183,22 +183,22 @@ class World:
             await house.close()
 
     def _callers(self, house: House, *, is_first: bool) -> Iterator[Any]:
-        dice = self.dice
+        rng = self.rng
         for name, (key, count) in self.names.items():
             if key is None and not is_first:
                 continue  # it cannot be submitted again; `recover` would find it
-            for _ in range(dice.choice((1, 1, 1, 2, 3)) if key else 1):
-                user = User(name, key, count, dice.choice((5.0, 700.0, 1800.0, float("inf"), float("inf"))))
+            for _ in range(rng.choice((1, 1, 1, 2, 3)) if key else 1):
+                user = User(name, key, count, rng.choice((5.0, 700.0, 1800.0, float("inf"), float("inf"))))
                 self.users.append(user)
                 yield self._use(house, user)
-        if dice.random() < 0.3:
+        if rng.random() < 0.3:
             yield self._refresh(house)
 
     async def _use(self, house: House, user: User) -> None:
-        await asyncio.sleep(self.dice.choice((0.0, 0.0, 1.0, 300.0)) * self.dice.random())
+        await asyncio.sleep(self.rng.choice((0.0, 0.0, 1.0, 300.0)) * self.rng.random())
         work = asyncio.ensure_future(self._submit_and_await(house, user))
-        if self.dice.random() < 0.2:
-            await asyncio.sleep(self.dice.choice((0.0, 1.0, 300.0)) * self.dice.random())
+        if self.rng.random() < 0.2:
+            await asyncio.sleep(self.rng.choice((0.0, 1.0, 300.0)) * self.rng.random())
             user.cancelled = work.cancel()
         await asyncio.wait([work])
         user.got = asyncio.CancelledError() if work.cancelled() else work.exception() or work.result()
@@ -213,11 +213,11 @@ class World:
 
     async def _refresh(self, house: House) -> None:
         """Somebody who looks at what is unfinished, and goes away in the middle of it."""
-        await asyncio.sleep(self.dice.random() * 200)
+        await asyncio.sleep(self.rng.random() * 200)
         async for record in house.store.unfinished():
             job: Job[Any] = Job(house.registry.entry_of(record), house.job_context)
             work = asyncio.ensure_future(job.refresh())
-            await asyncio.wait([work], timeout=self.dice.choice((0.0, 0.1, 100.0)))
+            await asyncio.wait([work], timeout=self.rng.choice((0.0, 0.1, 100.0)))
             work.cancel()
             await asyncio.wait([work])
 
@@ -329,9 +329,9 @@ class World:
 
 def judged(seed: int, calls: type[Calls] = Calls) -> World:
     """Play this seed to its end; `found` are its violations."""
-    dice = random.Random(seed)
-    loop = SeededLoop(dice, limit_s=LIMIT_S)
-    world = World(seed, loop, dice, calls)
+    rng = random.Random(seed)
+    loop = SeededLoop(rng, limit_s=LIMIT_S)
+    world = World(seed, loop, rng, calls)
     try:
         loop.play(world.run())
     except BaseException as error:

@@ -42,7 +42,7 @@ from xiling_async import (
     Video,
     WaitTimeout,
 )
-from xiling_async.cli import app, output, progress, report
+from xiling_async.cli import ages, app, output, progress, report
 from xiling_async.cli.commands import jobs
 from xiling_async.cli.commands.submit import bought, request_of, submit
 from xiling_async.cli.output import clock_of
@@ -207,7 +207,8 @@ async def test_the_form_of_the_json(sim: Simulator) -> None:
     assert ran.code == 0
     told = ran.told
     assert list(told) == [
-        "job_id", "key", "kind", "state", "task_ids", "outcomes", "request", "created_at", "changed_at", "charged",
+        "job_id", "key", "kind", "state", "task_ids", "outcomes", "request", "created_at", "changed_at", "ended_at",
+        "retry_of", "metadata", "charged",
         "error", "message",
     ]  # fmt: skip
     (task_id,) = sim.ledger.task_ids
@@ -991,7 +992,7 @@ def screen_cells(line: str) -> int:
 
 def test_ages() -> None:
     """Ages have one unit; a clock that went back makes no negative one."""
-    assert [jobs.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
+    assert [ages.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
         "0s", "0s", "59s", "1m", "59m", "1h", "23h", "1d", "104d",
     ]  # fmt: skip
     assert [clock_of(s) for s in (0, 61.9, 3600, 36005)] == ["0:00", "1:01", "1:00:00", "10:00:05"]

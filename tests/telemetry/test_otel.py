@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,21 @@ async def test_the_metrics_are_those_of_the_ledger(sim: Simulator, process: Make
     assert told["xiling.submits"] == {("image_to_video", "accepted"): 2, ("image_to_video", "rejected"): 1}
     assert told["xiling.job.duration"]["done", "image_to_video"] > 30 + 270
     assert set(told["xiling.operation.duration"]) == {("submit",), ("RateLimited", "submit"), ("callback",), ("poll",)}
+
+
+async def test_metadata_and_hand_overs_are_shown(sim: Simulator, process: Make) -> None:
+    """The metadata on the span of the submit; what was given to consumers, given again and acknowledged."""
+    telemetry, clock = process(), SkippingClock()
+    async with client_of(sim, on_event=telemetry.hook, clock=clock) as client:
+        await client.run(model_v(), metadata={"user": "42"})
+        async with aclosing(client.completed(lease=60)) as jobs:
+            await anext(jobs)
+            await (await anext(jobs)).ack()
+    (submit,) = telemetry.spans("submit")
+    assert (submit.attributes or {})["xiling.metadata.user"] == "42"
+    assert telemetry.metrics()["xiling.handovers"] == {
+        ("image_to_video", "handed_over"): 1, ("image_to_video", "again"): 1, ("image_to_video", "acknowledged"): 1,
+    }  # fmt: skip
 
 
 async def test_an_uncertain_submit_is_counted_and_marked(sim: Simulator, process: Make) -> None:

@@ -14,8 +14,8 @@ from virtual import Hang, SeededLoop
 from world import LIMIT_S, Tally, judged, tally
 
 from xiling_async.api.calls import Calls
-from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
+from xiling_async.api.retry_rules import RetryAction
 from xiling_async.models.record import Refusal
 
 

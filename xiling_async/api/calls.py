@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 from attrs import evolve
 
 from xiling_async._internal.clock import Clock
-from xiling_async.api import retry, wire
-from xiling_async.api.classify import ExchangeResult, RetryAction
+from xiling_async.api import backoff, wire
 from xiling_async.api.results import Call, Create, CreateResult, StatusResult, UploadResult
+from xiling_async.api.retry_rules import ExchangeResult, RetryAction
 from xiling_async.api.throttle import Throttle
 from xiling_async.api.transport import Body, Transport
 from xiling_async.errors import ClientClosed, XilingError
@@ -62,14 +62,14 @@ class UploadSource(Protocol):
 class Calls:
     """The API of one client. After a 429 to any request, no request leaves until the pause is over."""
 
-    def __init__(self, transport: Transport, api_key: str, *, clock: Clock, limits: Limits, dice: Random) -> None:
+    def __init__(self, transport: Transport, api_key: str, *, clock: Clock, limits: Limits, rng: Random) -> None:
         self._transport = transport
         self._api_key = api_key
         self._clock = clock
-        self._dice = dice
-        self.creates = Throttle(clock, dice, per_second=limits.submits_per_second)
-        self.gets = Throttle(clock, dice, per_second=limits.gets_per_second)
-        self.uploads = Throttle(clock, dice)
+        self._rng = rng
+        self.creates = Throttle(clock, rng, per_second=limits.submits_per_second)
+        self.gets = Throttle(clock, rng, per_second=limits.gets_per_second)
+        self.uploads = Throttle(clock, rng)
         self._upload_slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     def check(self) -> None:
@@ -77,14 +77,14 @@ class Calls:
         self._transport.check()
 
     @property
-    def closed_until(self) -> float | None:
+    def paused_until(self) -> float | None:
         """The end of the pause after a 429, Unix seconds; None if there is none."""
-        return self.creates.closed_until
+        return self.creates.paused_until
 
     # --- creates: paid -----------------------------------------------------------------------------------------------
 
     async def create(self, create: Create) -> CreateResult:
-        """Send one paid POST, once. `creates.turn()` comes before it."""
+        """Send one paid POST, once. `creates.take_slot()` comes before it."""
         body: Body | None = None
         try:
             body = Body(wire.create_body(create.request, create.callback_url))
@@ -94,14 +94,14 @@ class Calls:
             result = CreateResult.from_exception(error, create, self._call(), has_left=has_left)
         else:
             result = CreateResult.from_response(answer, create, self._call())
-        self._learn_of_create(result)
+        self._learn_of_create(create.job_id, result)
         return result
 
-    def _learn_of_create(self, result: CreateResult) -> None:
+    def _learn_of_create(self, job_id: str, result: CreateResult) -> None:
         if result.action is RetryAction.AGAIN:
-            self.creates.failed(is_unreachable=True)
+            self.creates.failed(job_id, is_unreachable=True)
         elif result.action is RetryAction.UNCERTAIN:
-            self.creates.failed(is_unreachable=False)
+            self.creates.failed(job_id, is_unreachable=False)
         elif result.is_sent:
             self.creates.answered()
         self._pause_all(result.pause_s)
@@ -118,7 +118,7 @@ class Calls:
         if is_patient and self.creates.is_away_for_less_than(PATIENCE_S):
             return True
         if tries <= RESENDS and self.creates.take_repeat():
-            await self.creates.pause(retry.full_jitter(tries - 1, self._dice.random))
+            await self.creates.pause(backoff.full_jitter(tries - 1, self._rng.random))
             return True
         return False
 
@@ -127,11 +127,11 @@ class Calls:
     async def status(self, kind: Kind[Any], task_id: str, *, can_wait: bool = False) -> StatusResult:
         """Ask about one task. `can_wait`: in an outage it is put off, unless it is the next probe."""
         try:
-            await self.gets.turn()
+            await self.gets.take_slot()
         except ClientClosed as closed:
             return StatusResult(error=closed, is_asked=False)
         if can_wait and not self.gets.may_probe():
-            self.gets.give_back()
+            self.gets.release_slot()
             return StatusResult.put_off(task_id)
         began_at = self._clock.time()
         try:
@@ -142,7 +142,7 @@ class Calls:
             result = StatusResult.from_exception(error, task_id, self._call())
         else:
             result = StatusResult.from_response(answer, kind, task_id, self._call())
-        self._learn(self.gets, result.happened)
+        self._learn(self.gets, task_id, result.happened)
         self._pause_all(result.pause_s if result.happened is ExchangeResult.LIMITED else 0.0)
         return evolve(result, began_at=began_at)
 
@@ -162,11 +162,11 @@ class Calls:
             if is_over:
                 return evolve(result, tries=tries)
             if result.action is RetryAction.AGAIN:
-                await self.uploads.pause(result.next_try_in(tries - waits, self._dice))
+                await self.uploads.pause(result.next_try_in(tries - waits, self._rng))
 
     async def _one_upload(self, source: UploadSource) -> UploadResult:
         async with self._upload_slots:
-            await self.uploads.turn()
+            await self.uploads.take_slot()
             body = source.body()
             try:
                 answer = await self._transport.upload(
@@ -188,13 +188,13 @@ class Calls:
     def _call(self) -> Call:
         return Call(now=self._clock.time(), api_key=self._api_key)
 
-    def _learn(self, throttle: Throttle, happened: ExchangeResult) -> None:
+    def _learn(self, throttle: Throttle, about: str, happened: ExchangeResult) -> None:
         if happened in _CLEAR:
             throttle.answered()
         elif happened not in _NO_SIGN:
-            throttle.failed(is_unreachable=happened is ExchangeResult.UNREACHABLE)
+            throttle.failed(about, is_unreachable=happened is ExchangeResult.UNREACHABLE)
 
     def _pause_all(self, seconds: float) -> None:
         if seconds:
             for throttle in (self.creates, self.gets, self.uploads):
-                throttle.close_for(seconds)
+                throttle.pause_for(seconds)

@@ -8,9 +8,9 @@ from typing import Any, Final
 from attrs import define, field
 
 from xiling_async._internal.redact import scrub
-from xiling_async.api import classify, retry, wire
-from xiling_async.api.classify import RETRY_ACTIONS, ExchangeResult, RetryAction
+from xiling_async.api import backoff, retry_rules, wire
 from xiling_async.api.failures import error_from, refusal, upload_error
+from xiling_async.api.retry_rules import RETRY_ACTIONS, ExchangeResult, RetryAction
 from xiling_async.api.transport import Answer
 from xiling_async.errors import NotSent, ProtocolError, ServiceUnavailable, XilingError
 from xiling_async.models.record import Outcome, Refusal
@@ -38,7 +38,7 @@ class Call:
         return wire.protocol_error(message, path, answer.body, self.api_key, **known)
 
     def pause_s(self, answer: Answer) -> float:
-        return retry.pause_after_429(answer.headers.get("Retry-After"), self.now)
+        return backoff.pause_after_429(answer.headers.get("Retry-After"), self.now)
 
 
 # --- creates -------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class CreateResult:
     @classmethod
     def from_exception(cls, error: BaseException, create: Create, call: Call, *, has_left: bool) -> CreateResult:
         """`has_left`: the body was asked for, so that it may have arrived."""
-        happened = classify.of_exception(error, has_left=has_left) or ExchangeResult.CUT
+        happened = retry_rules.of_exception(error, has_left=has_left) or ExchangeResult.CUT
         action, why = RETRY_ACTIONS[happened].create, call.scrubbed(error)
         if action is RetryAction.UNCERTAIN:
             return cls.uncertain(f"{why}.", create)
@@ -88,7 +88,7 @@ class CreateResult:
     @classmethod
     def from_response(cls, answer: Answer, create: Create, call: Call) -> CreateResult:
         frame = wire.envelope(answer.body)
-        happened = classify.of_status(answer.status, has_api_body=frame is not None)
+        happened = retry_rules.of_status(answer.status, has_api_body=frame is not None)
         malformed: wire.Malformed | None = None
         if happened is ExchangeResult.ANSWERED:
             try:
@@ -159,14 +159,14 @@ class StatusResult:
 
     @classmethod
     def from_exception(cls, error: Exception, task_id: str, call: Call) -> StatusResult:
-        happened = classify.of_exception(error) or ExchangeResult.NOT_BEGUN
+        happened = retry_rules.of_exception(error) or ExchangeResult.NOT_BEGUN
         message = f"The service could not be asked about {task_id} ({call.scrubbed(error)}). Ask again later."
         return cls(error=NotSent(message), happened=happened)
 
     @classmethod
     def from_response(cls, answer: Answer, kind: Kind[Any], task_id: str, call: Call) -> StatusResult:
         frame = wire.envelope(answer.body)
-        happened = classify.of_status(answer.status, has_api_body=frame is not None)
+        happened = retry_rules.of_status(answer.status, has_api_body=frame is not None)
         if happened is ExchangeResult.ANSWERED and frame is not None and frame.code == 0:
             try:
                 return cls(report=wire.status(kind, task_id, frame))
@@ -204,7 +204,7 @@ class UploadResult:
 
     @classmethod
     def from_exception(cls, error: Exception, name: str, call: Call) -> UploadResult:
-        happened = classify.of_exception(error) or ExchangeResult.NOT_BEGUN
+        happened = retry_rules.of_exception(error) or ExchangeResult.NOT_BEGUN
         message = (
             f"The upload of {name} failed ({call.scrubbed(error)}). Nothing was bought: look at the base URL and the "
             "network, then submit it again."
@@ -214,7 +214,7 @@ class UploadResult:
     @classmethod
     def from_response(cls, answer: Answer, name: str, call: Call) -> UploadResult:
         frame = wire.upload_envelope(answer.body)
-        happened = classify.of_status(answer.status, has_api_body=frame is not None)
+        happened = retry_rules.of_status(answer.status, has_api_body=frame is not None)
         if happened is ExchangeResult.ANSWERED:
             try:
                 return cls(url=wire.uploaded_url(frame))
@@ -226,12 +226,12 @@ class UploadResult:
                     return cls(error=error, action=action, happened=ExchangeResult.BAD_BODY)
                 happened = ExchangeResult.REFUSED
         action = RETRY_ACTIONS[happened].free
-        pause_s = retry.retry_after(answer.headers.get("Retry-After"), call.now)
+        pause_s = backoff.retry_after(answer.headers.get("Retry-After"), call.now)
         if pause_s is None and action is RetryAction.WAIT:
-            pause_s = retry.RATE_LIMIT_S
+            pause_s = backoff.RATE_LIMIT_S
         refused = upload_error(name, answer.status, frame, api_key=call.api_key, retry_after=pause_s)
         return cls(error=refused, action=action, happened=happened, pause_s=pause_s or 0.0)
 
-    def next_try_in(self, tries: int, dice: Random) -> float:
+    def next_try_in(self, tries: int, rng: Random) -> float:
         """Seconds, after so many tries."""
-        return max(self.pause_s, retry.full_jitter(tries - 1, dice.random))
+        return max(self.pause_s, backoff.full_jitter(tries - 1, rng.random))

@@ -7,10 +7,10 @@ from random import Random
 from typing import Final
 
 from xiling_async._internal.clock import Clock
-from xiling_async.api import retry
+from xiling_async.api import backoff
 from xiling_async.errors import ClientClosed
 
-FAILURES_IN_A_ROW: Final = 5  # exchanges without a clear answer: then the service is taken to be away
+FAILING_IN_A_ROW: Final = 5  # jobs or tasks without a clear answer: then the service is taken to be away
 PROBE_CAP_S: Final = 60.0  # the longest pause between two probes of a service that is away
 REPEATS: Final = 10.0  # requests may be sent again so often, and once more for ten that were answered
 REPEATS_PER_ANSWER: Final = 0.1
@@ -22,21 +22,22 @@ class Throttle:
     """Requests of one sort leave through it one by one.
 
     A slot that its holder gives up is given back. The service counts as away after one request that could not reach it,
-    or `FAILURES_IN_A_ROW` without a clear answer; then requests that can wait leave as single probes, ever more rarely,
+    or `FAILING_IN_A_ROW` jobs or tasks got no clear answer (one that always gets a 500 says nothing about the others);
+    then requests that can wait leave as single probes, ever more rarely,
     until one is answered. `end`: nothing leaves any more.
     """
 
-    def __init__(self, clock: Clock, dice: Random, *, per_second: float | None = None) -> None:
+    def __init__(self, clock: Clock, rng: Random, *, per_second: float | None = None) -> None:
         self._clock = clock
-        self._dice = dice
+        self._rng = rng
         self._step_s = 0.0 if per_second is None else 1 / per_second
         self._line = asyncio.Lock()  # FIFO; a caller that is cancelled in it leaves nothing behind
         self._next_at = 0.0
-        self._closed_until = 0.0
+        self._paused_until = 0.0
         self._ended = False
         self._waiting: set[asyncio.Future[None]] = set()
         self._repeats = REPEATS
-        self._failures = 0  # in a row
+        self._failing: set[str] = set()  # jobs or tasks without a clear answer since the last one
         self.has_answered = False  # ever; a service that never has is a wrong address, not an outage
         self._away_since: float | None = None
         self._probe_at = 0.0
@@ -44,38 +45,38 @@ class Throttle:
 
     # --- slots -------------------------------------------------------------------------------------------------------
 
-    async def turn(self) -> None:
+    async def take_slot(self) -> None:
         """Wait for the next slot and take it. Raises `ClientClosed`."""
         came_at = self._clock.time()
         async with self._line:
             while True:
                 now = self._clock.time()
                 # A loop that is late is made up for, by at most `LATE_S`.
-                slot = max(self._next_at, self._closed_until, came_at, now - LATE_S)
+                slot = max(self._next_at, self._paused_until, came_at, now - LATE_S)
                 if slot - now <= CLOCK_S:
                     break
                 await self.pause(slot - now)
             self._check_not_ended()
             self._next_at = slot + self._step_s
 
-    def give_back(self) -> None:
+    def release_slot(self) -> None:
         """The slot that was just taken is not used: the next in the line gets it."""
         self._next_at -= self._step_s
 
-    def close_for(self, seconds: float) -> None:
+    def pause_for(self, seconds: float) -> None:
         """Nothing leaves for at least so long: the service asked for it."""
-        self._closed_until = max(self._closed_until, self._clock.time() + seconds)
+        self._paused_until = max(self._paused_until, self._clock.time() + seconds)
 
     @property
     def is_open(self) -> bool:
         """Whether who comes now need not wait."""
         now = self._clock.time()
-        return not self._line.locked() and max(self._next_at, self._closed_until, self.probe_at or 0.0) <= now
+        return not self._line.locked() and max(self._next_at, self._paused_until, self.probe_at or 0.0) <= now
 
     @property
-    def closed_until(self) -> float | None:
+    def paused_until(self) -> float | None:
         """Unix seconds; None while it is open."""
-        return self._closed_until if self._closed_until > self._clock.time() else None
+        return self._paused_until if self._paused_until > self._clock.time() else None
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until an outage is over. Raises `ClientClosed`."""
@@ -121,7 +122,7 @@ class Throttle:
 
     async def reachable(self) -> None:
         """Wait until the service's pause is over, and the outage, or until the next probe. Raises `ClientClosed`."""
-        while (wait_s := max(self._closed_until, self.probe_at or 0.0) - self._clock.time()) > CLOCK_S:
+        while (wait_s := max(self._paused_until, self.probe_at or 0.0) - self._clock.time()) > CLOCK_S:
             await self.pause(wait_s)
 
     def is_away_for_less_than(self, seconds: float) -> bool:
@@ -131,16 +132,18 @@ class Throttle:
     def answered(self) -> None:
         """The service gave a clear answer."""
         self.has_answered = True
-        self._failures = self._probes = 0
+        self._failing.clear()
+        self._probes = 0
         self._repeats = min(REPEATS, round(self._repeats + REPEATS_PER_ANSWER, 6))  # ten tenths are one
         if self._away_since is not None:
             self._away_since = None
             self._wake_all()
 
-    def failed(self, *, is_unreachable: bool) -> None:
-        """A request never arrived, or got no clear answer."""
-        self._failures += 1
-        if not is_unreachable and self._failures < FAILURES_IN_A_ROW:
+    def failed(self, about: str, *, is_unreachable: bool) -> None:
+        """A request never arrived, or got no clear answer. `about`: the id of its job or task."""
+        if len(self._failing) < FAILING_IN_A_ROW:
+            self._failing.add(about)
+        if not is_unreachable and len(self._failing) < FAILING_IN_A_ROW:
             return
         now = self._clock.time()
         if self._away_since is None:
@@ -156,8 +159,8 @@ class Throttle:
         return True
 
     def _plan_probe(self) -> None:
-        longest_s = min(PROBE_CAP_S, retry.BASE_S * 2.0 ** min(self._probes, 30))
-        self._probe_at = self._clock.time() + longest_s * (0.5 + 0.5 * self._dice.random())
+        longest_s = min(PROBE_CAP_S, backoff.BASE_S * 2.0 ** min(self._probes, 30))
+        self._probe_at = self._clock.time() + longest_s * (0.5 + 0.5 * self._rng.random())
         self._probes += 1
 
 

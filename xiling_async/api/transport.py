@@ -50,7 +50,7 @@ class Body:
 
 
 class Transport:
-    """Posts and gets below one base URL. Exceptions of aiohttp pass through: classify.py says what they prove."""
+    """Posts and gets below one base URL. Exceptions of aiohttp pass through: retry_rules.py says what they prove."""
 
     def __init__(
         self,

@@ -97,12 +97,13 @@ def as_json(ending: Ending, files: Mapping[str, Sequence[Path]] | None = None) -
     record, error = ending.record, ending.error or ending.unsaved
     told: dict[str, Any] = {
         "job_id": None, "key": None, "kind": None, "state": None, "task_ids": [], "outcomes": [], "request": None,
-        "created_at": None, "changed_at": None,
+        "created_at": None, "changed_at": None, "ended_at": None, "retry_of": None, "metadata": {},
     }  # fmt: skip
     charged: str = "no"
     if record is not None:
         told |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
-        told["job_id"] = record.id
+        told |= {"job_id": record.id, "ended_at": record.ended_at, "retry_of": record.retry_of}
+        told["metadata"] = dict(record.metadata)
         told["task_ids"] = record.task_ids
         told["outcomes"] = [_outcome(outcome, files) for outcome in record.outcomes]
         told["request"] = None if record.request is None else _request(record.request)

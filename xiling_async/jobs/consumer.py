@@ -64,7 +64,7 @@ class Consumers:
         record = handed_over.record
         self._monitor.emit(JobHandedOver(
             job_id=record.id, key=record.key, kind=record.kind, state=record.state, is_again=handed_over.is_again,
-            at=now,
+            at=now, metadata=record.metadata,
         ))  # fmt: skip
         self._registry.handover.wake()  # others sleep until the earliest lease ends: there is a new one
         return self._registry.entry_of(record)

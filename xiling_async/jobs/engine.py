@@ -85,11 +85,11 @@ class Engine:
             headers=settings.headers,
             session=settings.session,
         )
-        dice = random.Random()  # noqa: S311 - spreads requests over time
+        rng = random.Random()  # noqa: S311 - spreads requests over time
         has_receiver = settings.receiver is not None
         self._monitor = monitor = Monitor(settings.on_event)
-        self._calls = calls = Calls(self._transport, settings.api_key, clock=clock, limits=limits, dice=dice)
-        self._schedule = schedule = PollSchedule(clock, settings.polling, dice, has_receiver=has_receiver)
+        self._calls = calls = Calls(self._transport, settings.api_key, clock=clock, limits=limits, rng=rng)
+        self._schedule = schedule = PollSchedule(clock, settings.polling, rng, has_receiver=has_receiver)
         self.registry = registry = Registry(store, monitor=monitor, clock=clock)
         self.poller = Poller(schedule, store=store, registry=registry, calls=calls, limits=limits, monitor=monitor)
         self.uploads = Uploads(calls, clock, monitor=monitor)
@@ -267,7 +267,7 @@ class Engine:
             "downloads": self.downloads.in_flight,
         }
         unsaved = 0 if self._auto_save is None else self._auto_save.outstanding
-        return self._monitor.stats(in_flight, self._calls.closed_until, unsaved)
+        return self._monitor.stats(in_flight, self._calls.paused_until, unsaved)
 
     async def _start_receiver(self, receiver: WebhookReceiver) -> None:
         callbacks = CallbackApplier(

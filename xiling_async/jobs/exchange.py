@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from attrs import define, field
 
 from xiling_async.api.calls import Calls
-from xiling_async.api.classify import RetryAction
 from xiling_async.api.results import Create, CreateResult
+from xiling_async.api.retry_rules import RetryAction
 from xiling_async.errors import ProtocolError, StoreError, SubmitUncertain, XilingError
 from xiling_async.jobs.entry import SHOWN, JobEntry, check_ids
 from xiling_async.jobs.poller import PollSchedule
@@ -151,7 +151,7 @@ class Exchange:
             outcome, error = _named(event)
             self._monitor.emit(Submitted(
                 job_id=record.id, key=record.key, kind=record.kind, attempt=entry.record.attempt, result=outcome,
-                error=error, task_ids=entry.record.task_ids, began_at=began_at, at=event.at,
+                error=error, task_ids=entry.record.task_ids, began_at=began_at, at=event.at, metadata=record.metadata,
             ))  # fmt: skip
         return result
 

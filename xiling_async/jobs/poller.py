@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from xiling_async._internal.clock import Clock
 from xiling_async._internal.tasks import Tasks
-from xiling_async.api import retry
+from xiling_async.api import backoff
 from xiling_async.api.calls import Calls
 from xiling_async.api.results import StatusResult
 from xiling_async.errors import StoreError, Unauthorized
@@ -44,10 +44,10 @@ class PollSchedule:
     `has_receiver`: callbacks are to be expected, so they are trusted for a while before the first GET.
     """
 
-    def __init__(self, clock: Clock, polling: Polling, dice: Random, *, has_receiver: bool) -> None:
+    def __init__(self, clock: Clock, polling: Polling, rng: Random, *, has_receiver: bool) -> None:
         self.clock = clock
         self._polling = polling
-        self._random = dice.random
+        self._random = rng.random
         self._has_receiver = has_receiver
         self._polled_ends = 0  # jobs in a row that only polling finished
         self._called_back_at = float("-inf")
@@ -55,7 +55,7 @@ class PollSchedule:
     def first_due(self, kind: Kind[Any]) -> float:
         """When to look at a job that is accepted now."""
         every_s = self._every_s(kind)
-        return self.clock.time() + retry.first_ask_s(
+        return self.clock.time() + backoff.first_ask_s(
             every_s, self._polling.grace, self._random, has_receiver=self._has_receiver
         )
 
@@ -63,7 +63,7 @@ class PollSchedule:
         """When to ask again about a job that has open tasks; once more before its results expire."""
         age_s, every_s = now - record.created_at, self._every_s(kind)
         failures = record.failed_asks + 1 if failed else 0
-        pause_s = retry.next_ask_s(every_s, age_s, kind.longest_s / 3, failures, self._random)
+        pause_s = backoff.next_ask_s(every_s, age_s, kind.longest_s / 3, failures, self._random)
         last_ask_in_s = kind.result_ttl_s - LAST_ASK_S - age_s
         return now + min(pause_s, max(last_ask_in_s, every_s))
 

@@ -13,7 +13,7 @@ import aiohttp
 from attrs import frozen
 from yarl import URL
 
-from xiling_async.api import retry
+from xiling_async.api import backoff
 from xiling_async.errors import DownloadError, IntegrityError, ResultExpired
 from xiling_async.media import headers as media_headers
 from xiling_async.media import ssrf
@@ -150,7 +150,7 @@ class Transfer:
                 f"could not be downloaded: {setback.reason}; {self.exchanges} requests brought too little.{kept}"
             )
         if not setback.limited:
-            pause_s = retry.full_jitter(self._tries - 1, random.random) if self._tries else 0.0
+            pause_s = backoff.full_jitter(self._tries - 1, random.random) if self._tries else 0.0
             await self._transport.clock.sleep(max(pause_s, min(setback.pause_s or 0.0, LONGEST_PAUSE_S)))
 
     async def _start_over(self, reason: str) -> None:
@@ -269,7 +269,7 @@ class Transfer:
             announced = part.announced.with_more(announced)
         if announced.total is not None and announced.total > self._options.max_bytes:
             return await self._too_large(announced.total)
-        return await self._pour(response, announced, start)
+        return await self._receive_body(response, announced, start)
 
     async def _unsatisfied(self, total: int | None) -> Setback:
         before = self._part.announced.total
@@ -279,7 +279,7 @@ class Transfer:
         return Retryable("the host has nothing where the rest should be")
 
     def _no_file(self, status: int, headers: Headers) -> Setback:
-        pause_s = retry.retry_after(headers.get("Retry-After"), self._transport.clock.time())
+        pause_s = backoff.retry_after(headers.get("Retry-After"), self._transport.clock.time())
         reason = f"{self._host} answered HTTP {status}"
         if status in GONE:
             return LinkExpired(reason)
@@ -287,7 +287,9 @@ class Transfer:
             return Retryable(reason, pause_s, limited=status == TOO_MANY_REQUESTS)
         return Failed(self._error(f"could not be downloaded: {reason}."))
 
-    async def _pour(self, response: aiohttp.ClientResponse, announced: Announced, start: int | None) -> Setback | None:
+    async def _receive_body(
+        self, response: aiohttp.ClientResponse, announced: Announced, start: int | None
+    ) -> Setback | None:
         """The body into the partial file. Whatever ends it, what came is written before this returns."""
         part, options = self._part, self._options
         is_rest = response.status != 200
@@ -314,12 +316,12 @@ class Transfer:
                     break
                 await writer.add(data)
                 if gained >= MIN_RATE * window_s:
-                    if self._makes_way(gained, window_s - left_s):
+                    if self._should_yield_slot(gained, window_s - left_s):
                         return Retryable("other downloads were waiting")
                     left_s, gained = window_s, 0
         return await self._too_large(None)
 
-    def _makes_way(self, gained: int, seconds: float) -> bool:
+    def _should_yield_slot(self, gained: int, seconds: float) -> bool:
         """Whether a slow transfer should give its slot to one that waits, and resume later."""
         is_slow = gained < SLOW_RATE * seconds
         return is_slow and self._transport.waiting > 0 and self._part.announced.is_resumable

@@ -1,19 +1,20 @@
 """What happened, as frozen values for `Client(on_event=...)`.
 
-They carry ids, names, counts and times (Unix seconds), and no secret: no key, no URL, no prompt, no message of the
-service. Each is emitted after what it reports was written down. A new event is a class here, a member of `Event`, and
-a case of `Monitor.emit`.
+They carry ids, names, counts, times (Unix seconds) and the metadata that you gave, and no secret: no key, no URL, no
+prompt, no message of the service. Each is emitted after what it reports was written down. A new event is a class here,
+a member of `Event`, and a case of `Monitor.emit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import iscoroutinefunction
 from typing import Final, Literal, cast
 
 from attrs import frozen
 
 from xiling_async.errors import ConfigurationError
+from xiling_async.models.metadata import NO_METADATA
 from xiling_async.models.record import State
 
 
@@ -57,6 +58,7 @@ class Submitted:
     task_ids: tuple[str, ...]
     began_at: float
     at: float
+    metadata: Mapping[str, str] = NO_METADATA
 
 
 @frozen(kw_only=True)
@@ -140,6 +142,7 @@ class JobHandedOver:
     state: State
     is_again: bool
     at: float
+    metadata: Mapping[str, str] = NO_METADATA
 
 
 @frozen(kw_only=True)

@@ -24,11 +24,12 @@ exported for it.
 | `xiling.callbacks`       | callbacks that were taken, by `xiling.result`                   |
 | `xiling.callbacks.refused` | by `xiling.reason`                                            |
 | `xiling.gets`            | status GETs, by `xiling.result`                                 |
+| `xiling.handovers`       | ended jobs, by `xiling.result`: `handed_over`, `again`, `acknowledged` |
 | `xiling.retries`         | of `submit`, `upload`, `download`, by `xiling.operation`        |
 | `xiling.operation.duration` | seconds of each span, by `xiling.operation`, `error.type`    |
 
-How many are uncertain is `xiling.jobs` with the state `uncertain`. A callback that is refused is counted and makes no
-span: anyone can send one.
+The metadata of a job is on its `xiling.submit`, as `xiling.metadata.<name>`. How many are uncertain is `xiling.jobs`
+with the state `uncertain`. A callback that is refused is counted and makes no span: anyone can send one.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ from xiling_async.telemetry.events import (
     CallbackTaken,
     Downloaded,
     Event,
+    JobAcknowledged,
     JobChanged,
+    JobHandedOver,
     Polled,
     Submitted,
     TaskEnded,
@@ -87,6 +90,7 @@ class OpenTelemetry:
         self._callbacks = meter.create_counter("xiling.callbacks", "{callback}", "Callbacks that were answered 200.")
         self._refused = meter.create_counter("xiling.callbacks.refused", "{callback}", "Callbacks that were refused.")
         self._gets = meter.create_counter("xiling.gets", "{request}", "Status GETs.")
+        self._handovers = meter.create_counter("xiling.handovers", "{job}", "Ended jobs, given and acknowledged.")
         self._retries = meter.create_counter("xiling.retries", "{request}", "What was sent again.")
         self._job_duration = meter.create_histogram(
             "xiling.job.duration", "s", "From the intent to the end of a job.",
@@ -108,6 +112,11 @@ class OpenTelemetry:
                 self._refused.add(1, {"xiling.reason": event.reason})
             case Polled():
                 self._polled(event)
+            case JobHandedOver():
+                result = "again" if event.is_again else "handed_over"
+                self._handovers.add(1, {"xiling.result": result, "xiling.kind": event.kind})
+            case JobAcknowledged():
+                self._handovers.add(1, {"xiling.result": "acknowledged", "xiling.kind": event.kind})
             case Uploaded():
                 self._count_retries("upload", event.tries - 1)
                 self._span("upload", event, {"xiling.size": event.size_bytes, "xiling.tries": event.tries})
@@ -135,6 +144,7 @@ class OpenTelemetry:
             "xiling.attempt": event.attempt,
             "xiling.result": event.result,
             "xiling.task.ids": event.task_ids,
+            **{f"xiling.metadata.{name}": value for name, value in event.metadata.items()},
         }
         self._span("submit", event, attributes, SpanKind.PRODUCER, job_id=event.job_id, is_linked=True)
 

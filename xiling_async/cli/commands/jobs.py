@@ -12,6 +12,7 @@ from rich.text import Text
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime
+from xiling_async.cli.ages import age_of, seconds_of
 from xiling_async.cli.output import count, printable
 from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
@@ -23,19 +24,23 @@ from xiling_async.stores import PostgresStore, SQLiteStore, Store
 
 ENDED: Final = 10  # two lines each: a screen of 24 lines
 _KEY_CELLS: Final = 24
-_AGES: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+StoreOption = Annotated[
+    str, typer.Option(metavar="FILE|URL", help="The SQLite file of --store of the other commands, or postgresql://…")
+]
 
 
 def jobs(
     *,
-    store: Annotated[
-        str,
-        typer.Option(metavar="FILE|URL", help="The SQLite file of --store of the other commands, or postgresql://…"),
-    ],
+    store: StoreOption,
     state: Annotated[
         list[State] | None,
         typer.Option(metavar="STATE", help=f"Only these; repeat it for more: {', '.join(State)}."),
     ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only those with this metadata; repeat it for more."),
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="AGE", help="Only those made since: 2d, 12h, 90m, 45s.")] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"Also what ended before the last {ENDED}.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: as of `xiling submit --json`, nothing cut.")
@@ -44,8 +49,8 @@ def jobs(
     """List the jobs that a store remembers, the newest last.
 
     Every unfinished job, and the last 10 that ended (--all: all of them): state, age, model, tasks done of all, key,
-    prompt; below, the job id and the task ids, each good for `xiling wait`. Into a pipe goes one line a job, cut
-    nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
+    prompt; below, the job id and the task ids, each good for `xiling wait`, and the metadata. Into a pipe goes one line
+    a job, cut nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
 
     Nothing is asked of the service, sent or changed. The store may be in use: the list shows it as it is now. Keep the
     password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
@@ -54,13 +59,19 @@ def jobs(
     Examples:
       xiling jobs --store jobs.db
       xiling jobs --store jobs.db --state accepted --state uncertain
+      xiling jobs --store jobs.db --metadata user=42 --since 2d --all
       xiling jobs --store postgresql://me@db.example.com/videos
     """
-    kept = _store_of(store)
+    opened = store_of(store, read_only=True)
     out, err = output.console(), output.console(stderr=True)
-    states, most = frozenset(state or State), None if everything else ENDED
+    query = JobQuery(
+        states=frozenset(state or State),
+        metadata=_pairs(metadata or []),
+        since=None if since is None else SystemClock().time() - seconds_of(since, "--since"),
+        newest_first=True,
+    )
     with output.logged_errors(err):
-        records, is_more = runtime.run(_read(kept, states, most))
+        records, is_more = runtime.run(_read(opened, query, None if everything else ENDED))
     if as_json:
         for record in records:
             output.write(out, json_of(remembered(record)))
@@ -69,41 +80,50 @@ def jobs(
     if is_more:
         output.say(err, f"Only the last {count(ENDED, 'job')} that ended; --all shows the others too.")
     if not records:
-        output.say(err, f"No such job in {store if isinstance(kept, SQLiteStore) else kept}.")
+        output.say(err, f"No such job in {store if isinstance(opened, SQLiteStore) else opened}.")
 
 
-def _store_of(name: str) -> Store:
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, sign, value in pairs:
+        if not name or not sign:
+            raise typer.BadParameter(f"{name + sign + value!r} is not NAME=VALUE", param_hint="--metadata")
+    return {name: value for name, _, value in pairs}
+
+
+def store_of(name: str, *, read_only: bool) -> Store:
+    """The store of this file or database, not opened yet. Raises `StoreError` if there is no such file."""
     if name.startswith(("postgresql://", "postgres://")):
         return PostgresStore(name, migrate=False)  # a listing makes no tables
     file = Path(name)
     if not file.is_file() or not file.stat().st_size:
         raise StoreError(f"{name} is not a store: {'it is empty' if file.is_file() else 'there is no such file'}.")
-    return SQLiteStore(file, read_only=True)
+    return SQLiteStore(file, read_only=read_only)
 
 
-async def _read(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
+async def _read(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
     """The jobs to show, the newest last, and whether there are older ones that ended."""
     await store.open()
     try:
-        return await chosen(store, states, most)
+        return await chosen(store, query, most)
     finally:
         await store.close()
 
 
-async def chosen(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
-    """The unfinished jobs in these states, and the last `most` that ended; whether there are more of those."""
+async def chosen(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
+    """The unfinished jobs of the query, and the last `most` that ended; whether there are more of those."""
     is_more = False
-    found = [] if most is None else [record async for record in store.unfinished() if record.state in states]
-    room = most
-    async for record in store.jobs(JobQuery(states=states, newest_first=True)):
+    listed = [] if most is None else [record async for record in store.unfinished() if query.matches(record)]
+    left = most
+    async for record in store.jobs(query):
         if most is not None and not record.state.is_final:
             continue
-        if room == 0:
+        if left == 0:
             is_more = True
             break
-        room = None if room is None else room - 1
-        found.append(record)
-    return sorted(found, key=lambda record: record.created_at), is_more
+        left = None if left is None else left - 1
+        listed.append(record)
+    return sorted(listed, key=lambda record: record.created_at), is_more
 
 
 def _list(out: Console, records: Sequence[JobRecord]) -> None:
@@ -129,8 +149,13 @@ def _show(out: Console, record: JobRecord, now: float, key_cells: int) -> None:
     line.append(printable(_prompt(record)), style="default")
     out.print(line, no_wrap=True, overflow="ellipsis")
     ids = [f"  {record.id}", *record.task_ids[:1]]
-    for below in ("  ".join(ids), *(f"{'':36}{task_id}" for task_id in record.task_ids[1:])):
+    for below in ("  ".join(ids), *(f"{'':36}{task_id}" for task_id in record.task_ids[1:]), *_metadata(record)):
         out.print(Text(below, style="dim"), soft_wrap=True)
+
+
+def _metadata(record: JobRecord) -> list[str]:
+    pairs = [f"{printable(name)}={printable(value)}" for name, value in record.metadata.items()]
+    return [f"  {'  '.join(pairs)}"] if pairs else []
 
 
 def _fields(record: JobRecord, now: float) -> tuple[str, str, str, str]:
@@ -140,9 +165,3 @@ def _fields(record: JobRecord, now: float) -> tuple[str, str, str, str]:
 
 def _prompt(record: JobRecord) -> str:
     return " ".join(str(getattr(record.request, "prompt", "")).split())
-
-
-def age_of(seconds: float) -> str:
-    """As in 12s, 3m, 2h, 5d."""
-    whole = max(int(seconds), 0)
-    return next((f"{whole // unit}{name}" for unit, name in _AGES if whole >= unit), "0s")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from xiling_async.api.classify import (
+from xiling_async.api.retry_rules import (
     EXCEPTIONS,
     RETRY_ACTIONS,
     ExchangeResult,

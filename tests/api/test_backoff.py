@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xiling_async.api.retry import (
+from xiling_async.api.backoff import (
     BASE_S,
     CAP_S,
     LONGEST_PAUSE_S,
