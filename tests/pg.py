@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from xiling_async import PostgresStore
+from xiling_async import PostgresOptions, PostgresStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of a machine without XDG_RUNTIME_DIR
@@ -95,7 +95,12 @@ def fresh_schema() -> str:
 
 def pg_store(dsn: str | None = None, **options: Any) -> PostgresStore:
     """A store in a schema of its own, unless one is named."""
-    return PostgresStore(dsn or server().dsn, **{"schema": fresh_schema(), "pool_size": 4, **options})
+    store = {name: options.pop(name) for name in ("schema", "migrate") if name in options}
+    return PostgresStore(
+        dsn or server().dsn,
+        **{"schema": fresh_schema(), **store},
+        options=PostgresOptions(**{"pool_size": 4, **options}),
+    )
 
 
 class Wire:

@@ -16,6 +16,7 @@ from xiling_async import (
     ImageToVideo,
     Limits,
     Polling,
+    PostgresOptions,
     PostgresStore,
     StoreError,
     SubmitUncertain,
@@ -62,7 +63,9 @@ async def work(client: Client, left: set[int], *, keyed: bool, seed: int) -> Non
 async def main(given: dict[str, Any]) -> None:
     left = set(range(given["orders"]))
     while left:
-        store = PostgresStore(given["dsn"], schema=given["schema"], pool_size=4, heartbeat_s=0.5)
+        store = PostgresStore(
+            given["dsn"], schema=given["schema"], options=PostgresOptions(pool_size=4, heartbeat_s=0.5)
+        )
         receiver = WebhookReceiver(given["public_url"], port=given["port"])
         try:
             async with Client(

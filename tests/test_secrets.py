@@ -282,7 +282,7 @@ async def test_what_holds_a_secret_is_not_pickled_with_it(tmp_path: Path) -> Non
 async def test_the_good_outcomes_of_a_pickled_error_can_be_downloaded(tmp_path: Path) -> None:
     """The signature stays behind; the client asks for a new link, and the video comes."""
     async with Simulator() as sim, client_of(sim) as client:
-        sim.script(faults.failed("no", [1]), faults.media_gone(403, fresh_url=True))
+        sim.script(faults.failed("no", [1]), faults.media_gone(403, new_url=True))
         with pytest.raises(TaskFailed) as caught:
             await (await client.submit(model_v(count=2)))
         held = pickle.dumps(caught.value)

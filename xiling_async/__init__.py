@@ -34,7 +34,7 @@ from xiling_async.kinds import ImageToVideo, Video
 from xiling_async.models.record import Failed, State, Succeeded
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Limits, Polling, Timeouts
-from xiling_async.stores import MemoryStore, PostgresStore, SQLiteStore, Store
+from xiling_async.stores import MemoryStore, PostgresOptions, PostgresStore, SQLiteStore, Store
 from xiling_async.telemetry.stats import Stats
 from xiling_async.webhooks.access_log import RedactCallbackTokens
 from xiling_async.webhooks.handler import Reply
@@ -57,6 +57,7 @@ __all__ = [
     "MemoryStore",
     "NotSent",
     "Polling",
+    "PostgresOptions",
     "PostgresStore",
     "Problem",
     "ProtocolError",

@@ -401,10 +401,10 @@ class PostgresMachine(Machine):
 def test_hand_over_and_retry_do_what_the_list_does(machine: type[Machine], deep: bool) -> None:
     """Every job is handed over in the order of the ends, to one consumer at a time, until it is acknowledged; a retry
     buys each generation once; a purge forgets what it may."""
-    examples = {MemoryMachine: 40, SQLiteMachine: 30, PostgresMachine: 6}[machine]
+    examples = {MemoryMachine: 25, SQLiteMachine: 15, PostgresMachine: 4}[machine]
     run_state_machine_as_test(
         machine,
-        settings=settings(stateful_step_count=30, max_examples=examples * 20 if deep else examples),
+        settings=settings(stateful_step_count=30, max_examples=examples * 50 if deep else examples),
     )
 
 

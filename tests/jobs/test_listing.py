@@ -141,6 +141,7 @@ async def test_jobs_are_listed_by_what_they_are() -> None:
         sim.script(faults.status(400))
         with pytest.raises(Rejected):
             await client.submit(model_v("two"), key="two", metadata={"user": "42"})
+        clock.advance(10)
         sim.script(faults.failed("no"))
         failed = await client.submit(model_v("three"), metadata={"user": "43"})
         await failed.outcomes()

@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         merged = (*ids, *[task_id for task_id in job["ids"] if task_id not in ids][:room])
         is_later = off > 0 and not job["ids"]
         if off and not is_later:
-            expected = "strange"
+            expected = "unknown_task"
         elif job["state"] in NOT_BOUGHT and not is_later:
             expected = "refused"
         elif job["state"] in ("accepted", *ENDS) and merged == job["ids"] and len(merged) == job["asked"]:
@@ -179,7 +179,7 @@ class Machine(RuleBasedStateMachine):
     def refused(self, job_id: str, sent: bool, off: int) -> None:
         job = self.model[job_id]
         is_legal = job["state"] in ("sending", "uncertain", "unknown")
-        expected = "strange" if off else "applied" if is_legal else "refused"
+        expected = "unknown_task" if off else "applied" if is_legal else "refused"
         self._verdict(job_id, Refused(attempt=job["attempt"] + off, at=self.now, refusal=WHY, sent=sent), expected)
         if expected == "applied":
             job.update(state="rejected" if sent else "not_sent", due=None)
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     @rule(job_id=jobs, off=ATTEMPTS)
     def lost(self, job_id: str, off: int) -> None:
         job, due = self.model[job_id], self._later()
-        expected = "strange" if off else "applied" if job["state"] == "sending" else "refused"
+        expected = "unknown_task" if off else "applied" if job["state"] == "sending" else "refused"
         self._verdict(job_id, AnswerLost(attempt=job["attempt"] + off, at=self.now, refusal=WHY, due_at=due), expected)
         if expected == "applied":
             job.update(state="uncertain", due=due)
@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         ids = (*job["ids"], task_id) if is_new else job["ids"]
         before = job["ends"].get(task_id)
         if (off and (off < 0 or job["ids"])) or (is_new and len(job["ids"]) >= max(job["asked"], job["wanted"])):
-            expected = "strange"
+            expected = "unknown_task"
         elif before is not None and outcome is not None:
             expected = "already so" if before == outcome else "conflict"
         elif outcome is None and (is_over or (not is_new and job["state"] == "accepted")):
@@ -367,7 +367,7 @@ class Machine(RuleBasedStateMachine):
             if other != job_id
             for task_id in job["ids"][: len(job["ids"]) - job["named"] * is_answer]
         }
-        return "strange" if others & set(ids) else "applied"
+        return "unknown_task" if others & set(ids) else "applied"
 
     def _give_way(self, job_id: str, ids: tuple[str, ...]) -> None:
         for other, job in self.model.items():

@@ -160,7 +160,9 @@ class Story:
 async def told(orders: int, kills: int, restarts: int, cuts: int, *, keyed: bool = True, seed: int = 1) -> Story:
     """Run it all: kills, restarts of the database and cuts of its connections are spread over what is bought."""
     schema, rng = fresh_schema(), random.Random(seed)
-    async with Simulator(callback_timeout=120) as sim, Wire() as wire:
+    sim = Simulator()
+    sim.callback_timeout = 120
+    async with sim, Wire() as wire:
         scripted(sim, 3 * orders, seed)
         with contextlib.ExitStack() as ports:
             balancer = Balancer([ports.enter_context(reserved_port()) for _ in range(REPLICAS)])

@@ -587,7 +587,7 @@ async def test_odd_answers(tmp_path: Path, words: list[bytes], error: str | None
 async def test_a_dead_link_is_asked_for_anew_once(sim: Simulator, tmp_path: Path, status: int) -> None:
     """One status GET for a fresh link."""
     async with client_for(sim) as client:
-        video = await video_of(client, sim, faults.media_gone(status, fresh_url=True))
+        video = await video_of(client, sim, faults.media_gone(status, new_url=True))
         asked = len(sim.ledger.gets)
         path = await client.download(video, tmp_path / "x.mp4", allow_private=True)
         assert len(sim.ledger.gets) == asked + 1

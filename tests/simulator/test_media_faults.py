@@ -49,8 +49,8 @@ class Got:
 
     @property
     def digests(self) -> dict[str, str]:
-        told = self.headers.get("x-goog-hash")
-        return dict(item.split("=", 1) for item in told.split(",")) if told else {}
+        value = self.headers.get("x-goog-hash")
+        return dict(item.split("=", 1) for item in value.split(",")) if value else {}
 
 
 class Api:
@@ -73,9 +73,9 @@ class Api:
         async with self.session.post(f"{self.sim.base_url}/image_to_video", json=V | changes, headers=AUTH) as response:
             return await got(response)
 
-    async def task(self, *given: Fault, **changes: object) -> str:
+    async def task(self, *script: Fault, **changes: object) -> str:
         """A finished task whose files have these faults."""
-        self.sim.script(*given)
+        self.sim.script(*script)
         answer = await self.post(**changes)
         assert answer.status == 200, answer.body
         await self.sim.settled()
@@ -87,9 +87,9 @@ class Api:
             data: dict[str, str] = (await response.json())["data"]
             return data
 
-    async def video(self, *given: Fault, **changes: object) -> str:
+    async def video(self, *script: Fault, **changes: object) -> str:
         """The URL of a video with these faults."""
-        return (await self.data(await self.task(*given, **changes)))["video_url"]
+        return (await self.data(await self.task(*script, **changes)))["video_url"]
 
     async def fetch(self, url: str, **headers: str) -> Got:
         async with self.session.get(URL(url, encoded=True), headers=headers, allow_redirects=False) as response:
@@ -98,7 +98,7 @@ class Api:
 
 def form(content: bytes, filename: str = "a.jpg", name: str = "file") -> aiohttp.FormData:
     fields = aiohttp.FormData(default_to_multipart=True)
-    fields.add_field(name, io.BytesIO(content), filename=filename, content_type="image/x-told")
+    fields.add_field(name, io.BytesIO(content), filename=filename, content_type="image/x-declared")
     return fields
 
 
@@ -163,13 +163,13 @@ async def test_an_upload_is_stored_and_served(api: Api, content: bytes, suffix: 
     (record,) = api.sim.ledger.uploads
     assert record.url == result["url"]
     assert (record.number, record.status, record.read, record.faults) == (1, 200, True, ())
-    assert (record.filename, record.content_type) == ("a-b.TXT", "image/x-told")
+    assert (record.filename, record.content_type) == ("a-b.TXT", "image/x-declared")
     assert (record.size, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert record.declared_length == int(record.headers["content-length"]) > len(content)
 
 
 async def test_a_chunked_upload_declares_no_length(api: Api) -> None:
-    """A streamed body is taken like any other, and the ledger tells that its length was not declared."""
+    """A streamed body is taken like any other, and the ledger shows that its length was not declared."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b'--B\r\nContent-Disposition: form-data; name="other"\r\n\r\nx\r\n'
@@ -256,7 +256,7 @@ async def test_an_upload_needs_the_key(api: Api) -> None:
 
 
 async def test_an_upload_that_is_not_there_is_404(api: Api) -> None:
-    """A stranger's name finds nothing."""
+    """An unknown name is HTTP 404."""
     assert (await api.fetch(f"{api.sim.origin}/uploads/x.jpg")).status == 404
 
 
@@ -290,7 +290,7 @@ async def test_file_ids_are_the_seeds(session: aiohttp.ClientSession) -> None:
     ids=lambda value: value.name if isinstance(value, Fault) else str(value),
 )
 async def test_upload_faults(api: Api, fault: Fault, status: int | None, stored: bool) -> None:
-    """The answer is what the fault says, or there is none; the ledger tells what was stored all the same."""
+    """The answer is what the fault says, or there is none; the ledger shows what was stored all the same."""
     api.sim.script_upload(fault)
     if status is None:
         with pytest.raises(aiohttp.ClientConnectionError):
@@ -298,9 +298,9 @@ async def test_upload_faults(api: Api, fault: Fault, status: int | None, stored:
     else:
         answer = await api.upload()
         assert answer.status == status
-        if isinstance(fault, faults.UploadAnswer):
+        if isinstance(fault, faults.upload_answer):
             assert answer.json == fault.value
-        if isinstance(fault, faults.Garbage):
+        if isinstance(fault, faults.garbage):
             assert answer.body == fault.body
     (record,) = api.sim.ledger.uploads
     assert (record.status, record.faults) == (status, (fault.name,))
@@ -320,7 +320,7 @@ async def test_an_upload_answer_breaks_off(api: Api) -> None:
 
 
 async def test_an_upload_that_hangs_ends_with_the_simulator(session: aiohttp.ClientSession) -> None:
-    """Nothing is answered; leaving the simulator cuts who waits."""
+    """Nothing is answered; leaving the simulator cuts the connection."""
     async with Simulator() as sim:
         sim.default_upload(faults.hang_before_accept())
         upload = asyncio.create_task(Api(sim, session).upload())
@@ -340,7 +340,7 @@ async def test_upload_scripts_are_a_queue_before_the_default(api: Api) -> None:
 
 
 async def test_faults_stay_where_they_are_looked_for(api: Api) -> None:
-    """A fault that nobody would look for is a TypeError, not a silent nothing."""
+    """A fault that would have no effect is a TypeError."""
     with pytest.raises(TypeError, match="not a fault of uploads"):
         api.sim.script_upload(faults.lost_callback())
     with pytest.raises(TypeError, match="not a fault of uploads"):
@@ -386,7 +386,7 @@ async def test_upload_records_do_not_show_the_key(api: Api) -> None:
 
 
 async def test_a_create_takes_what_was_uploaded(api: Api) -> None:
-    """The service knows its own uploads and results; a stranger's address is taken on trust."""
+    """The service knows its own uploads and results; other addresses are not checked."""
     await api.upload()
     uploaded = api.sim.ledger.uploads[0].url
     assert (await api.post(image_url=uploaded)).status == 200
@@ -480,11 +480,11 @@ async def test_media_that_is_gone_stays_gone(api: Api) -> None:
     assert (await api.data(task_id)) == data
 
 
-async def test_a_fresh_url_works(api: Api, sample: bytes) -> None:
+async def test_a_new_url_works(api: Api, sample: bytes) -> None:
     """After a refusal the next status GET gives another URL; that one works, the old one never does."""
-    task_id = await api.task(faults.media_gone(fresh_url=True))
+    task_id = await api.task(faults.media_gone(new_url=True))
     old = (await api.data(task_id))["video_url"]
-    assert (await api.data(task_id))["video_url"] == old  # nobody has tried it
+    assert (await api.data(task_id))["video_url"] == old  # it was not requested yet
     assert [(await api.fetch(old)).status for _ in range(2)] == [404, 404]
     data = await api.data(task_id)
     assert data["video_url"] != old
@@ -504,7 +504,7 @@ async def test_media_redirects_elsewhere(api: Api) -> None:
 
 @pytest.mark.parametrize("times", [0, 1, 3])
 async def test_media_redirects_on_itself(api: Api, sample: bytes, times: int) -> None:
-    """So many hops and then the file, for each request for the URL that was given out."""
+    """So many hops and then the file, for each request for the published URL."""
     url = await api.video(faults.media_redirect(times=times))
     for _ in range(2):
         async with api.session.get(URL(url, encoded=True)) as response:
@@ -565,7 +565,7 @@ async def test_media_stalls_until_the_client_leaves(api: Api, sample: bytes) -> 
 async def test_media_that_does_not_end_ends_with_the_simulator(
     session: aiohttp.ClientSession, fault: Fault, size: int
 ) -> None:
-    """Leaving the simulator cuts who waits for the rest, at once."""
+    """Leaving the simulator cuts the connection at once."""
     async with Simulator() as sim:
         api = Api(sim, session)
         response = await session.get(URL(await api.video(fault), encoded=True))
@@ -585,11 +585,11 @@ async def test_slow_media_is_whole(api: Api, sample: bytes) -> None:
     assert (await api.fetch(await api.video(faults.slow_media(60_000, 0)))).body == sample
 
 
-# --- result files: what is said of them --------------------------------------------------------------------
+# --- result files: headers ---------------------------------------------------------------------------------
 
 
 async def test_media_without_ranges(api: Api, sample: bytes) -> None:
-    """Who asks for a range gets 200 and the whole."""
+    """A request for a range is answered 200 with the whole file."""
     answer = await api.fetch(await api.video(faults.no_ranges()), Range="bytes=5-9")
     assert (answer.status, answer.body, answer.headers["Accept-Ranges"]) == (200, sample, "none")
     assert "Content-Range" not in answer.headers
@@ -714,11 +714,11 @@ async def test_media_bytes(api: Api, data: bytes) -> None:
     bodies = {(await api.fetch(url)).body for _ in range(3)}
     assert {len(body) for body in bodies} == {len(data)}
     assert len(bodies) == (3 if data else 1)
-    assert repr(faults.media_bytes(data)) == "MediaBytes()"
+    assert repr(faults.media_bytes(data)) == "media_bytes()"
 
 
 async def test_gzip_media(api: Api, sample: bytes) -> None:
-    """The bytes on the wire are packed though nobody asked, ranges are theirs, digests are those of the file."""
+    """The bytes on the wire are packed without being asked, ranges are theirs, digests are those of the file."""
     url = await api.video(faults.gzip_media())
     answer = await api.fetch(url, **{"Accept-Encoding": "identity"})
     assert answer.headers["Content-Encoding"] == "gzip"

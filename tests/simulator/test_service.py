@@ -1,4 +1,4 @@
-"""The simulator, spoken to with plain HTTP: it is a witness for the client, so it is checked without it."""
+"""The simulator, tested with plain HTTP: tests of the client rely on it, so it is tested without the client."""
 
 import asyncio
 import base64
@@ -15,8 +15,8 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator import Simulator, faults
+from xiling_async.simulator.kinds.image_to_video import ImageToVideo
 from xiling_async.simulator.media.files import crc32c
-from xiling_async.simulator.parameters import check_image_to_video
 
 START_FRAME = "https://example.com/start_frame.jpg"
 V: dict[str, object] = {
@@ -37,7 +37,7 @@ S = {**V, "model": "S", "aspect_resolution": "720p"}
 
 
 class Receiver:
-    """The other end of the callbacks: keeps what came, answers what it was told to."""
+    """The receiver of the callbacks: records them, and answers as configured."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -138,8 +138,8 @@ async def api(receiver: Receiver, session: aiohttp.ClientSession) -> AsyncIterat
 
 
 @pytest.fixture
-async def hand(receiver: Receiver, session: aiohttp.ClientSession) -> AsyncIterator[Api]:
-    """A simulator driven by hand."""
+async def manual(receiver: Receiver, session: aiohttp.ClientSession) -> AsyncIterator[Api]:
+    """A simulator whose tasks wait for the test."""
     async with Simulator(manual=True) as sim:
         yield Api(sim, session, receiver.url)
 
@@ -159,7 +159,7 @@ async def test_create_answers_ids_and_calls_back_each(api: Api, receiver: Receiv
 
 
 async def test_callback_is_the_documented_one(api: Api, receiver: Receiver) -> None:
-    """The callback carries what the documentation shows, and not what only GET tells."""
+    """The callback carries what the documentation shows, and not what only GET returns."""
     (task_id,) = await api.create()
     await api.sim.settled()
     body = json.loads(receiver.bodies[0])
@@ -177,7 +177,7 @@ async def test_callback_is_the_documented_one(api: Api, receiver: Receiver) -> N
     [("720p", "16:9", (1280, 720)), ("1080p", "9:16", (1080, 1920)), ("4k", "16:9", (3840, 2160))],
 )
 async def test_status_tells_duration_and_size(api: Api, resolution: str, ratio: str, size: tuple[int, int]) -> None:
-    """GET tells duration and size of a finished task as they were ordered."""
+    """GET returns duration and size of a finished task as they were ordered."""
     (task_id,) = await api.create(aspect_resolution=resolution, aspect_ratio=ratio)
     await api.sim.settled()
     data = await api.data(task_id)
@@ -186,7 +186,7 @@ async def test_status_tells_duration_and_size(api: Api, resolution: str, ratio: 
 
 
 async def test_the_callback_follows_the_answer(api: Api, receiver: Receiver) -> None:
-    """Held answers hold their callbacks: none is sent before its answer was written."""
+    """No callback is sent before its answer was written."""
     api.sim.hold_answers()
     post = asyncio.create_task(api.create())
     await api.sim.wait_for_posts(1)
@@ -199,16 +199,16 @@ async def test_the_callback_follows_the_answer(api: Api, receiver: Receiver) -> 
     assert receiver.reports == [(task_id, "SUCCEEDED")]
 
 
-async def test_without_callback_url_nobody_is_called(
-    hand: Api, session: aiohttp.ClientSession, receiver: Receiver
+async def test_without_callback_url_no_callback_is_sent(
+    manual: Api, session: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
     """A job without a callback URL ends in silence."""
-    async with session.post(hand.create_url, json=V, headers=hand.headers) as response:
+    async with session.post(manual.create_url, json=V, headers=manual.headers) as response:
         (task_id,) = (await response.json())["data"]["task_ids"]
-    assert await hand.sim.finish(task_id) is None
+    assert await manual.sim.finish(task_id) is None
     assert not receiver.bodies
-    assert not hand.sim.ledger.callbacks
-    assert hand.sim.ledger.paid_by_callback_token == {}
+    assert not manual.sim.ledger.callbacks
+    assert manual.sim.ledger.paid_by_callback_token == {}
 
 
 async def test_same_seed_same_ids(session: aiohttp.ClientSession, receiver: Receiver) -> None:
@@ -243,12 +243,12 @@ async def test_latency_is_the_time_of_the_generation(session: aiohttp.ClientSess
     }
 
 
-# --- who may, and what is refused --------------------------------------------------------------------------
+# --- authorisation and parameters --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer other"}, {"Authorization": "sim-key"}])
 async def test_wrong_token_is_401(api: Api, headers: dict[str, str]) -> None:
-    """Without the key nothing is created, told, or taken from the script."""
+    """Without the key nothing is created, returned, or taken from the script."""
     api.sim.script(faults.business_error(7, "still here"))
     api.headers = headers
     assert await api.post() == (401, '{"code": 100002, "msg": "Invalid token"}')
@@ -309,7 +309,7 @@ async def test_parameters_are_checked_over_http(api: Api) -> None:
 )
 def test_lawful_parameters(body: dict[str, object]) -> None:
     """What the tables allow, and what they are silent about, is let through."""
-    assert check_image_to_video(body) is None
+    assert ImageToVideo().check(body) is None
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_lawful_parameters(body: dict[str, object]) -> None:
 )
 def test_unlawful_parameters(body: dict[str, object], names: str) -> None:
     """What the tables forbid is refused with a message that names the field."""
-    problem = check_image_to_video(body)
+    problem = ImageToVideo().check(body)
     assert problem is not None
     assert problem.code == 100001
     assert problem.msg.startswith("Parameter error: ")
@@ -419,7 +419,7 @@ async def test_the_ledger_knows_who_paid(api: Api, fault: faults.Fault, tasks: i
     api.sim.script(fault)
     post = asyncio.create_task(api.post())
     await api.sim.ledger.until(lambda: bool(api.sim.ledger.posts))
-    if isinstance(fault, faults.HangBeforeAccept):
+    if isinstance(fault, faults.hang_before_accept):
         post.cancel()
     await asyncio.gather(post, return_exceptions=True)
     await api.sim.settled()
@@ -550,7 +550,7 @@ async def test_hang_ends_with_its_time(api: Api) -> None:
 
 
 async def test_hang_ends_with_the_simulator(session: aiohttp.ClientSession, receiver: Receiver) -> None:
-    """Leaving the simulator cuts those who hang."""
+    """Leaving the simulator cuts connections that hang."""
     async with Simulator() as sim:
         sim.script(faults.hang_before_accept())
         post = asyncio.create_task(Api(sim, session, receiver.url).post())
@@ -695,7 +695,7 @@ async def test_callback_retry_ends_with_2xx_or_its_number(api: Api, receiver: Re
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/closed", "nonsense", "http://127.0.0.1:99999/x"])
 async def test_a_receiver_out_of_reach(api: Api, url: str) -> None:
-    """A callback that finds nobody is on the ledger without an answer."""
+    """A callback without a receiver is on the ledger without an answer."""
     api.sim.lenient = True
     (task_id,) = await api.create(callback_url=url)
     await api.sim.settled()
@@ -707,7 +707,9 @@ async def test_a_receiver_out_of_reach(api: Api, url: str) -> None:
 async def test_a_receiver_that_does_not_answer(session: aiohttp.ClientSession, receiver: Receiver) -> None:
     """The sender gives up after its timeout."""
     receiver.gate.clear()
-    async with Simulator(callback_timeout=0.05) as sim:
+    sim = Simulator()
+    sim.callback_timeout = 0.05
+    async with sim:
         await Api(sim, session, receiver.url).create()
         await sim.settled()
         assert [record.status for record in sim.ledger.callbacks] == [None]
@@ -724,7 +726,7 @@ async def test_callback_url_is_used_as_given(api: Api, receiver: Receiver) -> No
 
 
 async def test_status_faults(api: Api) -> None:
-    """The first GETs of each task fail as asked, then it is told; or it is never known."""
+    """The first GETs of each task fail as scripted, then the state is returned; or the tasks stay unknown."""
     api.sim.script(faults.status_fault(500, 429))
     ids = await api.create(generate_count=2)
     await api.sim.settled()
@@ -790,62 +792,62 @@ async def test_unknown_directives_are_refused(api: Api, directive: str) -> None:
     status, text = await api.post(prompt=f"a dog [sim:{directive}]")
     body = json.loads(text)
     assert (status, body["code"]) == (400, 100001)
-    assert "lost_callback, no_status_endpoint" in body["msg"]
+    assert "latency, lost_callback, media_gone" in body["msg"]
     assert api.sim.ledger.paid_submits == 0
 
 
-# --- by hand -----------------------------------------------------------------------------------------------
+# --- manual tasks ------------------------------------------------------------------------------------------
 
 
-async def test_manual_tasks_wait(hand: Api, receiver: Receiver) -> None:
+async def test_manual_tasks_wait(manual: Api, receiver: Receiver) -> None:
     """Nothing moves until the test moves it; each step returns the receiver's answer."""
-    (task_id,) = await hand.create()
-    await hand.sim.settled()
-    assert (await hand.data(task_id))["status"] == "PENDING"
+    (task_id,) = await manual.create()
+    await manual.sim.settled()
+    assert (await manual.data(task_id))["status"] == "PENDING"
     receiver.answers.extend([200, 503, 200])
-    assert await hand.sim.progress(task_id) == 200
-    assert await hand.sim.finish(task_id) == 503
-    assert list(hand.sim.ledger.unacknowledged) == [task_id]
-    assert await hand.sim.callback(task_id) == 200
-    assert list(hand.sim.ledger.unacknowledged) == []
+    assert await manual.sim.progress(task_id) == 200
+    assert await manual.sim.finish(task_id) == 503
+    assert list(manual.sim.ledger.unacknowledged) == [task_id]
+    assert await manual.sim.callback(task_id) == 200
+    assert list(manual.sim.ledger.unacknowledged) == []
     assert receiver.reports == [(task_id, "PROCESSING"), (task_id, "SUCCEEDED"), (task_id, "SUCCEEDED")]
 
 
-async def test_manual_faults_of_the_callback_apply(hand: Api, receiver: Receiver) -> None:
+async def test_manual_faults_of_the_callback_apply(manual: Api, receiver: Receiver) -> None:
     """A lost callback is lost, an out-of-order one is followed by stale progress, and one can be forced."""
-    hand.sim.script(faults.lost_callback())
-    (lost,) = await hand.create()
-    assert await hand.sim.finish(lost) is None
+    manual.sim.script(faults.lost_callback())
+    (lost,) = await manual.create()
+    assert await manual.sim.finish(lost) is None
     assert not receiver.bodies
-    assert await hand.sim.callback(lost) == 200
-    hand.sim.script(faults.out_of_order(), faults.failed("scripted"))
-    (mixed,) = await hand.create()
-    assert await hand.sim.finish(mixed, "FAILED") == 200
+    assert await manual.sim.callback(lost) == 200
+    manual.sim.script(faults.out_of_order(), faults.failed("scripted"))
+    (mixed,) = await manual.create()
+    assert await manual.sim.finish(mixed, "FAILED") == 200
     assert receiver.reports == [(lost, "SUCCEEDED"), (mixed, "FAILED"), (mixed, "PROCESSING")]
-    assert (await hand.data(mixed))["error_message"] == "scripted"
+    assert (await manual.data(mixed))["error_message"] == "scripted"
 
 
-async def test_set_result_calls_nobody(hand: Api, receiver: Receiver) -> None:
-    """A state can change for those who poll, also to one that nobody documented."""
-    (task_id,) = await hand.create()
+async def test_set_result_does_not_call_back(manual: Api, receiver: Receiver) -> None:
+    """A state can change without a callback, also to an undocumented one."""
+    (task_id,) = await manual.create()
     for status, message in (("PROCESSING", None), ("QUEUED", None), ("FAILED", "sorry"), ("FAILED", None)):
-        hand.sim.set_result(task_id, status=status, message=message)
-        data = await hand.data(task_id)
+        manual.sim.set_result(task_id, status=status, message=message)
+        data = await manual.data(task_id)
         assert data["status"] == status
         assert data["error_message"] == (message or ("Generation failed" if status == "FAILED" else ""))
     assert not receiver.bodies
 
 
-async def test_manual_callback_before_a_held_answer(hand: Api, receiver: Receiver) -> None:
-    """With held answers a test can finish a task whose ids nobody knows yet, early_callback or not."""
-    hand.sim.hold_answers()
-    hand.sim.script(faults.early_callback())
-    post = asyncio.create_task(hand.create())
-    await hand.sim.wait_for_posts(1)
-    (task_id,) = hand.sim.ledger.task_ids
-    assert await hand.sim.finish(task_id) == 200
+async def test_manual_callback_before_a_held_answer(manual: Api, receiver: Receiver) -> None:
+    """With held answers a test can finish a task whose ids are not known yet, early_callback or not."""
+    manual.sim.hold_answers()
+    manual.sim.script(faults.early_callback())
+    post = asyncio.create_task(manual.create())
+    await manual.sim.wait_for_posts(1)
+    (task_id,) = manual.sim.ledger.task_ids
+    assert await manual.sim.finish(task_id) == 200
     assert not post.done()
-    hand.sim.release_answers()
+    manual.sim.release_answers()
     assert await post == [task_id]
 
 
@@ -898,10 +900,10 @@ async def test_media_ranges(api: Api, session: aiohttp.ClientSession, value: str
     first = start % len(whole)
     last = (stop or len(whole)) - 1
     for extra in ({}, {"If-Range": headers["ETag"]}):
-        status, part, told = await fetch(session, url, Range=value, **extra)
+        status, part, answered = await fetch(session, url, Range=value, **extra)
         assert (status, part) == (206, whole[start:stop])
-        assert told["Content-Range"] == f"bytes {first}-{last}/{len(whole)}"
-        assert told["x-goog-hash"] == headers["x-goog-hash"]
+        assert answered["Content-Range"] == f"bytes {first}-{last}/{len(whole)}"
+        assert answered["x-goog-hash"] == headers["x-goog-hash"]
 
 
 async def test_media_ranges_that_are_not_honoured(api: Api, session: aiohttp.ClientSession) -> None:
@@ -917,24 +919,24 @@ async def test_media_ranges_that_are_not_honoured(api: Api, session: aiohttp.Cli
     assert (status, body, headers["Content-Range"]) == (416, b"", f"bytes */{len(whole)}")
 
 
-async def test_media_of_no_result_is_404(hand: Api, session: aiohttp.ClientSession) -> None:
-    """Before the end, for strangers and for other types there is no file."""
-    (task_id,) = await hand.create()
-    media = f"{hand.sim.origin}/media"
+async def test_media_of_no_result_is_404(manual: Api, session: aiohttp.ClientSession) -> None:
+    """Before the end, for unknown tasks and for other types there is no file."""
+    (task_id,) = await manual.create()
+    media = f"{manual.sim.origin}/media"
     assert (await fetch(session, f"{media}/{task_id}.mp4"))[0] == 404
-    hand.sim.set_result(task_id)
+    manual.sim.set_result(task_id)
     assert (await fetch(session, f"{media}/{task_id}.mp4"))[0] == 200
     assert (await fetch(session, f"{media}/{task_id}.avi"))[0] == 404
     assert (await fetch(session, f"{media}/i2v-0.mp4"))[0] == 404
-    assert [record.status for record in hand.sim.ledger.media] == [404, 200, 404, 404]
+    assert [record.status for record in manual.sim.ledger.media] == [404, 200, 404, 404]
 
 
-async def test_media_tells_on_leaked_keys(hand: Api, session: aiohttp.ClientSession) -> None:
-    """A request for a file that carries the key is told apart."""
-    url = f"{hand.sim.origin}/media/x.mp4"
+async def test_media_requests_with_the_key_are_listed(manual: Api, session: aiohttp.ClientSession) -> None:
+    """A request for a file that carries the key is listed separately."""
+    url = f"{manual.sim.origin}/media/x.mp4"
     await fetch(session, url)
     await fetch(session, url, Authorization="Bearer sim-key")
-    (leak,) = hand.sim.ledger.media_with_key
+    (leak,) = manual.sim.ledger.media_with_key
     assert (leak.path, leak.headers["authorization"]) == ("/media/x.mp4", "Bearer sim-key")
 
 
@@ -1010,7 +1012,7 @@ async def test_waiting_wakes_at_the_number(api: Api) -> None:
 
 
 async def test_leaving_leaves_nothing(session: aiohttp.ClientSession, receiver: Receiver) -> None:
-    """Leaving ends sleeping jobs, hanging and held creates, half-sent requests and unanswered callbacks."""
+    """Leaving ends sleeping jobs, hanging and waiting creates, half-sent requests and unanswered callbacks."""
     before = asyncio.all_tasks()
     receiver.gate.clear()
     async with Simulator() as sim:

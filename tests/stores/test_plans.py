@@ -96,7 +96,7 @@ def test_every_listing_of_sqlite_walks_an_index(connection: sqlite3.Connection, 
 
 
 async def test_the_statements_of_postgres_use_their_indexes() -> None:
-    """With 20,000 ended jobs in the tables: no table of jobs is read whole, and no listing sorts more than pages."""
+    """With 20,000 ended jobs, whatever the values are: none reads a table of jobs whole, or sorts more than pages."""
     schema = fresh_schema()
     names = Names(schema, "xiling_")
     queries = Queries(names, "owner")
@@ -107,13 +107,17 @@ async def test_the_statements_of_postgres_use_their_indexes() -> None:
     try:
         await connection.execute(f"SET search_path = {schema}")
         await connection.execute(FILL)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
         for name, (query, sizes, indexes) in LISTINGS.items():
             statement, values = queries._listings.page(query, (0.0, ""), sizes)
-            used = await postgres_plan(connection, statement, *values)
-            assert {indexes[0], "jobs_age"} & used, name  # what is common is found on the way
-        for name, (index, values) in POSTGRES.items():
-            used = await postgres_plan(connection, queries._sql[name], *values)
-            assert index in used, name
+            assert indexes[0] in await postgres_plan(connection, statement, len(values)), name
+            counting = queries._listings.sizes(query)
+            if counting is not None:
+                await postgres_plan(connection, counting[0], len(counting[1]))
+        for name, index in POSTGRES.items():
+            statement = queries._sql[name]
+            count = max(map(int, re.findall(r"\$(\d+)", statement)), default=0)
+            assert index in await postgres_plan(connection, statement, count), name
     finally:
         await connection.close()
 
@@ -130,28 +134,30 @@ FILL = """
     INSERT INTO xiling_metadata SELECT sha256('a'), created_at, id FROM xiling_jobs;
     ANALYZE
 """
-POSTGRES: dict[str, tuple[str, list[Any]]] = {
-    "job_by_id": ("jobs_pkey", ["a"]),
-    "job_by_key": ("jobs_key_hash_key", [b"a"]),
-    "job_by_task": ("tasks_pkey", [b"a"]),
-    "unsaved_jobs": ("jobs_unsaved", [0.0, "", 100, 0.0]),
-    "hand_over_job": ("jobs_handover", [300.0, "channel", "handover"]),
-    "next_handover": ("jobs_handover", []),
-    "next_due": ("jobs_due", []),
-    "count_open_jobs": ("jobs_state", []),
-    "claim_due_jobs": ("jobs_due", [1.0, 10, 2.0, "owner"]),
-    "mark_dead_owners": ("jobs_state", ["{}", 1.0, 2.0, "owner", "channel"]),
-    "release_leases_of_dead_owners": ("jobs_owned", [1.0]),
-    "limit_doubt": ("jobs_state", [1.0, 2.0]),
-    "spread_due_times": ("jobs_state", [1.0, 60.0]),
-    "jobs_sent_by_owner": ("jobs_owned", ["owner"]),
-    "purge_jobs": ("jobs_over", [10.0, 100, []]),
+POSTGRES = {
+    "job_by_id": "jobs_pkey",
+    "job_by_key": "jobs_key_hash_key",
+    "job_by_task": "tasks_pkey",
+    "unsaved_jobs": "jobs_unsaved",
+    "hand_over_job": "jobs_handover",
+    "next_handover": "jobs_handover",
+    "next_due": "jobs_due",
+    "count_open_jobs": "jobs_state",
+    "mark_dead_owners": "jobs_state",
+    "release_leases_of_dead_owners": "jobs_owned",
+    "limit_doubt": "jobs_state",
+    "spread_due_times": "jobs_state",
+    "jobs_sent_by_owner": "jobs_owned",
+    "purge_jobs": "jobs_over",
 }
 
 
-async def postgres_plan(connection: Any, statement: str, *values: Any) -> set[str]:
-    """The indexes that it uses, without their prefix."""
-    plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
+async def postgres_plan(connection: Any, statement: str, count: int) -> set[str]:
+    """The indexes that it uses, without their prefix, whatever its values are."""
+    values = ", ".join(["NULL"] * count)
+    await connection.execute(f"PREPARE statement AS {statement}")
+    plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE statement{f'({values})' if count else ''}")
+    await connection.execute("DEALLOCATE statement")
     nodes = list(_nodes(json.loads(plan)[0]["Plan"]))
     for node in nodes:
         is_ours = node.get("Relation Name", "").removeprefix("xiling_") in ("jobs", "tasks", "metadata")

@@ -26,6 +26,7 @@ from xiling_async import (
     Client,
     ConfigurationError,
     MemoryStore,
+    PostgresOptions,
     PostgresStore,
     StoreError,
     WebhookReceiver,
@@ -264,10 +265,10 @@ CHILD = """
 import asyncio, sys
 sys.path[:0] = sys.argv[3].split(":")
 from test_store_contract import job
-from xiling_async import PostgresStore
+from xiling_async import PostgresOptions, PostgresStore
 
 async def main():
-    store = PostgresStore(sys.argv[1], schema=sys.argv[2], heartbeat_s=0.25)
+    store = PostgresStore(sys.argv[1], schema=sys.argv[2], options=PostgresOptions(heartbeat_s=0.25))
     await store.open()
     await store.recover_orphans(0.0, doubt_s=60, per_second=20)
     await store.add(job(int(sys.argv[4])))
@@ -670,7 +671,7 @@ async def test_schema_and_prefix_are_honoured() -> None:
         await notes.state(job(1).id, State.UNCERTAIN)
         assert notes.told_of == [job(1).id]
         tables = await look.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1", schema)
-        names = ("jobs", "kept", "owners", "tasks")
+        names = ("jobs", "kept", "metadata", "owners", "tasks")
         assert {row[0] for row in tables} == {*names, *(f"Other_{name}" for name in names)}
 
 
@@ -990,13 +991,21 @@ def test_sslmode_is_honoured() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"schema": ""}, {"schema": "x" * 64}, {"table_prefix": "a-b"}, {"table_prefix": "x" * 41}, {"pool_size": 0},
-     {"heartbeat_s": 0}],
+     {"heartbeat_s": 0}, {"owner": 7}, {"connect": "x"}, {"listen_dsn": "pass-w0rd"}, {"migrate": 1}],
     ids=str,
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     """Before anything is connected."""
     with pytest.raises(ConfigurationError):
-        PostgresStore("postgresql://h/d", **options)
+        pg_store("postgresql://h/d", **options)
+
+
+def test_options_show_no_password() -> None:
+    """Neither their repr nor a pickle."""
+    options = PostgresOptions(listen_dsn="postgresql://u:pass-w0rd@h/d", connect={"password": "pass-w0rd"})
+    assert "pass-w0rd" not in repr(options)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(options)
 
 
 def test_without_asyncpg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,14 +159,14 @@ async def test_refused_callbacks_are_told_by_reason(sim: Simulator) -> None:
         assert await post(session, url, callback_body("i2v-of-somebody-else")) == 409
         assert await post(session, url, b"{}", **{"Content-Encoding": "gzip"}) == 415
         assert client.stats().callbacks_refused == {
-            "not_found": 1, "malformed": 1, "too_large": 1, "strange": 1, "encoded": 1,
+            "not_found": 1, "malformed": 1, "too_large": 1, "unknown_task": 1, "encoded": 1,
         }  # fmt: skip
     told = [(event.reason, event.status, event.job_id) for event in heard.of(CallbackRefused)]
     assert told == [
         ("not_found", 404, None),
         ("malformed", 400, job.id),
         ("too_large", 413, job.id),
-        ("strange", 409, job.id),
+        ("unknown_task", 409, job.id),
         ("encoded", 415, job.id),
     ]
     assert heard.of(CallbackTaken) == []

@@ -1,4 +1,4 @@
-"""The fixtures for people's own tests: the documented example runs under each way of running async tests."""
+"""The pytest plugin: the documented example runs under each way of running async tests."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ HOW = {
 
 
 @pytest.fixture
-def people(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Somebody's project; pytest runs in this process, which is quicker."""
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project that uses the fixtures; pytest runs in this process, which is quicker."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{FIXTURES}")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.syspath_prepend(FIXTURES)
     return pytester
 
 
-def run(people: pytest.Pytester, source: str, ini: str = "", *options: str) -> pytest.RunResult:
+def run(project: pytest.Pytester, source: str, ini: str = "", *options: str) -> pytest.RunResult:
     loop = "" if "no:asyncio" in options else "asyncio_default_fixture_loop_scope = function"
-    people.makeini(f"[pytest]\nfilterwarnings = error\n{loop}\n{ini}")
-    people.makepyfile(source)
+    project.makeini(f"[pytest]\nfilterwarnings = error\n{loop}\n{ini}")
+    project.makepyfile(source)
     # By its name, and not by its entry point: this checkout need not be installed.
-    return people.runpytest_inprocess("-p", "no:xiling_async", "-p", "xiling_async_fixtures", "-p", "no:cov", *options)
+    return project.runpytest_inprocess("-p", "no:xiling_async", "-p", "xiling_async_fixtures", "-p", "no:cov", *options)
 
 
 @pytest.mark.parametrize("way", HOW)
-def test_the_documented_example_passes(people: pytest.Pytester, way: str) -> None:
+def test_the_documented_example_passes(project: pytest.Pytester, way: str) -> None:
     """Paid once; not twice when the answer is lost; minutes of waiting take none. No warning, nothing left open."""
     ini, head, options = HOW[way]
-    result = run(people, f"{head}\n{EXAMPLE}", ini, *options)
+    result = run(project, f"{head}\n{EXAMPLE}", ini, *options)
     result.assert_outcomes(passed=3)
 
 
 @pytest.mark.parametrize("number", range(len(READMES)))
-def test_the_readmes_example_passes(people: pytest.Pytester, number: int) -> None:
+def test_the_readmes_example_passes(project: pytest.Pytester, number: int) -> None:
     """Its `py` blocks are test modules, and pass as they stand."""
-    result = run(people, READMES[number], "asyncio_mode = auto")
+    result = run(project, READMES[number], "asyncio_mode = auto")
     assert result.ret == 0
     assert result.parseoutcomes()["passed"]
 
 
-def test_a_double_payment_is_seen(people: pytest.Pytester) -> None:
-    """The ledger tells on code that buys twice: the example without its key fails."""
+def test_a_double_payment_is_seen(project: pytest.Pytester) -> None:
+    """The ledger reveals code that buys twice: the example without its key fails."""
     bad = EXAMPLE.replace(', key=f"order-{number}"', "")
     assert bad != EXAMPLE
-    result = run(people, bad, "asyncio_mode = auto")
+    result = run(project, bad, "asyncio_mode = auto")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*assert first == again*"])
 
 
-def test_options_are_fixtures_to_override(people: pytest.Pytester) -> None:
+def test_options_are_fixtures_to_override(project: pytest.Pytester) -> None:
     """The simulator and the client are made with what the test module says."""
     source = """
         import pytest
@@ -96,10 +96,10 @@ def test_options_are_fixtures_to_override(people: pytest.Pytester) -> None:
             assert xiling_simulator.api_key == "another-key"
             assert repr(STORE) in repr(xiling_client)
     """
-    run(people, textwrap.dedent(source), "asyncio_mode = auto").assert_outcomes(passed=1)
+    run(project, textwrap.dedent(source), "asyncio_mode = auto").assert_outcomes(passed=1)
 
 
-def test_code_that_makes_its_own_client_reaches_the_simulator(people: pytest.Pytester) -> None:
+def test_code_that_makes_its_own_client_reaches_the_simulator(project: pytest.Pytester) -> None:
     """`xiling_environment` sets base URL and key; nothing has to be passed around."""
     source = """
         import pytest
@@ -111,12 +111,12 @@ def test_code_that_makes_its_own_client_reaches_the_simulator(people: pytest.Pyt
                     await client.job("i2v-1").refresh()
             assert [get.task_id for get in xiling_simulator.ledger.gets] == ["i2v-1"]
     """
-    run(people, textwrap.dedent(source), "asyncio_mode = auto").assert_outcomes(passed=1)
+    run(project, textwrap.dedent(source), "asyncio_mode = auto").assert_outcomes(passed=1)
 
 
-def test_a_test_that_nobody_can_run_says_why(people: pytest.Pytester) -> None:
-    """A test without a loop, and one on trio, are told what to do."""
-    result = run(people, "def test_it(xiling_client): pass")
+def test_a_test_that_cannot_run_says_why(project: pytest.Pytester) -> None:
+    """A test without a loop, and one on trio, get an error that says what to do."""
+    result = run(project, "def test_it(xiling_client): pass")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*are for async tests that pytest-asyncio or anyio runs*"])
     on_trio = """
@@ -128,18 +128,18 @@ def test_a_test_that_nobody_can_run_says_why(people: pytest.Pytester) -> None:
 
         def test_it(anyio_backend, xiling_client): pass
     """
-    result = run(people, textwrap.dedent(on_trio))
+    result = run(project, textwrap.dedent(on_trio))
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*let your fixture anyio_backend return*"])
 
 
-def test_who_does_not_use_it_pays_no_fixture(people: pytest.Pytester) -> None:
+def test_unused_fixtures_change_nothing(project: pytest.Pytester) -> None:
     """No test is changed by it: nothing is autouse, and `-p no:xiling_async` leaves it out."""
-    result = run(people, "def test_it(request): assert not [n for n in request.fixturenames if 'xiling' in n]")
+    result = run(project, "def test_it(request): assert not [n for n in request.fixturenames if 'xiling' in n]")
     result.assert_outcomes(passed=1)
 
 
-def test_the_entry_point_costs_nothing(people: pytest.Pytester) -> None:
+def test_the_entry_point_costs_nothing(project: pytest.Pytester) -> None:
     """What pytest loads in everybody's runs is the module that pyproject.toml names; it imports nothing of ours."""
     assert 'xiling_async = "xiling_async_fixtures"' in (ROOT / "pyproject.toml").read_text("utf-8")
     source = """
@@ -149,15 +149,15 @@ def test_the_entry_point_costs_nothing(people: pytest.Pytester) -> None:
             assert request.config.pluginmanager.has_plugin("xiling_async_fixtures")
             assert not [name for name in sys.modules if name.partition(".")[0] in ("xiling_async", "aiohttp")]
     """
-    people.makepyfile(textwrap.dedent(source))
-    people.makeini("[pytest]")
-    given = ("-p", "no:cov", "-p", "no:xiling_async", "-p", "xiling_async_fixtures")
-    people.run(sys.executable, "-m", "pytest", *given).assert_outcomes(passed=1)
+    project.makepyfile(textwrap.dedent(source))
+    project.makeini("[pytest]")
+    options = ("-p", "no:cov", "-p", "no:xiling_async", "-p", "xiling_async_fixtures")
+    project.run(sys.executable, "-m", "pytest", *options).assert_outcomes(passed=1)
 
 
-def test_the_library_does_not_import_the_plugin(people: pytest.Pytester) -> None:
+def test_the_library_does_not_import_the_plugin(project: pytest.Pytester) -> None:
     """`import xiling_async` brings neither pytest, nor the plugin, nor the simulator."""
     code = "import sys, xiling_async; print([n for n in sys.modules if n in %r])"
     unwanted = ("pytest", "xiling_async.testing.pytest_plugin", "xiling_async.simulator", "opentelemetry")
-    result = people.run(sys.executable, "-c", code % (unwanted,))
+    result = project.run(sys.executable, "-c", code % (unwanted,))
     result.stdout.fnmatch_lines(["[[]]"])

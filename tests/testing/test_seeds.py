@@ -67,7 +67,7 @@ async def _wait_for_nobody() -> None:
 
 
 def test_a_hang_is_found() -> None:
-    """A waiter whom nobody will ever wake does not pass for one who waits long."""
+    """A waiter that can never be woken is not taken for one that waits long."""
     loop = SeededLoop(random.Random(0), limit_s=LIMIT_S)
     with pytest.raises(Hang, match="nothing is left to happen"):
         loop.play(_wait_for_nobody())

@@ -311,10 +311,10 @@ def check_ids(before: JobRecord, event: Accepted, change: Change) -> None:
             "job %s: the service's answer named tasks %s, which could not be kept as its own (%s): keep the ids",
             before.id, ", ".join(lost[:SHOWN]), change.verdict.value,
         )  # fmt: skip
-    if strangers := [task_id for task_id in before.task_ids if task_id not in kept]:
+    if unknown := [task_id for task_id in before.task_ids if task_id not in kept]:
         log.error(
             "job %s: a callback named tasks %s before the service's answer, which names %s: the answer counts",
-            before.id, ", ".join(strangers), ", ".join(event.task_ids[:SHOWN]),
+            before.id, ", ".join(unknown), ", ".join(event.task_ids[:SHOWN]),
         )  # fmt: skip
 
 

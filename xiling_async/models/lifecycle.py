@@ -145,7 +145,7 @@ class Verdict(Enum):
     APPLIED = "applied"
     REPEAT = "repeat"  # already so
     CONFLICT = "conflict"  # a second, different end of a task: the first one stays
-    UNKNOWN_TASK = "strange"  # an attempt or a task id that is not this job's
+    UNKNOWN_TASK = "unknown_task"  # an attempt or a task id that is not this job's
     REFUSED = "refused"  # not legal in this state
     NO_JOB = "no job"  # the store does not know the job
 

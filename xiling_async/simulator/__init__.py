@@ -1,10 +1,10 @@
-"""The service in miniature: the generation API on a real socket, with faults on request.
+"""A simulation of the service: the generation API on a real socket, with faults on request.
 
-An independent witness: written from the public facts about the service, it imports nothing of the client.
+It is written from the public facts about the service and imports nothing of the client, so tests can rely on it.
 
     async with Simulator() as sim:
         sim.script(faults.drop_after_accept())
-        ...  # the next create is paid for, and its answer is lost
+        ...  # the next create is charged, and its answer is lost
         assert sim.ledger.paid_submits == 1
 """
 

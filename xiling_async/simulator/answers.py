@@ -1,51 +1,56 @@
-"""Answers of the service, and how they are put on the socket: whole, by half, not at all, or never."""
+"""Answers of the service, and how they are sent: whole, by half, not at all, or never."""
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Final, Literal
 
 import attrs
 from aiohttp import web
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.faults import Fault
-from xiling_async.simulator.parameters import PARAMETER_ERROR
+from xiling_async.simulator.fault import Script
+from xiling_async.simulator.kinds.base import parameter_error
 
 INVALID_TOKEN = 100002
 TASK_NOT_FOUND = 100003
+# Set when the service stops: whatever hangs or waits ends then.
+STOPPED: Final = web.AppKey("stopped", asyncio.Event)
 
 
 @attrs.frozen
 class Answer:
-    """What goes back over the connection, and how much of it."""
+    """What is sent over the connection, and how much of it."""
 
     status: int | None  # None: nothing
     body: bytes = b""
     headers: Mapping[str, str] = attrs.field(factory=dict)
     ending: Literal["whole", "half", "cut", "hang"] = "whole"
-    seconds: float | None = None  # how long it hangs before it is cut
+    hang_seconds: float | None = None  # then it is cut; None: no end
+
+
+CUT = Answer(None, ending="cut")
 
 
 def envelope(
     code: int, msg: str, *, status: int = 200, data: object = None, retry_after: float | str | None = None
 ) -> Answer:
-    """The service's JSON envelope; `data` is left out of errors."""
+    """The service's JSON envelope; errors have no `data`."""
     content: dict[str, object] = {"code": code, "msg": msg}
     if code == 0:
         content["data"] = data
-    headers = {"Content-Type": "application/json"}
-    return Answer(status, json.dumps(content).encode(), headers | _retry_after(retry_after))
+    return _json(content, status, retry_after)
 
 
 def upload_envelope(url: str, file_id: str, file_name: str) -> Answer:
-    """The other envelope, that of uploads."""
+    """The envelope of uploads, which differs."""
     result = {"url": url, "fileId": file_id, "fileName": file_name}
     return _json({"code": 0, "success": True, "message": {"global": "success"}, "result": result})
 
 
-def parameter_error(complaint: str, *, status: int = 400) -> Answer:
-    return envelope(PARAMETER_ERROR, f"Parameter error: {complaint}", status=status)
+def invalid_parameters(message: str, *, status: int = 400) -> Answer:
+    problem = parameter_error(message)
+    return envelope(problem.code, problem.msg, status=status)
 
 
 def unauthorised() -> Answer:
@@ -66,54 +71,56 @@ def storage_error(status: int, retry_after: float | str | None = None) -> Answer
     return Answer(status, body, {"Content-Type": "application/xml; charset=UTF-8"} | _retry_after(retry_after))
 
 
-def refusal(given: Iterable[Fault]) -> Answer | None:
-    """The answer that these faults want for a create that is not accepted; None: they do not refuse it."""
-    for fault in given:
+def refusal(script: Script) -> Answer | None:
+    """The answer to a create or upload that these faults refuse; None: they do not."""
+    for fault in script:
         match fault:
-            case faults.DropBeforeRead():
-                return Answer(None, ending="cut")
-            case faults.HangBeforeAccept():
+            case faults.drop_before_read():
+                return CUT
+            case faults.hang_before_accept():
                 return Answer(None, ending="hang")
-            case faults.RateLimited(retry_after):
+            case faults.rate_limited(retry_after):
                 return envelope(429, "Too many requests", status=429, retry_after=retry_after)
-            case faults.Redirect(location, code):
+            case faults.redirect(location, code):
                 return Answer(code, headers={"Location": location})
-            case faults.BusinessError(code, msg, http):
+            case faults.business_error(code, msg, http):
                 return envelope(code, msg, status=http)
-            case faults.Status(accept=False):
+            case faults.status(accept=False):
                 return _status(fault)
-            case faults.Garbage(body, accept=False, content_type=content_type):
+            case faults.garbage(body, accept=False, content_type=content_type):
                 return Answer(200, body, {"Content-Type": content_type})
     return None
 
 
-def acceptance(given: Iterable[Fault], plain: Answer) -> Answer:
-    """The answer to a create that was accepted and charged, or to an upload that was stored; `plain` without faults."""
-    for fault in given:
+def acceptance(script: Script, answer: Answer) -> Answer:
+    """The answer to a create that was charged or an upload that was stored; `answer` without faults."""
+    for fault in script:
         match fault:
-            case faults.DropAfterAccept():
-                return Answer(None, ending="cut")
-            case faults.DropMidAnswer():
-                return attrs.evolve(plain, ending="half")
-            case faults.Hang(seconds):
-                return Answer(None, ending="hang", seconds=seconds)
-            case faults.Status(accept=True):
+            case faults.drop_after_accept():
+                return CUT
+            case faults.drop_mid_answer():
+                return attrs.evolve(answer, ending="half")
+            case faults.hang(seconds):
+                return Answer(None, ending="hang", hang_seconds=seconds)
+            case faults.status(accept=True):
                 return _status(fault)
-            case faults.Garbage(body, accept=True, content_type=content_type):
+            case faults.garbage(body, accept=True, content_type=content_type):
                 return Answer(200, body, {"Content-Type": content_type})
-            case faults.AnswerData(value):
+            case faults.answer_data(value):
                 return envelope(0, "ok", data=value)
-            case faults.UploadAnswer(value):
+            case faults.upload_answer(value):
                 return _json(value)
-    return plain
+    return answer
 
 
-def _json(value: object) -> Answer:
-    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+def _json(content: object, status: int = 200, retry_after: float | str | None = None) -> Answer:
+    return Answer(
+        status, json.dumps(content).encode(), {"Content-Type": "application/json"} | _retry_after(retry_after)
+    )
 
 
-def _status(fault: faults.Status) -> Answer:
-    """The error envelope, or the body the fault brings: what gateways write is a page."""
+def _status(fault: faults.status) -> Answer:
+    """The error envelope, or the fault's own body: gateways send HTML pages."""
     if fault.body is None:
         code = fault.code if fault.business_code is None else fault.business_code
         return envelope(code, "Simulated status", status=fault.code, retry_after=fault.retry_after)
@@ -128,27 +135,39 @@ def _retry_after(value: float | str | None) -> dict[str, str]:
     return {"Retry-After": value if isinstance(value, str) else f"{value:.12g}"}
 
 
-async def write(request: web.Request, answer: Answer, stopped: asyncio.Event) -> web.StreamResponse:
-    """Write this answer; on return its last byte was handed to the socket.
+async def send(request: web.Request, answer: Answer) -> web.StreamResponse:
+    """Send this answer; on return its last byte is in the socket's buffer.
 
-    One that hangs ends with its time, with the client (the handler is cancelled), or with the service.
+    An answer that hangs ends with its time, with the client (the handler is cancelled), or with the service.
     """
     if answer.ending == "hang":
-        await pause(stopped, answer.seconds)
+        await pause(request, answer.hang_seconds)
     if answer.status is None:
         return cut(request)
-    if answer.ending == "half":
-        return await _write_half(request, answer, answer.status)
-    response = web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    response.content_length = len(answer.body)
     await response.prepare(request)
-    await response.write_eof()
+    if answer.ending == "half":
+        await response.write(answer.body[: len(answer.body) // 2])
+        request.protocol.force_close()
+        return response
+    await response.write_eof(answer.body)
     return response
 
 
 def cut(request: web.Request) -> web.StreamResponse:
-    """Cut the connection; what is returned is not sent."""
+    """Close the connection; the response that is returned is not sent."""
     request.protocol.force_close()
     return web.Response()
+
+
+async def pause(request: web.Request, seconds: float | None) -> bool:
+    """Wait for `seconds` (None: no end) or until the service stops; True if it stopped."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.app[STOPPED].wait()
+    except TimeoutError:
+        return False
 
 
 def headers_of(request: web.Request) -> dict[str, str]:
@@ -157,24 +176,4 @@ def headers_of(request: web.Request) -> dict[str, str]:
 
 
 async def not_found(request: web.Request) -> web.StreamResponse:
-    answer = no_such_path(request.path)
-    return web.Response(status=404, body=answer.body, headers=answer.headers)
-
-
-async def pause(stopped: asyncio.Event, seconds: float | None) -> bool:
-    """So many seconds (None: no end), or until the service stops; whether it did."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await stopped.wait()
-    except TimeoutError:
-        return False
-
-
-async def _write_half(request: web.Request, answer: Answer, status: int) -> web.StreamResponse:
-    """Announce the whole body, send half of it, and hang up."""
-    response = web.StreamResponse(status=status, headers=answer.headers)
-    response.content_length = len(answer.body)
-    await response.prepare(request)
-    await response.write(answer.body[: len(answer.body) // 2])
-    request.protocol.force_close()
-    return response
+    return await send(request, no_such_path(request.path))

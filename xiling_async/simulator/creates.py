@@ -1,216 +1,118 @@
-"""Creates: what is refused, what is sold, under which ids, and what is said of it later; no I/O."""
+"""Creates: which are refused, which are accepted, and what the status endpoint answers later. No I/O."""
 
 import json
 import random
-from collections import deque
-from collections.abc import Callable, Mapping
 
 import attrs
 
-from xiling_async.simulator import faults
-from xiling_async.simulator.answers import Answer, acceptance, envelope, parameter_error, refusal, task_not_found
+from xiling_async.simulator import answers, faults
+from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.directives import read_directives
-from xiling_async.simulator.faults import Fault
+from xiling_async.simulator.fault import Script
+from xiling_async.simulator.kinds.base import IMAGE_UNREACHABLE, Body, Kind, Problem
 from xiling_async.simulator.ledger import Ledger
-from xiling_async.simulator.media import files
-from xiling_async.simulator.parameters import IMAGE_UNREACHABLE, Kind, Problem, images
-
-
-@attrs.frozen(eq=False)
-class Job:
-    """One charged create and the faults it was given."""
-
-    kind: Kind
-    body: Mapping[str, object]
-    callback_url: str | None
-    given: tuple[Fault, ...]
-    tasks: list["Task"] = attrs.field(factory=list, repr=False)
-
-
-@attrs.define(eq=False)
-class Task:
-    """One output of a job."""
-
-    id: str
-    index: int
-    job: Job
-    status: str = "PENDING"
-    error_message: str = ""
-    gets: int = 0
-    callbacks: int = 0
-    url_number: int = 0  # how often its URLs were replaced
-    url_refused: bool = False  # its URLs are gone, and a request found out
-
-    def renew_urls(self) -> None:
-        """New URLs, if the old ones were tried in vain."""
-        self.url_number += self.url_refused
-        self.url_refused = False
-
-    def intended_end(self) -> tuple[str, str]:
-        """The status it ends with when no test interferes, and its error message."""
-        fault = faults.find(self.job.given, faults.Failed)
-        if fault is not None and (fault.which is None or self.index in fault.which):
-            return "FAILED", fault.message
-        return "SUCCEEDED", ""
-
-
-def result_data(task: Task, origin: str, state: str) -> dict[str, object]:
-    """What status and callback have in common, for a task in this state."""
-    done = state == "SUCCEEDED"
-    return {
-        "task_id": task.id,
-        "status": state,
-        **{
-            field: files.signed_url(origin, f"{task.id}.{suffix}", task.url_number) if done else ""
-            for field, suffix in task.job.kind.results.items()
-        },
-        "error_message": task.error_message if state == task.status else "",
-    }
-
-
-def status_data(task: Task, origin: str) -> dict[str, object]:
-    """`data` of the status endpoint. What is not known before the end is null."""
-    told = task.job.kind.facts(task.job.body)
-    done = task.status == "SUCCEEDED"
-    return result_data(task, origin, task.status) | (told if done else dict.fromkeys(told))
-
-
-def callback_body(task: Task, origin: str, state: str) -> bytes:
-    """The bytes of a callback that reports this state."""
-    raw = faults.find(task.job.given, faults.RawCallback)
-    if raw is not None:
-        return raw.body
-    data = result_data(task, origin, state)
-    fields = faults.find(task.job.given, faults.CallbackFields)
-    if fields is not None:
-        data |= fields.changes
-    envelope = {"code": 0, "msg": "ok", "task_type": task.job.kind.task_type, "data": data}
-    return json.dumps(envelope).encode()
-
-
-# Tasks one create can make when the parameter checks are off.
-LENIENT_COUNT_LIMIT = 100
+from xiling_async.simulator.media.storage import Storage
+from xiling_async.simulator.tasks import Job, Task
 
 
 @attrs.frozen
 class Decision:
-    """What becomes of one create: its answer, and the job when it was charged."""
+    """The result of one create: its answer, and the job if it was charged."""
 
     answer: Answer
-    given: tuple[Fault, ...] = ()
-    body: Mapping[str, object] | None = None
+    script: Script = ()
+    body: Body | None = None
     job: Job | None = None
 
 
 class Creates:
-    """Scripts, ids and tasks: everything the service remembers of what it sold."""
+    """Makes jobs and tasks, and changes their status."""
 
-    def __init__(self, ledger: Ledger, seed: int, is_dangling: Callable[[str], bool]) -> None:
-        self.tasks: dict[str, Task] = {}
-        self.default: tuple[Fault, ...] = ()
+    def __init__(self, ledger: Ledger, storage: Storage, seed: int) -> None:
         self._ledger = ledger
-        self._is_dangling = is_dangling  # whether a URL is one of the service's own where there is nothing
-        self._ids = random.Random(seed)  # noqa: S311 - ids that can be repeated, no secrets
-        self._scripts: deque[tuple[Fault, ...]] = deque()
+        self._storage = storage
+        self._ids = random.Random(seed)  # noqa: S311 - reproducible ids, not secrets
         self._refused_prompts: set[str] = set()
 
-    def script(self, given: tuple[Fault, ...]) -> None:
-        self._scripts.append(given)
-
-    def next_script(self) -> tuple[Fault, ...]:
-        return self._scripts.popleft() if self._scripts else self.default
-
-    def decide(self, kind: Kind, raw: bytes, scripted: tuple[Fault, ...], *, lenient: bool) -> Decision:
-        """What becomes of a create whose body was read; makes the job when it is accepted."""
+    def decide(self, kind: Kind, raw: bytes, script: Script, *, lenient: bool) -> Decision:
+        """Decide on a create whose body was read; makes the job if it is accepted."""
         body = _json_object(raw)
         try:
-            given = scripted + self._directed(body)
+            script += self._directives(body)
         except ValueError as error:
-            return Decision(parameter_error(str(error)), scripted, body)
-        refused = refusal(given)
+            return Decision(answers.invalid_parameters(str(error)), script, body)
+        refused = answers.refusal(script)
         if refused is not None:
-            return Decision(refused, given, body)
+            return Decision(refused, script, body)
         if body is None:
-            return Decision(parameter_error("the body is not a JSON object"), given)
-        problem = None if lenient else kind.check(body) or self._unreachable(body)
+            return Decision(answers.invalid_parameters("the body is not a JSON object"), script)
+        problem = None if lenient else kind.check(body) or self._missing_input(kind, body)
         if problem is not None:
-            return Decision(envelope(problem.code, problem.msg, status=400), given, body)
-        job = self._new_job(kind, body, given)
-        return Decision(
-            acceptance(given, envelope(0, "ok", data={"task_ids": [task.id for task in job.tasks]})), given, body, job
-        )
+            return Decision(answers.envelope(problem.code, problem.msg, status=400), script, body)
+        job = self._new_job(kind, body, script)
+        answer = answers.envelope(0, "ok", data={"task_ids": [task.id for task in job.tasks]})
+        return Decision(answers.acceptance(script, answer), script, body, job)
 
-    def status_answer(self, kind: Kind, task_id: str, origin: str) -> Answer:
-        """What the status endpoint says of this task."""
-        task = self.tasks.get(task_id)
-        if task is None or task.job.kind is not kind or faults.find(task.job.given, faults.NoStatusEndpoint):
-            return task_not_found()
-        fault = faults.find(task.job.given, faults.StatusFault)
+    def status_answer(self, kind: Kind, task_id: str) -> Answer:
+        """The answer of the status endpoint."""
+        task = self._storage.tasks.get(task_id)
+        if task is None or task.job.kind is not kind or task.job.fault(faults.no_status_endpoint):
+            return answers.task_not_found()
+        fault = task.job.fault(faults.status_fault)
         task.gets += 1
         if fault is not None and task.gets <= len(fault.codes):
             code = fault.codes[task.gets - 1]
-            return Answer(None, ending="cut") if code == 0 else envelope(code, "Simulated status", status=code)
+            return answers.envelope(code, "Simulated status", status=code) if code else answers.CUT
         task.renew_urls()
-        return envelope(0, "ok", data=status_data(task, origin))
+        return answers.envelope(0, "ok", data=task.status_data(self._storage.origin))
 
-    def move(self, task: Task, status: str, message: str = "") -> None:
+    def set_status(self, task: Task, status: str, message: str = "") -> None:
         """Change the status of a task, here and in the ledger."""
         task.status, task.error_message = status, message
-        self._ledger.moved(task.id, status)
+        self._ledger.task_status(task.id, status)
 
-    def run(self, job: Job) -> None:
-        """The tasks of this job are being worked on."""
+    def start(self, job: Job) -> None:
+        """All tasks of this job are in progress."""
         for task in job.tasks:
-            self.move(task, job.kind.running)
+            self.set_status(task, job.kind.running_status)
 
     def end(self, job: Job) -> None:
-        """The tasks of this job end as their faults want it."""
+        """All tasks of this job end, as its script says."""
         for task in job.tasks:
-            self.move(task, *task.intended_end())
+            self.set_status(task, *task.scripted_end())
 
-    def _directed(self, body: Mapping[str, object] | None) -> tuple[Fault, ...]:
-        """What the prompt asks for; a refusal once for the same prompt, so that a second try succeeds."""
+    def _directives(self, body: Body | None) -> Script:
+        """The faults that the prompt requests; refusals only once for each prompt, so that a second try succeeds."""
         prompt = None if body is None else body.get("prompt")
         if not isinstance(prompt, str):
             return ()
-        given = read_directives(prompt)
-        accepting = tuple(fault for fault in given if refusal((fault,)) is None)
-        if len(accepting) == len(given):
-            return given
-        if prompt in self._refused_prompts:
+        script = read_directives(prompt)
+        accepting = tuple(fault for fault in script if answers.refusal((fault,)) is None)
+        if accepting == script or prompt in self._refused_prompts:
             return accepting
         self._refused_prompts.add(prompt)
-        return given
+        return script
 
-    def _unreachable(self, body: Mapping[str, object]) -> Problem | None:
-        """Pictures of others are taken on trust; of its own the service knows which there are."""
-        if any(self._is_dangling(image) for image in images(body)):
+    def _missing_input(self, kind: Kind, body: Body) -> Problem | None:
+        """Inputs on the service's own origin must exist; other hosts are not asked."""
+        if any(self._storage.is_missing(url) for url in kind.input_urls(body)):
             return Problem(IMAGE_UNREACHABLE, "Image URL not reachable")
         return None
 
-    def _new_job(self, kind: Kind, body: Mapping[str, object], given: tuple[Fault, ...]) -> Job:
-        url = body.get("callback_url")
-        job = Job(kind, body, url if isinstance(url, str) else None, given)
-        wanted = faults.find(given, faults.Ids)
-        for index in range(_count(body) if wanted is None else wanted.n):
-            task = Task(f"{kind.prefix}-{self._ids.getrandbits(128):032x}", index, job)
+    def _new_job(self, kind: Kind, body: Body, script: Script) -> Job:
+        job = Job(kind, body, script)
+        fixed = job.fault(faults.ids)
+        for index in range(kind.output_count(body) if fixed is None else fixed.n):
+            task = Task(f"{kind.id_prefix}-{self._ids.getrandbits(128):032x}", index, job)
             job.tasks.append(task)
-            self.tasks[task.id] = task
-            self.move(task, task.status)
+            self._storage.tasks[task.id] = task
+            self.set_status(task, task.status)
         return job
 
 
 def _json_object(raw: bytes) -> dict[str, object] | None:
     try:
-        parsed: object = json.loads(raw)
+        body: object = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _count(body: Mapping[str, object]) -> int:
-    """How many outputs were ordered; with the checks off anything may stand there."""
-    count = body.get("generate_count", 1)
-    if isinstance(count, bool) or not isinstance(count, int):
-        return 1
-    return min(max(count, 1), LENIENT_COUNT_LIMIT)
+    return body if isinstance(body, dict) else None

@@ -1,7 +1,7 @@
-"""What a fault is: the base of the vocabulary, and how the service looks for one among those it was given."""
+"""What a fault is, and the scripts that say which request gets which faults."""
 
-import re
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable
 from typing import ClassVar, TypeVar
 
 import attrs
@@ -9,36 +9,51 @@ import attrs
 
 @attrs.frozen
 class Fault:
-    """One thing that goes wrong; `name` is the word for it in the ledger."""
+    """One thing that goes wrong. `used_by` lists the scripts that accept it: of creates, uploads or media."""
 
-    name: ClassVar[str] = "fault"
+    used_by: ClassVar[tuple[str, ...]] = ("creates",)
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    @property
+    def name(self) -> str:
+        """The word for it in scripts, directives and the ledger."""
+        return type(self).__name__
 
 
+Script = tuple[Fault, ...]
 F = TypeVar("F", bound=Fault)
 
 
-def find(given: Iterable[Fault], kind: type[F]) -> F | None:
-    """The first fault of this type, if there is one."""
-    return next((fault for fault in given if isinstance(fault, kind)), None)
+def find(script: Iterable[Fault], kind: type[F]) -> F | None:
+    """The first fault of this type, or None."""
+    return next((fault for fault in script if isinstance(fault, kind)), None)
 
 
-def names(given: Iterable[Fault]) -> tuple[str, ...]:
-    return tuple(fault.name for fault in given)
+def names(script: Script) -> tuple[str, ...]:
+    return tuple(fault.name for fault in script)
 
 
-def checked(given: tuple[Fault, ...], whose: str, fits: Callable[[Fault], bool]) -> tuple[Fault, ...]:
-    """These faults, all of a kind that is looked for here.
+class Scripts:
+    """The queue of scripts, one for each request, and the default for requests without one."""
 
-    Raises:
-        TypeError: `faults.hang` for `faults.hang()`, or a fault of something else: it would go unnoticed.
-    """
-    for fault in given:
-        if not isinstance(fault, Fault):
-            raise TypeError(f"not a fault: {fault!r}")
-        if not fits(fault):
-            raise TypeError(f"not a fault of {whose}: {fault!r}")
-    return given
+    def __init__(self, user: str) -> None:
+        self.default: Script = ()
+        self._user = user
+        self._queue: deque[Script] = deque()
+
+    def add(self, script: Script) -> None:
+        self._queue.append(self._checked(script))
+
+    def set_default(self, script: Script) -> None:
+        self.default = self._checked(script)
+
+    def next(self) -> Script:
+        return self._queue.popleft() if self._queue else self.default
+
+    def _checked(self, script: Script) -> Script:
+        """The same faults. Raises TypeError: `faults.hang` for `faults.hang()`, or a fault that would be ignored."""
+        for fault in script:
+            if not isinstance(fault, Fault):
+                raise TypeError(f"not a fault: {fault!r}")
+            if self._user not in fault.used_by:
+                raise TypeError(f"not a fault of {self._user}: {fault!r}")
+        return script

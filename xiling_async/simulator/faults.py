@@ -1,111 +1,69 @@
-"""The fault vocabulary: what can go wrong with one create and its tasks, as plain frozen values.
+# ruff: noqa: I001, N801 - a fault is written in lower case, in scripts as in directives
+"""The fault vocabulary: what can go wrong with creates, uploads, tasks and callbacks; result files: `media/faults.py`.
 
-Several faults may be given to one create. Of those that decide the answer the first one counts, and those
-that refuse come before those that accept. Uploads know those of the connection and the answer; what goes wrong
-with result files is in `media_faults`, and is given to a create as well.
+Several faults may be combined in one script. Among those that decide the answer the first one counts, and refusals
+precede acceptances.
 """
 
 from collections.abc import Iterable
 
 import attrs
 
-from xiling_async.simulator.fault import Fault, find
+from xiling_async.simulator.fault import Fault as Fault
 from xiling_async.simulator.media.faults import (
-    big_media,
-    changing_media,
-    cut_media,
-    gzip_media,
-    media_bytes,
-    media_gone,
-    media_redirect,
-    media_status,
-    no_etag,
-    no_hash,
-    no_length,
-    no_ranges,
-    slow_media,
-    stalled_media,
-    wrong_hash,
-    wrong_length,
+    big_media as big_media,
+    changing_media as changing_media,
+    cut_media as cut_media,
+    gzip_media as gzip_media,
+    media_bytes as media_bytes,
+    media_gone as media_gone,
+    media_redirect as media_redirect,
+    media_status as media_status,
+    no_etag as no_etag,
+    no_hash as no_hash,
+    no_length as no_length,
+    no_ranges as no_ranges,
+    slow_media as slow_media,
+    stalled_media as stalled_media,
+    wrong_hash as wrong_hash,
+    wrong_length as wrong_length,
 )
 
-__all__ = [
-    "Fault",
-    "answer_data",
-    "big_media",
-    "business_error",
-    "callback_fields",
-    "callback_retry",
-    "changing_media",
-    "cut_media",
-    "drop_after_accept",
-    "drop_before_read",
-    "drop_mid_answer",
-    "duplicate_callback",
-    "early_callback",
-    "failed",
-    "find",
-    "garbage",
-    "gzip_media",
-    "hang",
-    "hang_before_accept",
-    "ids",
-    "latency",
-    "lost_callback",
-    "media_bytes",
-    "media_gone",
-    "media_redirect",
-    "media_status",
-    "no_etag",
-    "no_hash",
-    "no_length",
-    "no_ranges",
-    "no_status_endpoint",
-    "out_of_order",
-    "progress_callback",
-    "rate_limited",
-    "raw_callback",
-    "redirect",
-    "slow_media",
-    "stalled_media",
-    "status",
-    "status_fault",
-    "upload_answer",
-    "wrong_hash",
-    "wrong_length",
-]
+
+class AnswerFault(Fault):
+    """A fault of the connection or the answer, for creates and uploads."""
+
+    used_by = ("creates", "uploads")
 
 
-# --- the connection and the answer, nothing charged --------------------------------------------------------
+# --- the connection and the answer, not charged ------------------------------------------------------------
 
 
-@attrs.frozen
-class DropBeforeRead(Fault):
+class drop_before_read(AnswerFault):
     """The connection is cut before the body is read."""
 
 
-@attrs.frozen
-class HangBeforeAccept(Fault):
-    """The body is read, nothing is created, no answer ever comes."""
+class hang_before_accept(AnswerFault):
+    """The body is read, nothing is created, and no answer is sent."""
 
 
 @attrs.frozen
-class RateLimited(Fault):
-    """HTTP 429, with `Retry-After` (seconds or an HTTP date) when given."""
+class rate_limited(AnswerFault):
+    """HTTP 429, with `Retry-After` (seconds or an HTTP date) if set."""
 
     retry_after: float | str | None = None
 
 
 @attrs.frozen
-class Redirect(Fault):
-    """The answer points elsewhere."""
+class redirect(AnswerFault):
+    """A redirect to `location`."""
 
     location: str
     code: int = 307
 
 
 @attrs.frozen
-class BusinessError(Fault):
+class business_error(AnswerFault):
     """The error envelope with this business code, under this HTTP status."""
 
     code: int
@@ -114,8 +72,8 @@ class BusinessError(Fault):
 
 
 @attrs.frozen
-class Status(Fault):
-    """This HTTP status; with `accept` the job was created and charged all the same.
+class status(AnswerFault):
+    """This HTTP status; with `accept` the job is created and charged all the same.
 
     `body` replaces the error envelope, whose code is `business_code`, else the HTTP status itself.
     """
@@ -128,8 +86,8 @@ class Status(Fault):
 
 
 @attrs.frozen
-class Garbage(Fault):
-    """HTTP 200 with a body that is not an envelope."""
+class garbage(AnswerFault):
+    """HTTP 200 with a body that is not an envelope; charged unless `accept` is False."""
 
     body: bytes = b"<html><body>It works!</body></html>"
     accept: bool = True
@@ -139,40 +97,40 @@ class Garbage(Fault):
 # --- the connection and the answer, charged ----------------------------------------------------------------
 
 
-@attrs.frozen
-class DropAfterAccept(Fault):
-    """Accepted and charged; the connection is cut with no answer."""
+class drop_after_accept(AnswerFault):
+    """Accepted and charged; the connection is cut without an answer."""
+
+
+class drop_mid_answer(AnswerFault):
+    """Accepted and charged; the connection is cut after half of the answer's body."""
 
 
 @attrs.frozen
-class DropMidAnswer(Fault):
-    """Accepted and charged; the answer breaks off after half its body."""
-
-
-@attrs.frozen
-class Hang(Fault):
+class hang(AnswerFault):
     """Accepted and charged; no answer. The connection is cut after `seconds`, or stays open (None)."""
 
     seconds: float | None = None
 
 
 @attrs.frozen
-class Ids(Fault):
-    """So many tasks are made, and so many ids answered, whatever was asked."""
+class ids(Fault):
+    """Exactly `n` tasks are created and answered, whatever was ordered."""
 
     n: int
 
 
 @attrs.frozen
-class AnswerData(Fault):
+class answer_data(Fault):
     """Accepted and charged; `data` of the answer is this value verbatim."""
 
     value: object
 
 
 @attrs.frozen
-class UploadAnswer(Fault):
+class upload_answer(Fault):
     """The upload is stored; the answer is HTTP 200 with this value as its JSON, verbatim."""
+
+    used_by = ("uploads",)
 
     value: object
 
@@ -181,8 +139,8 @@ class UploadAnswer(Fault):
 
 
 @attrs.frozen
-class Latency(Fault):
-    """The generation of this job takes so many seconds."""
+class latency(Fault):
+    """The generation takes this many seconds."""
 
     seconds: float
 
@@ -192,7 +150,7 @@ def _indexes(which: Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 @attrs.frozen
-class Failed(Fault):
+class failed(Fault):
     """Tasks end FAILED: those at the indexes `which`, or all of them (None)."""
 
     message: str = "Generation failed"
@@ -202,50 +160,49 @@ class Failed(Fault):
 # --- the callback ------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class EarlyCallback(Fault):
-    """The callbacks are sent and answered before the answer of the create itself is written."""
+class early_callback(Fault):
+    """The callbacks are sent and answered before the create is answered."""
 
 
 @attrs.frozen
-class DuplicateCallback(Fault):
-    """Each callback is sent so many times in total."""
+class duplicate_callback(Fault):
+    """Each callback is sent `times` times in total."""
 
     times: int = 2
 
 
-@attrs.frozen
-class LostCallback(Fault):
-    """No callback is sent; the status endpoint knows the end."""
+class lost_callback(Fault):
+    """No callback is sent; the status endpoint reports the end."""
+
+
+class out_of_order(Fault):
+    """The last task is reported first, and a stale progress report follows each end."""
+
+
+class progress_callback(Fault):
+    """A progress report precedes the end."""
 
 
 @attrs.frozen
-class OutOfOrder(Fault):
-    """The last task is reported first, and each end is followed by a stale report of progress."""
-
-
-@attrs.frozen
-class ProgressCallback(Fault):
-    """A report of progress precedes the end."""
-
-
-@attrs.frozen
-class RawCallback(Fault):
+class raw_callback(Fault):
     """The body of each callback is replaced by these bytes."""
 
     body: bytes
 
 
-@attrs.frozen
-class CallbackFields(Fault):
+@attrs.frozen(init=False)
+class callback_fields(Fault):
     """These fields are merged into `data` of each callback."""
 
     changes: dict[str, object]
 
+    def __init__(self, **changes: object) -> None:
+        self.__attrs_init__(changes)
+
 
 @attrs.frozen
-class CallbackRetry(Fault):
-    """A callback that is not answered 2xx is repeated, at most so many times after the first."""
+class callback_retry(Fault):
+    """A callback that is not answered 2xx is repeated, at most `times` times after the first."""
 
     times: int
 
@@ -253,49 +210,15 @@ class CallbackRetry(Fault):
 # --- the status endpoint -----------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class NoStatusEndpoint(Fault):
-    """The status endpoint says that it does not know the tasks."""
+class no_status_endpoint(Fault):
+    """The status endpoint does not know the tasks."""
 
 
-@attrs.frozen
-class StatusFault(Fault):
+@attrs.frozen(init=False)
+class status_fault(Fault):
     """The first GETs of each task are answered with these HTTP statuses; 0 cuts the connection."""
 
     codes: tuple[int, ...]
 
-
-def callback_fields(**changes: object) -> CallbackFields:
-    """Merge these fields into `data` of each callback."""
-    return CallbackFields(changes)
-
-
-def status_fault(*codes: int) -> StatusFault:
-    """Answer the first GETs of each task with these HTTP statuses; 0 cuts the connection."""
-    return StatusFault(codes)
-
-
-# The words of the vocabulary, as scripts write them.
-answer_data = AnswerData
-business_error = BusinessError
-callback_retry = CallbackRetry
-drop_after_accept = DropAfterAccept
-drop_before_read = DropBeforeRead
-drop_mid_answer = DropMidAnswer
-duplicate_callback = DuplicateCallback
-early_callback = EarlyCallback
-failed = Failed
-garbage = Garbage
-hang = Hang
-hang_before_accept = HangBeforeAccept
-ids = Ids
-latency = Latency
-lost_callback = LostCallback
-no_status_endpoint = NoStatusEndpoint
-out_of_order = OutOfOrder
-progress_callback = ProgressCallback
-rate_limited = RateLimited
-raw_callback = RawCallback
-redirect = Redirect
-status = Status
-upload_answer = UploadAnswer
+    def __init__(self, *codes: int) -> None:
+        self.__attrs_init__(codes)

@@ -1,4 +1,4 @@
-"""The ledger: what the service saw and what it charged, as append-only lists of frozen records."""
+"""The ledger: what the service received and charged, as append-only lists of frozen records."""
 
 import asyncio
 from collections import Counter
@@ -12,7 +12,7 @@ TERMINAL = frozenset({"SUCCEEDED", "FAILED"})
 
 @attrs.frozen(kw_only=True)
 class PostRecord:
-    """One create POST, written down when its fate was decided, before a byte of the answer was sent."""
+    """One create POST, recorded before a byte of its answer is sent."""
 
     number: int  # in order of arrival, from 1
     task_ids: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class PostRecord:
 
 @attrs.frozen
 class GetRecord:
-    """One status GET and the HTTP status it was answered with."""
+    """One status GET and the HTTP status of its answer."""
 
     task_id: str
     status: int
@@ -35,7 +35,7 @@ class GetRecord:
 
 @attrs.frozen
 class CallbackRecord:
-    """One callback that was sent: `status` is the receiver's answer, None when it gave none."""
+    """One callback that was sent: `status` is the receiver's HTTP status, None without an answer."""
 
     task_id: str
     url: str = attrs.field(repr=False)
@@ -46,7 +46,7 @@ class CallbackRecord:
 
 @attrs.frozen(kw_only=True)
 class UploadRecord:
-    """One upload POST, written down when its fate was decided, before a byte of the answer was sent."""
+    """One upload POST, recorded before a byte of its answer is sent."""
 
     number: int  # in order of arrival, from 1
     read: bool = False  # the whole body arrived and was read
@@ -63,9 +63,9 @@ class UploadRecord:
 
 @attrs.frozen(kw_only=True)
 class MediaRecord:
-    """One request for a result file, written down before the client can have seen the end of the answer.
+    """One request for a result file, recorded before the client can have seen the end of the answer.
 
-    Several at a time are written down in the order they end; `number` tells the order they came in.
+    Concurrent requests are recorded in the order in which they end; `number` is the order of arrival.
     """
 
     number: int  # in order of arrival, from 1
@@ -73,16 +73,16 @@ class MediaRecord:
     query: str = attrs.field(repr=False)
     headers: Mapping[str, str] = attrs.field(repr=False)  # names in lower case
     status: int  # 0: the connection was cut without an answer
-    sent: int = 0  # bytes of the body handed to the socket
+    sent: int = 0  # bytes of the body that were sent
 
     @property
     def range(self) -> str | None:
-        """The `Range` it asked for."""
+        """The `Range` header."""
         return self.headers.get("range")
 
     @property
     def carried_key(self) -> bool:
-        """Whether it had an Authorization (or `token`) header, which belongs to the API alone."""
+        """Whether it had an Authorization (or `token`) header, which only the API should receive."""
         return "authorization" in self.headers or "token" in self.headers
 
     @property
@@ -93,7 +93,7 @@ class MediaRecord:
 
 @attrs.define(eq=False)
 class Ledger:
-    """Everything the service saw, in order. `stalls` counts the files that stopped in the middle, as asked."""
+    """Everything the service received, in order. `stalls` counts the files that a fault stopped in the middle."""
 
     posts: list[PostRecord] = attrs.field(factory=list)
     gets: list[GetRecord] = attrs.field(factory=list)
@@ -103,7 +103,7 @@ class Ledger:
     posts_read: int = 0
     stalls: int = 0
     _tasks: dict[str, str] = attrs.field(factory=dict, repr=False)
-    _waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = attrs.field(factory=list, repr=False)
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
 
     # --- reading ---
 
@@ -130,10 +130,10 @@ class Ledger:
 
     @property
     def unacknowledged(self) -> tuple[str, ...]:
-        """Tasks whose end was called back, and no such callback was answered 2xx."""
+        """Tasks whose end was called back without a 2xx answer."""
         ends = [callback for callback in self.callbacks if callback.state in TERMINAL]
-        heard = {end.task_id for end in ends if end.status is not None and 200 <= end.status < 300}
-        return tuple(dict.fromkeys(end.task_id for end in ends if end.task_id not in heard))
+        acknowledged = {end.task_id for end in ends if end.status is not None and 200 <= end.status < 300}
+        return tuple(dict.fromkeys(end.task_id for end in ends if end.task_id not in acknowledged))
 
     @property
     def media_with_key(self) -> tuple[MediaRecord, ...]:
@@ -146,7 +146,7 @@ class Ledger:
         return tuple(record for record in self.media if record.carried_cookie)
 
     def summary(self) -> dict[str, int]:
-        """The counts, for people."""
+        """The counts."""
         return {
             "posts": len(self.posts),
             "paid_submits": self.paid_submits,
@@ -161,7 +161,7 @@ class Ledger:
             "media_with_key": len(self.media_with_key),
         }
 
-    # --- writing, by the service alone ---
+    # --- writing, by the service only ---
 
     def post(self, record: PostRecord) -> None:
         self.posts.append(record)
@@ -188,24 +188,17 @@ class Ledger:
         self.stalls += 1
         self.happened()
 
-    def moved(self, task_id: str, status: str) -> None:
+    def task_status(self, task_id: str, status: str) -> None:
         self._tasks[task_id] = status
 
     # --- waiting ---
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until this holds; asked again after each thing that happened."""
-        if holds():
-            return
-        waiter = (holds, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
-        try:
-            await waiter[1]
-        finally:
-            self._waiting.remove(waiter)
+    async def until(self, predicate: Callable[[], bool]) -> None:
+        """Wait until the predicate holds; it is evaluated after each event."""
+        while not predicate():
+            await self._changed.wait()
 
     def happened(self) -> None:
-        """Wake those whose condition holds now."""
-        for holds, future in self._waiting:
-            if not future.done() and holds():
-                future.set_result(None)
+        """Wake all waiters."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The service itself: the aiohttp application that sells tasks, and the handle that tests and people hold."""
+"""The simulated service: the aiohttp application, and the object that tests and `xiling simulate` use."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -10,35 +10,38 @@ import attrs
 from aiohttp import web
 from yarl import URL
 
-from xiling_async.simulator import faults
-from xiling_async.simulator.answers import Answer, cut, headers_of, not_found, parameter_error, unauthorised, write
-from xiling_async.simulator.callbacks import CallbackSender, Generations
-from xiling_async.simulator.creates import Creates, Decision, Job
-from xiling_async.simulator.fault import Fault, checked, names
+from xiling_async.simulator import answers, faults
+from xiling_async.simulator.answers import Answer
+from xiling_async.simulator.callbacks import Generations
+from xiling_async.simulator.creates import Creates, Decision
+from xiling_async.simulator.fault import Fault, Scripts, find, names
+from xiling_async.simulator.kinds import KINDS
+from xiling_async.simulator.kinds.base import Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
-from xiling_async.simulator.media.delivery import Note, deliver
-from xiling_async.simulator.media.faults import MediaFault
+from xiling_async.simulator.media.delivery import MediaEntry, deliver
 from xiling_async.simulator.media.storage import Storage
 from xiling_async.simulator.media.uploads import Uploads
-from xiling_async.simulator.parameters import KINDS, Kind
+from xiling_async.simulator.tasks import Job, Task
 
-# How long a client that stalls in the middle of its request can delay the end.
+# How long a client that stalls in the middle of its request can delay the shutdown.
 SHUTDOWN_TIMEOUT_S = 0.05
-_TOO_LARGE = parameter_error("the body is too large", status=413)
 
 
 class Simulator:
-    """The service on a real socket, for the time of an `async with`.
+    """The service on a real socket, inside an `async with`.
 
     Args:
-        api_key: the one bearer token it accepts.
+        api_key: the only bearer token it accepts.
         host: the address to listen on.
         port: the port to listen on; 0 takes a free one.
-        latency: seconds a generation takes; 0 ends it as soon as the create was answered.
+        latency: seconds a generation takes; 0 ends it as soon as the create is answered.
         seed: of the task ids; the same seed makes the same ids.
         manual: tasks wait for `finish`, `progress` and `set_result` instead of ending by themselves.
-        callback_timeout: seconds the receiver of a callback has to answer.
+
     """
+
+    lenient = False  # True: creates are accepted without parameter checks
+    callback_timeout = 10.0  # seconds a receiver has to answer a callback; set it before the simulator starts
 
     def __init__(
         self,
@@ -49,32 +52,31 @@ class Simulator:
         latency: float = 0.0,
         seed: int = 0,
         manual: bool = False,
-        callback_timeout: float = 10.0,
     ) -> None:
         self.api_key = api_key
         self.host = host
         self.port = port
         self.latency = latency
         self.manual = manual
-        self.lenient = False
         self.ledger = Ledger()
-        self._callback_timeout = callback_timeout
-        self._creates = Creates(self.ledger, seed, self._is_dangling)
-        self._uploads = Uploads(self.ledger, seed)
-        self._storage = Storage(self._creates.tasks)
-        self._arrived = 0
-        self._media_asked = 0
+        self._scripts = Scripts("creates")
+        self._storage = Storage()
+        self._creates = Creates(self.ledger, self._storage, seed)
+        self._uploads = Uploads(self.ledger, self._storage, seed)
+        self._create_count = 0
+        self._media_count = 0
         self._released = asyncio.Event()
         self._released.set()
         self._stopped = asyncio.Event()
-        self._opened = AsyncExitStack()
+        self._exit_stack = AsyncExitStack()
 
-    # --- life ---
+    # --- start and stop ---
 
     async def __aenter__(self) -> Self:
         app = web.Application()
+        app[answers.STOPPED] = self._stopped
         self._add_routes(app)
-        # handler_cancellation: a create that hangs ends when its client goes away.
+        # handler_cancellation: a create that hangs ends when its client disconnects.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         try:
@@ -83,13 +85,13 @@ class Simulator:
             await runner.cleanup()
             raise
         self.port = int(runner.addresses[0][1])
-        self._sender = CallbackSender(self.origin, self.ledger, self._callback_timeout)
-        self._generations = Generations(self._creates, self._sender, self.ledger)
-        # Last in, first out: callers that wait are let go, the server ends, and with it what it still began.
-        self._opened.push_async_callback(self._sender.close)
-        self._opened.push_async_callback(self._generations.stop)
-        self._opened.push_async_callback(runner.cleanup)
-        self._opened.push_async_callback(self._generations.stop)
+        self._storage.origin = self.origin
+        self._generations = Generations(self._creates, self.ledger, self.origin, self.callback_timeout)
+        # In reverse order: jobs in progress end, the server stops, the jobs that it still began end.
+        self._exit_stack.push_async_callback(self._generations.close)
+        self._exit_stack.push_async_callback(self._generations.stop)
+        self._exit_stack.push_async_callback(runner.cleanup)
+        self._exit_stack.push_async_callback(self._generations.stop)
         return self
 
     async def __aexit__(
@@ -97,7 +99,7 @@ class Simulator:
     ) -> None:
         self._stopped.set()
         self._released.set()
-        await self._opened.aclose()
+        await self._exit_stack.aclose()
 
     def __repr__(self) -> str:
         posts, tasks = len(self.ledger.posts), len(self.ledger.tasks)
@@ -110,83 +112,88 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """Where the API is, as clients are configured with it."""
+        """The base URL for clients."""
         return f"{self.origin}/v1"
 
-    # --- what tests and people ask of it ---
+    # --- scripts and tasks ---
 
-    def script(self, *given: Fault) -> None:
-        """The faults of the next create without a script; none makes it a plain one."""
-        self._creates.script(checked(given, "creates", _is_of_creates))
+    def script(self, *script: Fault) -> None:
+        """Set the faults of the next create without a script; without arguments it has none."""
+        self._scripts.add(script)
 
-    def default(self, *given: Fault) -> None:
-        """The faults of every create that has no script of its own."""
-        self._creates.default = checked(given, "creates", _is_of_creates)
+    def default(self, *script: Fault) -> None:
+        """Set the faults of all creates without a script."""
+        self._scripts.set_default(script)
 
-    def media_default(self, *given: Fault) -> None:
-        """The faults of the result files of every create that was given no media fault of its own."""
-        self._storage.default = checked(given, "media", lambda fault: isinstance(fault, MediaFault))
+    def media_default(self, *script: Fault) -> None:
+        """Set the faults of the result files of all creates without a media fault."""
+        self._storage.scripts.set_default(script)
 
-    def script_upload(self, *given: Fault) -> None:
-        """The faults of the next upload without a script; none makes it a plain one."""
-        self._uploads.script(given)
+    def script_upload(self, *script: Fault) -> None:
+        """Set the faults of the next upload without a script; without arguments it has none."""
+        self._uploads.scripts.add(script)
 
-    def default_upload(self, *given: Fault) -> None:
-        """The faults of every upload that has no script of its own."""
-        self._uploads.by_default(given)
+    def default_upload(self, *script: Fault) -> None:
+        """Set the faults of all uploads without a script."""
+        self._uploads.scripts.set_default(script)
 
     async def finish(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> int | None:
-        """End a task and call back; the receiver's answer, None when it gave none or nothing was sent."""
+        """End a task and call back; the receiver's HTTP status, None if it did not answer or nothing was sent."""
         self.set_result(task_id, status=status, message=message)
-        return await self._sender.tell_end(self._creates.tasks[task_id])
+        return await self._generations.report_end(self._task(task_id))
 
     async def progress(self, task_id: str) -> int | None:
-        """Move a task to its running status and call that back; the receiver's answer as in `finish`."""
-        task = self._creates.tasks[task_id]
-        self._creates.move(task, task.job.kind.running)
-        return await self._sender.tell(task, task.status)
+        """Move a task to its running status and call back; returns as `finish`."""
+        task = self._task(task_id)
+        self._creates.set_status(task, task.job.kind.running_status)
+        return await self._generations.report(task, task.status)
 
     async def callback(self, task_id: str) -> int | None:
-        """Send the callback for the current status of a task once more, also one that faults lose."""
-        task = self._creates.tasks[task_id]
-        return await self._sender.send(task, task.status)
+        """Send one callback for the current status of a task, even if a fault loses its callbacks."""
+        task = self._task(task_id)
+        return await self._generations.send(task, task.status)
 
     def set_result(self, task_id: str, status: str = "SUCCEEDED", *, message: str | None = None) -> None:
         """Move a task to this status without a callback: for clients that poll."""
-        task = self._creates.tasks[task_id]
-        fallback = task.intended_end()[1] or "Generation failed" if status == "FAILED" else ""
-        self._creates.move(task, status, fallback if message is None else message)
+        task = self._task(task_id)
+        default = task.scripted_end()[1] or "Generation failed" if status == "FAILED" else ""
+        self._creates.set_status(task, status, default if message is None else message)
+
+    def _task(self, task_id: str) -> Task:
+        return self._storage.tasks[task_id]
 
     def hold_answers(self) -> None:
-        """Accepted creates wait before they are answered, until `release_answers`."""
+        """Accepted creates are not answered until `release_answers`."""
         self._released.clear()
 
     def release_answers(self) -> None:
-        """Answer what was held."""
+        """Send the answers that `hold_answers` holds back."""
         self._released.set()
+
+    # --- waiting ---
 
     async def wait_for_posts(self, n: int) -> None:
         """Wait until n creates were read to their end."""
         await self.ledger.until(lambda: self.ledger.posts_read >= n)
 
     async def wait_for_callbacks(self, n: int) -> None:
-        """Wait until n callbacks were answered, or found no receiver."""
+        """Wait until n callbacks were answered or failed."""
         await self.ledger.until(lambda: len(self.ledger.callbacks) >= n)
 
     async def wait_for_uploads(self, n: int) -> None:
-        """Wait until the fate of n uploads was decided."""
+        """Wait until n uploads are in the ledger."""
         await self.ledger.until(lambda: len(self.ledger.uploads) >= n)
 
     async def wait_for_media(self, n: int) -> None:
-        """Wait until n requests for result files were answered to their end, however that was."""
+        """Wait until n requests for result files have ended, with any result."""
         await self.ledger.until(lambda: len(self.ledger.media) >= n)
 
     async def wait_for_stalls(self, n: int) -> None:
-        """Wait until n result files stood still in the middle, as asked."""
+        """Wait until n result files have stalled because of a fault."""
         await self.ledger.until(lambda: self.ledger.stalls >= n)
 
     async def settled(self) -> None:
-        """Wait until every accepted create was answered or let hang, and called back."""
+        """Wait until every accepted create was answered, or hangs, and was called back."""
         await self.ledger.until(lambda: not self._generations.running)
 
     # --- the endpoints ---
@@ -196,56 +203,56 @@ class Simulator:
             app.router.add_post(f"/v1/{kind.path}", partial(self._create, kind))
             app.router.add_get(f"/v1/{kind.path}/{{task_id}}", partial(self._status, kind))
         app.router.add_post("/v1/figure-resource/upload/file", self._upload)
-        app.router.add_get("/uploads/{name}", self._uploads.serve)
+        app.router.add_get("/uploads/{name}", self._uploads.download)
         app.router.add_get("/media/{name}", self._media)
-        app.router.add_route("*", "/{rest:.*}", not_found)
+        app.router.add_route("*", "/{rest:.*}", answers.not_found)
 
     async def _create(self, kind: Kind, request: web.Request) -> web.StreamResponse:
-        self._arrived += 1
-        record = PostRecord(number=self._arrived, headers=headers_of(request), read=False)
-        known = self._is_authorised(request)
-        scripted = self._creates.next_script() if known else ()
-        record = attrs.evolve(record, faults=names(scripted))
-        if faults.find(scripted, faults.DropBeforeRead):
+        self._create_count += 1
+        authorised = self._is_authorised(request)
+        script = self._scripts.next() if authorised else ()
+        headers = answers.headers_of(request)
+        record = PostRecord(number=self._create_count, headers=headers, read=False, faults=names(script))
+        if find(script, faults.drop_before_read):
             self.ledger.post(record)
-            return cut(request)
+            return answers.cut(request)
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             self.ledger.post(attrs.evolve(record, status=413))
-            return await write(request, _TOO_LARGE, self._stopped)
-        except BaseException:  # the client went away in the middle of it
+            return await answers.send(request, answers.invalid_parameters("the body is too large", status=413))
+        except BaseException:  # the client disconnected in the middle of the body
             self.ledger.post(record)
             raise
-        decision = (
-            self._creates.decide(kind, raw, scripted, lenient=self.lenient) if known else Decision(unauthorised())
-        )
-        self._write_down(record, decision)
+        if authorised:
+            decision = self._creates.decide(kind, raw, script, lenient=self.lenient)
+        else:
+            decision = Decision(answers.unauthorised())
+        self._record(record, decision)
         if decision.job is None:
-            return await write(request, decision.answer, self._stopped)
-        return await self._sell(request, decision.answer, decision.job)
+            return await answers.send(request, decision.answer)
+        return await self._accept(request, decision.answer, decision.job)
 
-    def _write_down(self, record: PostRecord, decision: Decision) -> None:
-        """From here on it is charged, whatever becomes of the connection."""
-        body = decision.body or {}
-        url = body.get("callback_url")
+    def _record(self, record: PostRecord, decision: Decision) -> None:
+        """From here on the create is charged, even if the connection is lost."""
+        url = (decision.body or {}).get("callback_url")
         self.ledger.post(
             attrs.evolve(
                 record,
                 read=True,
                 status=decision.answer.status,
                 body=decision.body,
-                faults=names(decision.given),
+                faults=names(decision.script),
                 callback_url=url if isinstance(url, str) else None,
                 paid=decision.job is not None,
                 task_ids=tuple(task.id for task in decision.job.tasks) if decision.job else (),
             )
         )
 
-    async def _sell(self, request: web.Request, answer: Answer, job: Job) -> web.StreamResponse:
-        """Answer an accepted create and let its tasks run, whether or not the client is still there."""
+    async def _accept(self, request: web.Request, answer: Answer, job: Job) -> web.StreamResponse:
+        """Answer an accepted create and start its tasks, even if the client has disconnected."""
         answered = asyncio.Event()
-        early = faults.find(job.given, faults.EarlyCallback) is not None
+        early = job.fault(faults.early_callback) is not None
         generation = None if self.manual else self._generations.begin(job, answered, self.latency)
         try:
             if early or answer.ending == "hang":
@@ -253,51 +260,35 @@ class Simulator:
             if early and generation is not None:
                 await asyncio.wait({generation})
             await self._released.wait()
-            return await write(request, answer, self._stopped)
+            return await answers.send(request, answer)
         finally:
             answered.set()
 
     async def _status(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         task_id = request.match_info["task_id"]
-        known = self._is_authorised(request)
-        answer = self._creates.status_answer(kind, task_id, self.origin) if known else unauthorised()
+        authorised = self._is_authorised(request)
+        answer = self._creates.status_answer(kind, task_id) if authorised else answers.unauthorised()
         self.ledger.get(GetRecord(task_id, answer.status or 0))
-        return await write(request, answer, self._stopped)
+        return await answers.send(request, answer)
 
     async def _upload(self, request: web.Request) -> web.StreamResponse:
-        return await self._uploads.take(request, self.origin, self._stopped, known=self._is_authorised(request))
+        return await self._uploads.upload(request, authorised=self._is_authorised(request))
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
-        self._media_asked += 1
-        found = self._storage.decide(request)
+        self._media_count += 1
+        answer = self._storage.answer(request)
         record = MediaRecord(
-            number=self._media_asked,
+            number=self._media_count,
             path=request.path,
             query=request.query_string,
-            headers=headers_of(request),
-            status=found.status or 0,
+            headers=answers.headers_of(request),
+            status=answer.status or 0,
         )
-        note = Note(self.ledger, record)
-        if not isinstance(found, Answer):
-            return await deliver(request, found, note, self._stopped)
-        note.sent(len(found.body))
-        return await write(request, found, self._stopped)
-
-    def _is_dangling(self, url: str) -> bool:
-        """Whether this is an address of ours, and there is nothing."""
-        at = URL(url)
-        if at.origin() != URL(self.origin):
-            return False
-        match at.path.split("/"):
-            case ["", "uploads", name]:
-                return not self._uploads.has(name)
-            case ["", "media", name]:
-                return not self._storage.has(name)
-        return True
+        entry = MediaEntry(self.ledger, record)
+        if not isinstance(answer, Answer):
+            return await deliver(request, answer, entry)
+        entry.write(len(answer.body))
+        return await answers.send(request, answer)
 
     def _is_authorised(self, request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {self.api_key}"
-
-
-def _is_of_creates(fault: Fault) -> bool:
-    return not isinstance(fault, faults.UploadAnswer)

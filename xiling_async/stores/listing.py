@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -59,14 +60,13 @@ class Listings:
         pair of metadata, then that of states and kinds. None if there is no choice."""
         pairs = pair_hashes(query.metadata)
         values = _Values(self._mark)
-        indexes = [f"SELECT 1 FROM {self._metadata} WHERE pair = {values.add(pair)}" for pair in pairs]
+        order = f"ORDER BY created_at, job_id LIMIT {ENOUGH}"
+        indexes = [f"SELECT 1 FROM {self._metadata} WHERE pair = {values.add(pair)} {order}" for pair in pairs]
         if query.states is not None or query.kind is not None:
-            conditions = _states_and_kinds(query, values)
-            indexes.append(" UNION ALL ".join(f"SELECT 1 FROM {self._jobs} WHERE {each}" for each in conditions))
+            indexes.append(_union(self._walks("1", query, start(query), values, limit=ENOUGH)))
         if not pairs or len(indexes) == 1:
             return None
-        counts = (f"(SELECT COUNT(*) FROM ({each} LIMIT {ENOUGH}) AS counted)" for each in indexes)
-        return f"SELECT {', '.join(counts)}", values.all
+        return f"SELECT {', '.join(f'(SELECT COUNT(*) FROM ({each}) AS counted)' for each in indexes)}", values.all
 
     def page(self, query: JobQuery, place: Place, sizes: Sequence[int]) -> Statement:
         """The statement of the jobs behind this place. `sizes`: what the statement `sizes` gave, if there was one."""
@@ -74,61 +74,81 @@ class Listings:
         index = min(range(len(sizes)), key=sizes.__getitem__, default=0)
         if index < len(pairs):
             return self._by_metadata(query, place, pairs.pop(index), pairs)
-        return self._by_state(query, place, pairs)
-
-    def _by_state(self, query: JobQuery, place: Place, pairs: Sequence[bytes]) -> Statement:
         values = _Values(self._mark)
-        behind = _behind(query, place, "created_at", "id", values)
-        has_pairs = self._have(pairs, values)
-        ordered = _ordered(query, "created_at", "id")
-        pages = [
-            f"SELECT {self._columns} FROM {self._jobs} AS jobs WHERE {behind} AND {condition}{has_pairs} {ordered}"
-            for condition in _states_and_kinds(query, values)
-        ]
-        if len(pages) == 1:
-            return pages[0], values.all
-        # Each limited by itself: PostgreSQL would read all of a large one and sort it.
-        return f"{' UNION ALL '.join(f'SELECT * FROM ({page}) AS page' for page in pages)} {ordered}", values.all
+        walks = self._walks(self._columns, query, place, values, limit=PAGE, others=self._have(pairs, values))
+        if len(walks) == 1:
+            return walks[0], values.all
+        return f"{_union(walks)} {_ordered(query, 'created_at', 'id', limit=PAGE)}", values.all
 
     def _by_metadata(self, query: JobQuery, place: Place, pair: bytes, others: Sequence[bytes]) -> Statement:
         values = _Values(self._mark)
+        names = ("pairs.created_at", "pairs.job_id")
+        kinds_and_states = (
+            " AND ".join([f"{name} = {values.add(value)}" for name, value in prefix.items()])
+            for prefix in _prefixes(query)
+        )
         # CROSS JOIN: SQLite keeps this order of the tables.
         return (
             f"SELECT {self._columns} FROM {self._metadata} AS pairs CROSS JOIN {self._jobs} AS jobs"
             f" WHERE pairs.pair = {values.add(pair)} AND jobs.id = pairs.job_id"
-            f" AND {_behind(query, place, 'pairs.created_at', 'pairs.job_id', values)}"
-            f" AND ({' OR '.join(_states_and_kinds(query, values))}){self._have(others, values)}"
-            f" {_ordered(query, 'pairs.created_at', 'pairs.job_id')}"
+            f" AND {_behind(query, place, names, {}, values)}"
+            f" AND ({' OR '.join(each or 'TRUE' for each in kinds_and_states)}){self._have(others, values)}"
+            f" {_ordered(query, *names, limit=PAGE)}"
         ), values.all
 
+    def _walks(
+        self, columns: str, query: JobQuery, place: Place, values: _Values, *, limit: int, others: str = ""
+    ) -> list[str]:
+        """A statement for each part of an index that has jobs of the query in order.
+
+        Only that index has the order which each asks for (an `=` would make the order of all jobs do as well): the
+        planner of PostgreSQL, which guesses how common a kind is, has no choice.
+        """
+        return [
+            f"SELECT {columns} FROM {self._jobs} AS jobs"
+            f" WHERE {_behind(query, place, ('created_at', 'id'), prefix, values)}{others}"
+            f" {_ordered(query, *prefix, 'created_at', 'id', limit=limit)}"
+            for prefix in _prefixes(query)
+        ]
+
     def _have(self, pairs: Sequence[bytes], values: _Values) -> str:
+        """Looked up for each job: with an OFFSET, PostgreSQL does not make it the beginning of the walk."""
         return "".join(
             f" AND EXISTS (SELECT 1 FROM {self._metadata} AS other WHERE other.pair = {values.add(pair)}"
-            " AND other.created_at = jobs.created_at AND other.job_id = jobs.id)"
+            " AND other.created_at = jobs.created_at AND other.job_id = jobs.id LIMIT 1 OFFSET 0)"
             for pair in pairs
         )
 
 
-def _states_and_kinds(query: JobQuery, values: _Values) -> list[str]:
-    """Conditions, each of which an index has in order; a job of the query fulfils one of them."""
-    states = query.states
-    if states is None:
-        if query.kind is None:
-            return ["TRUE"]
-        states = frozenset(State)
-    kind = "" if query.kind is None else f" AND kind = {values.add(query.kind)}"
-    return [f"state = {values.add(state.value)}{kind}" for state in sorted(states)]
+def start(query: JobQuery) -> Place:
+    """The place before the first page."""
+    return (math.inf if query.newest_first else -math.inf, "")
 
 
-def _behind(query: JobQuery, place: Place, created_at: str, job_id: str, values: _Values) -> str:
-    if query.newest_first:
-        since = "" if query.since is None else f" AND {created_at} >= {values.add(query.since)}"
-        return f"({created_at}, {job_id}) < ({values.add(place[0])}, {values.add(place[1])}){since}"
-    if query.since is not None:
+def _prefixes(query: JobQuery) -> list[dict[str, str]]:
+    """What the first columns of an index are, for each part of it where jobs of the query stand in order."""
+    if query.kind is not None:
+        return [{"kind": query.kind, "state": state.value} for state in sorted(query.states or State)]
+    return [{}] if query.states is None else [{"state": state.value} for state in sorted(query.states)]
+
+
+def _behind(query: JobQuery, place: Place, names: tuple[str, str], prefix: Mapping[str, str], values: _Values) -> str:
+    known = {name: values.add(value) for name, value in prefix.items()}
+    if query.since is not None and not query.newest_first:
         place = max(place, (query.since, ""))
-    return f"({created_at}, {job_id}) > ({values.add(place[0])}, {values.add(place[1])})"
+    columns = ", ".join([*known, *names])
+    marks = ", ".join([*known.values(), *map(values.add, place)])
+    if not query.newest_first:
+        end = f" AND ({', '.join(known)}) <= ({', '.join(known.values())})" if known else ""
+        return f"({columns}) > ({marks}){end}"
+    since = values.add(-math.inf if query.since is None else query.since)
+    return f"({columns}) < ({marks}) AND ({', '.join([*known, names[0]])}) >= ({', '.join([*known.values(), since])})"
 
 
-def _ordered(query: JobQuery, created_at: str, job_id: str) -> str:
+def _ordered(query: JobQuery, *names: str, limit: int) -> str:
     direction = " DESC" if query.newest_first else ""
-    return f"ORDER BY {created_at}{direction}, {job_id}{direction} LIMIT {PAGE}"
+    return f"ORDER BY {', '.join(name + direction for name in names)} LIMIT {limit}"
+
+
+def _union(selects: Sequence[str]) -> str:
+    return " UNION ALL ".join(f"SELECT * FROM ({each}) AS page" for each in selects)

@@ -19,7 +19,7 @@ from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import HandedOver, Watcher, seconds
-from xiling_async.stores.listing import Place
+from xiling_async.stores.listing import Place, start
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
 from xiling_async.stores.sqlite_queries import Queries
 from xiling_async.stores.sqlite_schema import give_space_back
@@ -30,7 +30,6 @@ log = logging.getLogger("xiling_async.stores")
 T = TypeVar("T")
 
 _FIRST: Final = (-math.inf, "")  # the place before the first page
-_LAST: Final = (math.inf, "")  # behind the last one
 
 
 class SQLiteStore:
@@ -133,7 +132,7 @@ class SQLiteStore:
             yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
-        place: Place | None = _LAST if query.newest_first else _FIRST
+        place: Place | None = start(query)
         while place is not None:
             page, place = await self._run(partial(self._queries.listed, query=query, place=place))
             for record in page:
@@ -180,4 +179,4 @@ class SQLiteStore:
             while await self._run(give_space_back, in_transaction=False):
                 pass
         except StoreError as error:
-            log.warning("what was purged is forgotten, but %s did not become smaller: %s", self._path.name, error)
+            log.warning("the store %s has forgotten what was purged, but did not become smaller: %s", self._path.name, error)

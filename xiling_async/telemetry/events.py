@@ -89,7 +89,7 @@ REFUSAL_REASONS: Final = {  # by the status of the response
     400: "malformed",
     404: "not_found",  # not a token of ours, or a caller that is not allowed
     408: "too_slow",
-    409: "strange",  # not a task of this job
+    409: "unknown_task",  # not a task of this job
     413: "too_large",
     415: "encoded",
     503: "unavailable",  # the client is not open, or the store could not write

@@ -1,4 +1,4 @@
-"""For tests of your own: clocks, and the fixtures of the pytest plugin (pytest_plugin.py)."""
+"""For your own tests: clocks, and the fixtures of the pytest plugin (pytest_plugin.py)."""
 
 from xiling_async.testing.clock import ManualClock, SkippingClock
 

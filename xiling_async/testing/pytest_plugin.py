@@ -1,6 +1,6 @@
-"""Fixtures for people's own tests: the service in miniature, a client of it, and a clock that waits for nothing.
+"""Fixtures for your own tests: the simulated service, a client for it, and a clock that skips every wait.
 
-Pytest knows them as soon as the package is installed. What a test looks like:
+Pytest finds them as soon as the package is installed. Example tests:
 
     from xiling_async import ImageToVideo
     from xiling_async.simulator import faults
@@ -40,12 +40,12 @@ Pytest knows them as soon as the package is installed. What a test looks like:
 `xiling_simulator_options` and `xiling_client_options` are fixtures to override: the keyword arguments of `Simulator`
 and of `Client`. `xiling_environment` is for code that makes its own `Client()`.
 
-The simulator itself lives in real time. Where its `latency`, or tasks that it holds (`manual=True`), take some of it,
-say `xiling_clock.skips = False`, and move the clock by `xiling_clock.advance(seconds)`.
+The simulator runs in real time. If its `latency`, or tasks that a test ends itself (`manual=True`), take real time,
+set `xiling_clock.skips = False` and move the clock by `xiling_clock.advance(seconds)`.
 
-Tests may be run by pytest-asyncio (strict or auto, with loops of any scope) or by anyio (on asyncio). What is open
-lives in the loop of the test that asks for it, so there is a fixture of each kind for every loop that a test may run
-in. The names of the public ones are in `pytest11/xiling_async_fixtures.py`.
+Tests may be run by pytest-asyncio (strict or auto, with loops of any scope) or by anyio (on asyncio). A simulator and
+a client belong to the loop of their test, so each has one fixture for every kind of loop. The public fixtures are in
+`pytest11/xiling_async_fixtures.py`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 try:
     import pytest_asyncio
 except ImportError:
-    asyncio_fixture: Any = None  # it does not run the tests either
+    asyncio_fixture: Any = None  # tests run on anyio
 else:
     asyncio_fixture = pytest_asyncio.fixture
 
@@ -73,13 +73,13 @@ ANYIO: Final = "anyio"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    opened = ModuleType("xiling_async_opened")  # of nothing else does pytest take fixtures that were made
+    module = ModuleType("xiling_async_loop_fixtures")  # pytest collects generated fixtures from a module
     for runner in (ANYIO, *LOOP_SCOPES) if asyncio_fixture else (ANYIO,):
-        for what, made in _opened().items():
-            name = f"_xiling_{what}_{runner}"
-            decorated = pytest.fixture(name=name) if runner == ANYIO else asyncio_fixture(name=name, loop_scope=runner)
-            setattr(opened, name, decorated(made))
-    config.pluginmanager.register(opened, opened.__name__)
+        for suffix, function in _fixture_functions().items():
+            name = f"_xiling_{suffix}_{runner}"
+            decorator = pytest.fixture(name=name) if runner == ANYIO else asyncio_fixture(name=name, loop_scope=runner)
+            setattr(module, name, decorator(function))
+    config.pluginmanager.register(module, module.__name__)
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def _xiling_client(request: pytest.FixtureRequest) -> Client:
     return client
 
 
-def _opened() -> dict[str, Callable[..., AsyncIterator[Any]]]:
-    """New functions each time: a fixture decorator writes on the function in which loop it runs."""
+def _fixture_functions() -> dict[str, Callable[..., AsyncIterator[Any]]]:
+    """New functions for each call: the fixture decorator stores the loop scope on the function."""
 
     async def simulator(xiling_simulator_options: dict[str, Any]) -> AsyncIterator[Simulator]:
         async with Simulator(**xiling_simulator_options) as simulator:
@@ -109,21 +109,21 @@ def _opened() -> dict[str, Callable[..., AsyncIterator[Any]]]:
     async def client(
         xiling_simulator: Simulator, xiling_clock: SkippingClock, xiling_client_options: dict[str, Any]
     ) -> AsyncIterator[Client]:
-        given = {
+        options = {
             "api_key": xiling_simulator.api_key,
             "base_url": xiling_simulator.base_url,
             "receiver": WebhookReceiver(port=0),
             "clock": xiling_clock,
             "allow_private": True,
         }
-        async with Client(**{**given, **xiling_client_options}) as client:
+        async with Client(**{**options, **xiling_client_options}) as client:
             yield client
 
     return {"simulator": simulator, "client": client}
 
 
 def _runner_of(request: pytest.FixtureRequest) -> str:
-    """Who runs this test: anyio, or pytest-asyncio in a loop of this scope."""
+    """What runs this test: anyio, or the loop scope of pytest-asyncio."""
     if "anyio_backend" in request.fixturenames:
         if request.getfixturevalue("anyio_backend_name") != "asyncio":
             pytest.fail("xiling_async runs on asyncio: let your fixture anyio_backend return 'asyncio'.", pytrace=False)

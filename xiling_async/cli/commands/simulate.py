@@ -16,7 +16,7 @@ from xiling_async.cli import output, runtime
 from xiling_async.cli.runtime import terminated
 from xiling_async.errors import ConfigurationError
 from xiling_async.simulator import CallbackRecord, Ledger, PostRecord, Simulator
-from xiling_async.simulator.directives import DIRECTIVES
+from xiling_async.simulator.directives import DIRECTIVES, WITHOUT_VALUE
 
 COUNTED: Final = (
     ("posts", "POST"), ("paid_submits", "paid submit"), ("tasks", "task"), ("callbacks", "callback"),
@@ -98,11 +98,7 @@ def _greet(sim: Simulator, out: Console) -> None:
 
 def _form(name: str) -> str:
     """How a directive is written: with a value where it needs one."""
-    try:
-        DIRECTIVES[name](None)
-    except ValueError:
-        return f"[sim:{name}=…]"
-    return f"[sim:{name}]"
+    return f"[sim:{name}]" if name in WITHOUT_VALUE else f"[sim:{name}=…]"
 
 
 async def _tell(ledger: Ledger, out: Console) -> None:

@@ -1,1 +1,1 @@
-"""The result files of the simulated service, whole or faulty."""
+"""Uploads and result files, and their faults."""

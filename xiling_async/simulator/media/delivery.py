@@ -1,6 +1,5 @@
-"""Files put on the socket: whole or cut, slowly or never to the end; the ledger hears of it before the client does."""
+"""Sends result files: whole or cut, slowly or without an end; the ledger is written before the client can know."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,7 +13,7 @@ from xiling_async.simulator.media.files import PIECE_BYTES, Content
 
 @attrs.frozen(kw_only=True)
 class File:
-    """The answer that carries a file, and how much of it is delivered."""
+    """The answer that carries a file, and how much of it is sent."""
 
     status: int
     headers: Mapping[str, str]
@@ -24,8 +23,8 @@ class File:
     declared: int | None  # Content-Length; None: chunked
     ending: Literal["whole", "cut", "stall"] = "whole"
     after_bytes: int = 0  # of the body, where it is cut or stalls
-    most: int = PIECE_BYTES  # bytes at a time
-    seconds: float = 0.0  # between them
+    piece_bytes: int = PIECE_BYTES
+    pause_seconds: float = 0.0  # between pieces
 
     @property
     def size(self) -> int:
@@ -38,60 +37,55 @@ class File:
         return self.size if self.ending == "whole" else min(self.size, self.after_bytes)
 
 
-class Note:
-    """The record of one request for a file, written down once: as soon as it is known how much is sent."""
+class MediaEntry:
+    """The ledger entry of one request, written once: as soon as the number of bytes is known."""
 
     def __init__(self, ledger: Ledger, record: MediaRecord) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._record: MediaRecord | None = record
 
-    def sent(self, size: int) -> None:
+    def write(self, sent: int) -> None:
         if self._record is not None:
-            self._ledger.media_request(attrs.evolve(self._record, sent=size))
+            self.ledger.media_request(attrs.evolve(self._record, sent=sent))
             self._record = None
 
-    def stalled(self) -> None:
-        self._ledger.stalled()
 
-
-async def deliver(request: web.Request, file: File, note: Note, stopped: asyncio.Event) -> web.StreamResponse:
-    """Send this file; one that stalls ends with the client (the handler is cancelled), or with the service."""
+async def deliver(request: web.Request, file: File, entry: MediaEntry) -> web.StreamResponse:
+    """Send this file; one that stalls ends with the client (the handler is cancelled) or with the service."""
     response = web.StreamResponse(status=file.status, headers=file.headers)
     response.content_length = file.declared
     if request.method == "HEAD":
-        note.sent(0)
+        entry.write(0)
         return response
     visible = file.sent if file.declared is None else min(file.sent, file.declared)
     if not visible:
-        note.sent(file.sent)
+        entry.write(file.sent)
     sent = 0
     try:
         await response.prepare(request)
-        for piece in file.content.pieces(file.start, file.start + file.sent, file.most):
-            if sent and file.seconds and await pause(stopped, file.seconds):
+        for piece in file.content.pieces(file.start, file.start + file.sent, file.piece_bytes):
+            if sent and file.pause_seconds and await pause(request, file.pause_seconds):
                 request.protocol.force_close()
                 return response
             sent += len(piece)
-            if sent >= visible:  # with this piece the client may have all that it waits for
-                note.sent(file.sent)
+            if sent >= visible:  # after this piece the client may have all that it waits for
+                entry.write(file.sent)
             await response.write(piece)
     finally:
-        note.sent(sent)
-    await _end(request, response, file, note, stopped)
+        entry.write(sent)
+    await _end(request, file, entry.ledger)
     return response
 
 
-async def _end(
-    request: web.Request, response: web.StreamResponse, file: File, note: Note, stopped: asyncio.Event
-) -> None:
-    """What follows the last byte: nothing, more than was declared, silence, the end of the connection."""
+async def _end(request: web.Request, file: File, ledger: Ledger) -> None:
+    """End the body: properly, with bytes beyond the declared length, by stalling, or by closing the connection."""
     declared = file.size if file.declared is None else file.declared
     if file.sent == file.size == declared:
         return
     if declared < file.sent and request.transport is not None:
-        # The response ends where it said it would; what is beyond that goes around it.
+        # aiohttp ends the body at its declared length: the rest bypasses the response.
         request.transport.write(b"".join(file.content.pieces(file.start + declared, file.start + file.sent)))
     if file.ending == "stall" and file.sent < file.size:
-        note.stalled()
-        await pause(stopped, None)
+        ledger.stalled()
+        await pause(request, None)
     request.protocol.force_close()

@@ -1,4 +1,4 @@
-"""The contents of result files: small playable samples, and others on request, with their digests."""
+"""The contents of result files: small playable samples, generated bodies, and their digests."""
 
 import base64
 import functools
@@ -13,29 +13,29 @@ _TYPES = {"mp4": "video/mp4", "webp": "image/webp"}
 
 # A generated body is one block, repeated.
 BLOCK_BYTES = 1024 * 1024
-# What is larger goes without a digest, unless it was worked out before: no request waits for arithmetic.
+# Larger files have no digest unless it was computed before: no request waits for it.
 MD5_LIMIT_BYTES = 32 * 1024 * 1024
 CRC32C_LIMIT_BYTES = 256 * 1024
-# Large enough that the loop over the pieces costs nothing beside the socket.
+# Large enough that the loop over the pieces is cheap compared with the socket.
 PIECE_BYTES = 128 * 1024
 _CHANGED_BYTES = 8
 
 
 @attrs.frozen
 class Content:
-    """The bytes of one file: a block, repeated or cut off to make a size."""
+    """The bytes of one file: a block, repeated or cut to `size`."""
 
     block: bytes = attrs.field(repr=False)
     size: int
     content_type: str
     known_md5: bytes | None = attrs.field(default=None, repr=False)
 
-    def pieces(self, start: int, stop: int, most: int = PIECE_BYTES) -> Iterator[memoryview]:
-        """The bytes from `start` to before `stop`, at most so many at a time."""
+    def pieces(self, start: int, stop: int, piece_bytes: int = PIECE_BYTES) -> Iterator[memoryview]:
+        """The bytes from `start` up to `stop`, at most `piece_bytes` at a time."""
         block = memoryview(self.block)
         while start < stop:
             offset = start % len(block)
-            piece = block[offset : offset + min(most, stop - start)]
+            piece = block[offset : offset + min(piece_bytes, stop - start)]
             yield piece
             start += len(piece)
 
@@ -45,7 +45,7 @@ class Content:
 
     @functools.cached_property
     def digests(self) -> dict[str, bytes]:
-        """Those that are cheap or known: `crc32c` and `md5`, in the order of Google's storage."""
+        """Those that are cheap or known: `crc32c` and `md5`, in this order, as Google's storage."""
         digests: dict[str, bytes] = {}
         if self.size <= CRC32C_LIMIT_BYTES:
             digests["crc32c"] = crc32c(b"".join(self.pieces(0, self.size))).to_bytes(4, "big")
@@ -62,7 +62,7 @@ class Content:
         return digest.digest()
 
     def changed(self, number: int) -> "Content":
-        """Another content of the same size and beginning; 0 is this one."""
+        """Version `number` of this content, of the same size and beginning; 0 is the original."""
         tail = _md5(b"%d" % number).digest()[: min(_CHANGED_BYTES, len(self.block))]
         last = min(self.size, len(self.block)) - len(tail)
         if number == 0 or last < 0:
@@ -75,7 +75,7 @@ def _md5(content: bytes = b"") -> "hashlib._Hash":
 
 
 def goog_hash(digests: dict[str, bytes]) -> str:
-    """The digests in the form of Google's storage, the value of `x-goog-hash`: each in base64."""
+    """The value of `x-goog-hash`, as Google's storage sends it: base64 digests."""
     return ",".join(f"{name}={base64.b64encode(digest).decode()}" for name, digest in digests.items())
 
 
@@ -105,12 +105,12 @@ def _read(name: str) -> Content:
     return Content(block, len(block), _TYPES[path.suffix[1:]])
 
 
-# Read at import, so that no request waits for a disk.
+# Read at import: no request waits for a disk.
 _SAMPLES = {name: _read(name) for name in ("landscape.mp4", "landscape.webp", "portrait.mp4", "portrait.webp")}
 
 
 def sample(suffix: str, *, portrait: bool) -> Content | None:
-    """The file for a result of this type and shape; None: there is no such type."""
+    """The sample of this file type and orientation, or None."""
     return _SAMPLES.get(f"{'portrait' if portrait else 'landscape'}.{suffix}")
 
 
@@ -122,7 +122,7 @@ def of_bytes(data: bytes) -> Content:
 
 @functools.lru_cache(maxsize=16)
 def big(size: int, *, hashed: bool) -> Content:
-    """A generated video of this size: it begins as the sample does, what follows is noise, always the same."""
+    """A generated video: it begins with the sample, then fixed noise follows."""
     content = Content(_big_block(), size, _TYPES["mp4"])
     return attrs.evolve(content, known_md5=content.md5()) if hashed else content
 
@@ -130,14 +130,14 @@ def big(size: int, *, hashed: bool) -> Content:
 @functools.cache
 def _big_block() -> bytes:
     beginning = _SAMPLES["landscape.mp4"].block
-    return beginning + random.Random(0).randbytes(BLOCK_BYTES - len(beginning))  # noqa: S311 - noise, no secrets
+    return beginning + random.Random(0).randbytes(BLOCK_BYTES - len(beginning))  # noqa: S311 - noise, not secrets
 
 
-def signature(name: str, number: int) -> str:
-    """What makes the URLs of a file differ; `number` counts those that were made before."""
-    return hashlib.sha256((f"{name}#{number}" if number else name).encode()).hexdigest()
+def signature(name: str, version: int) -> str:
+    """The signature in version `version` of the URL of a file."""
+    return hashlib.sha256((f"{name}#{version}" if version else name).encode()).hexdigest()
 
 
-def signed_url(origin: str, name: str, number: int = 0) -> str:
-    """Where a result can be fetched, with a query that looks signed and lives 7 days."""
-    return f"{origin}/media/{name}?X-Goog-Signature={signature(name, number)}&X-Goog-Expires=604800"
+def signed_url(origin: str, name: str, version: int) -> str:
+    """The URL of a result, with a query that looks signed and valid for 7 days."""
+    return f"{origin}/media/{name}?X-Goog-Signature={signature(name, version)}&X-Goog-Expires=604800"

@@ -1,171 +1,177 @@
-"""The storage of results: which file a request gets, and how badly; no I/O."""
+"""The files that the service stores, and which file a request gets, with its faults; no I/O."""
 
 import gzip
 from collections import Counter
-from collections.abc import Mapping
 from typing import Literal
 
 from aiohttp import web
 from yarl import URL
 
-from xiling_async.simulator.answers import Answer, no_such_path, storage_error
-from xiling_async.simulator.creates import Task
-from xiling_async.simulator.fault import Fault, find
+from xiling_async.simulator.answers import CUT, Answer, no_such_path, storage_error
+from xiling_async.simulator.fault import Fault, Script, Scripts, find
 from xiling_async.simulator.media import faults, files
 from xiling_async.simulator.media.delivery import File
 from xiling_async.simulator.media.files import PIECE_BYTES, Content
-from xiling_async.simulator.parameters import is_portrait
+from xiling_async.simulator.tasks import Task
 
 _OTHER = files.of_bytes(b"another file")
-_CUT = Answer(None, ending="cut")
 
 
 class Storage:
-    """The files of finished tasks, and how often each was asked for."""
+    """Uploads, tasks with their result files, and how often each file was requested."""
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
-        self.default: tuple[Fault, ...] = ()  # of tasks whose create had no fault of this family
-        self._tasks = tasks
-        self._befell: Counter[tuple[str, str]] = Counter()  # file and fault: how many requests it was looked at for
+    def __init__(self) -> None:
+        self.origin = ""  # of the service; known once it listens
+        self.tasks: dict[str, Task] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.scripts = Scripts("media")  # its default is for tasks without a media fault
+        self._requests: Counter[tuple[str, str]] = Counter()  # by file and fault
 
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this name, whatever a request for it gets."""
-        return self._find(name) is not None
+    def is_missing(self, url: str) -> bool:
+        """Whether this URL is on the service's own origin, and there is no file."""
+        parsed = URL(url)
+        if parsed.origin() != URL(self.origin):
+            return False
+        match parsed.path.split("/"):
+            case ["", "uploads", name]:
+                return name not in self.uploads
+            case ["", "media", name]:
+                return self._result(name) is None
+        return True
 
-    def decide(self, request: web.Request) -> Answer | File:
-        """What this request for a file gets."""
+    def answer(self, request: web.Request) -> Answer | File:
+        """The answer to a request for a result file."""
         name = request.match_info["name"]
-        found = self._find(name)
-        if found is None:
+        result = self._result(name)
+        if result is None:
             return no_such_path(request.path)
-        task, content = found
-        own = tuple(fault for fault in task.job.given if isinstance(fault, faults.MediaFault))
-        given = own or self.default
-        answer = self._instead(request.url, name, task, given)
-        return self._file(request, name, content, given) if answer is None else answer
+        task, content = result
+        scripted: Script = tuple(fault for fault in task.job.script if isinstance(fault, faults.MediaFault))
+        script = scripted or self.scripts.default
+        return self._replacement(request.url, name, task, script) or self._file(request, name, content, script)
 
-    def _find(self, name: str) -> tuple[Task, Content] | None:
+    def _result(self, name: str) -> tuple[Task, Content] | None:
         task_id, _, suffix = name.rpartition(".")
-        task = self._tasks.get(task_id)
+        task = self.tasks.get(task_id)
         if task is None or task.status != "SUCCEEDED":
             return None
-        content = files.sample(suffix, portrait=is_portrait(task.job.body))
+        content = files.sample(suffix, portrait=task.job.kind.is_portrait(task.job.body))
         return None if content is None else (task, content)
 
-    def _nth(self, name: str, fault: Fault) -> int:
-        """Which request for this file it is that this fault is looked at for, from 1."""
-        self._befell[name, fault.name] += 1
-        return self._befell[name, fault.name]
+    def _count(self, name: str, fault: Fault) -> int:
+        """Count a request for this file that the fault may affect; its number, from 1."""
+        self._requests[name, fault.name] += 1
+        return self._requests[name, fault.name]
 
-    def _befalls(self, name: str, fault: faults.CutMedia | faults.StalledMedia | faults.WrongHash | None) -> bool:
-        return fault is not None and (fault.times is None or self._nth(name, fault) <= fault.times)
+    def _is_affected(self, name: str, fault: faults.cut_media | faults.stalled_media | faults.wrong_hash) -> bool:
+        return fault.times is None or self._count(name, fault) <= fault.times
 
-    def _instead(self, url: URL, name: str, task: Task, given: tuple[Fault, ...]) -> Answer | None:
-        """An answer that is not a file."""
-        redirect = find(given, faults.MediaRedirect)
-        if redirect is not None:
-            location = _location(redirect, url)
-            if location is not None:
-                return Answer(redirect.code, headers={"Location": location})
-        gone = find(given, faults.MediaGone)
+    def _replacement(self, url: URL, name: str, task: Task, script: Script) -> Answer | None:
+        """The answer that is sent instead of the file, if any."""
+        redirect = find(script, faults.media_redirect)
+        location = None if redirect is None else _location(redirect, url)
+        if redirect is not None and location is not None:
+            return Answer(redirect.code, headers={"Location": location})
+        gone = find(script, faults.media_gone)
         if gone is not None:
-            fresh = task.url_number and url.query.get("X-Goog-Signature") == files.signature(name, task.url_number)
-            if not fresh:
-                task.url_refused = gone.fresh_url
+            current = files.signature(name, task.url_version)
+            if not task.url_version or url.query.get("X-Goog-Signature") != current:
+                task.url_refused = gone.new_url
                 return storage_error(gone.code)
-        status = find(given, faults.MediaStatus)
+        status = find(script, faults.media_status)
         if status is not None:
-            nth = self._nth(name, status)
-            if nth <= len(status.codes):
-                code = status.codes[nth - 1]
-                return storage_error(code, status.retry_after) if code else _CUT
+            number = self._count(name, status)
+            if number <= len(status.codes):
+                code = status.codes[number - 1]
+                return storage_error(code, status.retry_after) if code else CUT
         return None
 
-    def _file(self, request: web.Request, name: str, sample: Content, given: tuple[Fault, ...]) -> Answer | File:
-        content = self._content(name, sample, given)
-        headers = self._headers(name, content, given)
-        if find(given, faults.GzipMedia):
+    def _file(self, request: web.Request, name: str, sample: Content, script: Script) -> Answer | File:
+        content = self._content(name, sample, script)
+        headers = self._headers(name, content, script)
+        if find(script, faults.gzip_media):
             packed = gzip.compress(b"".join(content.pieces(0, content.size)), mtime=0)
             content = Content(packed, len(packed), content.content_type)
-        ranged = find(given, faults.NoRanges) is None
-        wanted = _wanted(request, headers.get("ETag"), content.size) if ranged else None
-        start, stop = wanted or (0, content.size)
-        if wanted:
+        no_ranges = find(script, faults.no_ranges)
+        byte_range = None if no_ranges else _byte_range(request, headers.get("ETag"), content.size)
+        start, stop = byte_range or (0, content.size)
+        if byte_range:
             if start >= stop:
                 return Answer(416, headers={"Content-Range": f"bytes */{content.size}"})
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
-        wrong = find(given, faults.WrongLength)
-        declared = max(0, stop - start + (wrong.delta if wrong else 0))
-        if wrong and not wrong.excess:
+        wrong_length = find(script, faults.wrong_length)
+        declared = max(0, stop - start + (wrong_length.delta if wrong_length else 0))
+        if wrong_length and not wrong_length.excess:
             stop = min(stop, start + declared)
-        slow = find(given, faults.SlowMedia)
-        ending, after_bytes = self._ending(name, given)
+        slow = find(script, faults.slow_media)
+        ending, after_bytes = self._ending(name, script)
         return File(
-            status=206 if wanted else 200,
+            status=206 if byte_range else 200,
             headers=headers,
             content=content,
             start=start,
             stop=stop,
-            declared=None if find(given, faults.NoLength) else declared,
+            declared=None if find(script, faults.no_length) else declared,
             ending=ending,
             after_bytes=after_bytes,
-            most=slow.chunk if slow else PIECE_BYTES,
-            seconds=slow.seconds if slow else 0.0,
+            piece_bytes=slow.chunk if slow else PIECE_BYTES,
+            pause_seconds=slow.seconds if slow else 0.0,
         )
 
-    def _content(self, name: str, sample: Content, given: tuple[Fault, ...]) -> Content:
-        """The file itself: the sample, or what stands for the video, as it is for this request."""
+    def _content(self, name: str, sample: Content, script: Script) -> Content:
+        """The file itself, as it is for this request."""
         content = sample
         if name.endswith(".mp4"):
-            other = find(given, faults.MediaBytes) or find(given, faults.BigMedia)
-            content = other.content if other else sample
-        changing = find(given, faults.ChangingMedia)
+            replaced = find(script, faults.media_bytes) or find(script, faults.big_media)
+            content = replaced.content if replaced else sample
+        changing = find(script, faults.changing_media)
         if changing is None:
             return content
-        changes = self._nth(name, changing) - 1
+        changes = self._count(name, changing) - 1
         return content.changed(changes if changing.times is None else min(changes, changing.times))
 
-    def _headers(self, name: str, content: Content, given: tuple[Fault, ...]) -> dict[str, str]:
-        packed = find(given, faults.GzipMedia) is not None
+    def _headers(self, name: str, content: Content, script: Script) -> dict[str, str]:
+        packed = find(script, faults.gzip_media) is not None
         headers = {"Content-Type": content.content_type}
-        headers["Accept-Ranges"] = "none" if find(given, faults.NoRanges) else "bytes"
+        headers["Accept-Ranges"] = "none" if find(script, faults.no_ranges) else "bytes"
         if packed:
             headers["Content-Encoding"] = "gzip"
-        if not find(given, faults.NoEtag):
+        if not find(script, faults.no_etag):
             headers["ETag"] = f'{content.etag[:-1]}-gzip"' if packed else content.etag
         digests = content.digests
-        if self._befalls(name, find(given, faults.WrongHash)):
+        wrong_hash = find(script, faults.wrong_hash)
+        if wrong_hash is not None and self._is_affected(name, wrong_hash):
             digests = {digest: _OTHER.digests[digest] for digest in digests}
-        no_hash = find(given, faults.NoHash)
+        no_hash = find(script, faults.no_hash)
         if no_hash is not None:
             digests = {digest: digests[digest] for digest in digests if no_hash.which and digest not in no_hash.which}
         if digests:
             headers["x-goog-hash"] = files.goog_hash(digests)
         return headers
 
-    def _ending(self, name: str, given: tuple[Fault, ...]) -> tuple[Literal["whole", "cut", "stall"], int]:
-        cut = find(given, faults.CutMedia)
-        if cut is not None and self._befalls(name, cut):
+    def _ending(self, name: str, script: Script) -> tuple[Literal["whole", "cut", "stall"], int]:
+        cut = find(script, faults.cut_media)
+        if cut is not None and self._is_affected(name, cut):
             return "cut", cut.after_bytes
-        stalled = find(given, faults.StalledMedia)
-        if stalled is not None and self._befalls(name, stalled):
+        stalled = find(script, faults.stalled_media)
+        if stalled is not None and self._is_affected(name, stalled):
             return "stall", stalled.after_bytes
         return "whole", 0
 
 
-def _location(redirect: faults.MediaRedirect, url: URL) -> str | None:
-    """Where to; None: this was the last of the redirects on itself."""
+def _location(redirect: faults.media_redirect, url: URL) -> str | None:
+    """The redirect's target; None after the last redirect of a file to itself."""
     if redirect.location is not None:
         return redirect.location
     hop = url.query.get("hop", "0")
-    made = int(hop) if hop.isdecimal() else 0
-    return str(url.update_query(hop=made + 1)) if made < redirect.times else None
+    count = int(hop) if hop.isdecimal() else 0
+    return str(url.update_query(hop=count + 1)) if count < redirect.times else None
 
 
-def _wanted(request: web.Request, etag: str | None, size: int) -> tuple[int, int] | None:
-    """The one range that was asked for and (`If-Range`) still means this file; None: the whole of it.
+def _byte_range(request: web.Request, etag: str | None, size: int) -> tuple[int, int] | None:
+    """The one range that is requested and, by `If-Range`, still applies; None: the whole file.
 
-    Malformed, or several ranges: the whole file is a lawful answer.
+    A malformed range or several ranges: the whole file is a valid answer.
     """
     if "Range" not in request.headers or request.headers.get("If-Range", etag) != etag:
         return None

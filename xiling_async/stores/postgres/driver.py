@@ -31,8 +31,8 @@ TRANSACTION_TIMEOUT: Final = 170_000  # the version of the server that has this 
 TRIES: Final = 4
 PAUSE_S: Final = 0.03  # with full jitter, doubled at each try: a database that is away is reported soon
 POOLER: Final = (
-    "through a pooler in transaction mode the store needs listen_dsn=, a way to the database that does not go through "
-    "it or is in session mode, and connect={'statement_cache_size': 0}"
+    "through a pooler in transaction mode the store needs PostgresOptions(listen_dsn=..., "
+    "connect={'statement_cache_size': 0}): a way to the database that does not go through it or is in session mode"
 )
 # Qualified by hand: it runs with the role's own search_path, since it asks for the first schema of it.
 _SERVER: Final = (

@@ -73,7 +73,7 @@ class Queries:
         return self.reader.records(await connection.fetch(self._sql["jobs_by_ids"], [*map(quoted, job_ids)]))
 
     async def listed(self, connection: Connection, query: JobQuery, place: Place) -> Page:
-        """A page of a listing behind this place, and its last place."""
+        """A page of a listing behind this place."""
         if query.states is not None and not query.states:
             return [], None
         counting = self._listings.sizes(query)

@@ -168,10 +168,11 @@ WHERE id = $1 AND mark = $2 AND state = 'sending'
 RETURNING version
 
 -- purge_jobs --
-DELETE FROM {jobs} WHERE id IN (
+-- An array, so that each is looked up; with IN the planner may read the table whole, since it does not know the limit.
+DELETE FROM {jobs} WHERE id = ANY(ARRAY(
     SELECT id FROM {jobs}
     WHERE state NOT IN ('sending', 'uncertain', 'accepted') AND changed_at < $1 AND id <> ALL($3::text[])
         AND (handover_at IS NULL OR state NOT IN ('done', 'failed', 'expired', 'unknown')
             OR NOT EXISTS (SELECT 1 FROM {kept} WHERE name = 'consumer'))
-    LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+    ORDER BY changed_at LIMIT $2 FOR UPDATE SKIP LOCKED
+))

@@ -226,7 +226,7 @@ async def _check_owners(connection: Connection, names: Names, trusted: str | Non
             what = f"the schema {names.schema!r}" if name is None else f"the table {name!r} in {names.schema!r}"
             raise UnusableDatabase(
                 f"{what} belongs to {owner}, which is neither this role, nor the owner of the database, nor a "
-                "superuser, so it may be a trap. If that role may be trusted, say PostgresStore(..., "
-                f"owner={owner!r}); else take a schema of your own"
+                "superuser, so it may be a trap. If that role may be trusted, say "
+                f"options=PostgresOptions(owner={owner!r}); else take a schema of your own"
             )
     return [name for name, _, _ in found if name is not None]

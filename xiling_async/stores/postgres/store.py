@@ -8,11 +8,10 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
-from types import NoneType
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import SystemClock
@@ -20,14 +19,15 @@ from xiling_async.errors import ConfigurationError, StoreError
 from xiling_async.models.lifecycle import Change, Event, ResendStarted, Verdict
 from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
-from xiling_async.models.settings import as_number, type_name
+from xiling_async.models.settings import instance
 from xiling_async.stores.base import HandedOver, UnusableDatabase, Watcher, seconds
-from xiling_async.stores.listing import Place
+from xiling_async.stores.listing import Place, start
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
+from xiling_async.stores.postgres.options import PostgresOptions
 from xiling_async.stores.postgres.queries import Queries
-from xiling_async.stores.postgres.schema import Connection, Names, is_prefix, is_schema, prepare
+from xiling_async.stores.postgres.schema import Connection, Names, is_schema, prepare
 
 T = TypeVar("T")
 
@@ -40,15 +40,7 @@ class PostgresStore:
     job for all of them, each may take the callbacks of all, and a waiter in one is woken by a callback to another.
 
     `dsn`: `postgresql://user:password@host:port/database?sslmode=verify-full`. `schema`: made if it is missing; None:
-    the first of the search path. `table_prefix`: letters, digits, `_`. `pool_size`: connections; one more listens.
-    `heartbeat_s`: how often an open store shows that it lives; after six without a sign, what it was sending becomes
-    uncertain, and is never sent again. `migrate`: whether it may make and change tables. `owner`: the role that made
-    the tables, if that is neither this role, nor the owner of the database, nor a superuser; tables of any other role
-    are refused. `connect`: more arguments for `asyncpg.connect` (`ssl`, `timeout`, `command_timeout`, ...).
-
-    Behind a pooler in session mode there is nothing to do. In transaction mode a pooler loses notifications and may
-    lose prepared statements: give `listen_dsn`, a way to the same database that does not go through it, and
-    `connect={"statement_cache_size": 0}`.
+    the first of the search path. `migrate`: whether it may make and change tables.
     """
 
     is_shared: bool = True
@@ -59,37 +51,28 @@ class PostgresStore:
         dsn: str,
         *,
         schema: str | None = None,
-        table_prefix: str = "xiling_",
-        pool_size: int = 8,
-        heartbeat_s: float = 5.0,
         migrate: bool = True,
-        listen_dsn: str | None = None,
-        owner: str | None = None,
-        connect: Mapping[str, Any] | None = None,
+        options: PostgresOptions | None = None,
     ) -> None:
         try:
             self._address = Address(dsn)
-            listen = self._address if listen_dsn is None else Address(listen_dsn)
         finally:
-            del dsn, listen_dsn  # a traceback may be shown with the variables of its frames
+            del dsn  # a traceback may be shown with the variables of its frames
+        options = (
+            PostgresOptions() if options is None else instance("options", options, PostgresOptions, "PostgresOptions")
+        )
+        listen = self._address if options.listen_dsn is None else Address(options.listen_dsn)
         self._place = self._address.name.removeprefix("PostgreSQL at ")
         if schema is not None and not (isinstance(schema, str) and is_schema(schema)):
             raise ConfigurationError(f"schema must be a name of 1 to 63 bytes, not {schema!r}.")
-        if not isinstance(table_prefix, str) or not is_prefix(table_prefix):
-            raise ConfigurationError(f"table_prefix must be at most 40 letters, digits and _, not {table_prefix!r}.")
-        if type(pool_size) is not int or pool_size < 1 or not (as_number(heartbeat_s) or 0) > 0:
-            raise ConfigurationError("pool_size must be a number from 1, heartbeat_s one above 0.")
-        if connect is not None and not isinstance(connect, Mapping):
-            raise ConfigurationError(f"connect must be a mapping of options, not {type_name(connect)}.")
-        if not isinstance(migrate, bool) or not isinstance(owner, (str, NoneType)):
-            raise ConfigurationError("migrate must be True or False, owner the name of a role.")
+        instance("migrate", migrate, bool, "True or False")
         self._schema = schema
-        self._prefix = table_prefix
-        self.heartbeat_s = heartbeat_s
+        self._prefix = options.table_prefix
+        self.heartbeat_s = options.heartbeat_s
         self._may_migrate = migrate
-        self._trusted = owner
+        self._trusted = options.owner
         self._owner = secrets.token_hex(8)
-        self._driver = Driver(self._address, listen, pool_size=pool_size, options=connect or {})
+        self._driver = Driver(self._address, listen, pool_size=options.pool_size, options=options.connect)
         self._clock = SystemClock()
         self._is_open = False
         self._queries: Queries | None = None
@@ -295,7 +278,7 @@ class PostgresStore:
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
         queries = self._open_queries
-        place: Place | None = (math.inf, "") if query.newest_first else (-math.inf, "")
+        place: Place | None = start(query)
         while place is not None:
             page, place = await self._driver.read(partial(queries.listed, query=query, place=place))
             for record in page:

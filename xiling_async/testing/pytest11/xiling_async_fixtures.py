@@ -1,8 +1,8 @@
-"""What pytest loads in every run of everybody who has xiling_async installed: names, and nothing heavy behind them.
+"""The fixture names, which pytest loads in every run where xiling_async is installed; it imports nothing heavy.
 
-It is installed beside the package and not in it (pyproject.toml), for an import of a module of the package imports
-all of it. `xiling_async.testing.pytest_plugin` is the plugin, and tells how to use it; the first test that asks
-loads it.
+It is installed beside the package and not in it (pyproject.toml), because importing a module of the package imports
+the whole package. The plugin and its documentation are in `xiling_async.testing.pytest_plugin`, which is loaded by
+the first test that uses a fixture.
 """
 
 import importlib
@@ -27,31 +27,31 @@ def xiling_client_options() -> dict[str, Any]:
 
 @pytest.fixture
 def xiling_clock(request: pytest.FixtureRequest) -> Any:
-    """The time of `xiling_client`: it stands still while something happens, and then skips to what is waited for."""
-    return _made(request, "clock")
+    """The clock of `xiling_client`: it stands still while something happens, then skips to the next timer."""
+    return _plugin_fixture(request, "clock")
 
 
 @pytest.fixture
 def xiling_simulator(request: pytest.FixtureRequest) -> Any:
-    """The service on a free port of this machine; `ledger` is what it saw and charged, `script` takes faults."""
-    return _made(request, "simulator")
+    """The service on a free local port; `ledger` is what it received and charged, `script` takes faults."""
+    return _plugin_fixture(request, "simulator")
 
 
 @pytest.fixture
 def xiling_client(request: pytest.FixtureRequest) -> Any:
-    """An open client of `xiling_simulator` with a receiver of its own, in the time of `xiling_clock`."""
-    return _made(request, "client")
+    """An open client for `xiling_simulator` with its own receiver, on `xiling_clock`."""
+    return _plugin_fixture(request, "client")
 
 
 @pytest.fixture
 def xiling_environment(xiling_simulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Client()`, which takes base URL and key from the environment, speaks to `xiling_simulator`."""
+    """`Client()`, which takes base URL and key from the environment, uses `xiling_simulator`."""
     monkeypatch.setenv("XILING_BASE_URL", xiling_simulator.base_url)
     monkeypatch.setenv("XILING_API_KEY", xiling_simulator.api_key)
 
 
-def _made(request: pytest.FixtureRequest, what: str) -> Any:
+def _plugin_fixture(request: pytest.FixtureRequest, name: str) -> Any:
     plugins = request.config.pluginmanager
     if not plugins.has_plugin(PLUGIN):
         plugins.register(importlib.import_module(PLUGIN), PLUGIN)
-    return request.getfixturevalue(f"_xiling_{what}")
+    return request.getfixturevalue(f"_xiling_{name}")
