@@ -41,8 +41,11 @@ MEMORY: Final = "/dev/shm"  # no power is cut here: a disk would only make it sl
 LEASE_S: Final = 60.0
 LIVELY_S: Final = 10.0  # what must happen happens within this; in truth it takes milliseconds
 CONSUMERS: Final = 2
+RESTARTS: Final = 3  # at most: two clients of a database take a quarter of a second to open
 
 WHICH: Final = st.integers(0, CONSUMERS - 1)
+KEYS: Final = st.sampled_from((None, None, "a", "b"))
+ENDS: Final = st.tuples(*[st.sampled_from(("SUCCEEDED", "FAILED"))] * 2)  # of the two tasks that a job has at most
 PLACES: Final = st.integers(0, 1_000)  # of a job, by the number of jobs that there are
 
 
@@ -75,6 +78,7 @@ class Machine(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.model: list[ModelJob] = []
         self.has_consumer = False
+        self.restarts = 0
         self.counts = {"handed_over": 0, "again": 0, "acknowledged": 0}  # since the clients were opened
         self.consumers: list[AsyncGenerator[Job[Any], None] | None] = [None] * CONSUMERS
         self.waiting: dict[int, asyncio.Task[Job[Any]]] = {}
@@ -105,10 +109,11 @@ class Machine(RuleBasedStateMachine):
 
     async def _open(self) -> None:
         self.counts = dict.fromkeys(self.counts, 0)
-        for port in self.ports:
-            receiver = WebhookReceiver(f"http://127.0.0.1:{port}/xiling", port=port)
-            client = client_of(self.sim, receiver=receiver, store=self.new_store(), clock=self.clock)
-            self.clients.append(await client.open())
+        receivers = [WebhookReceiver(f"http://127.0.0.1:{port}/xiling", port=port) for port in self.ports]
+        self.clients = [
+            client_of(self.sim, receiver=receiver, store=self.new_store(), clock=self.clock) for receiver in receivers
+        ]
+        await asyncio.gather(*(client.open() for client in self.clients))
 
     async def _close(self) -> list[Job[Any] | BaseException]:
         """Close the clients; how the steps of the consumers that waited ended."""
@@ -134,8 +139,10 @@ class Machine(RuleBasedStateMachine):
     def client(self, which: int) -> Client:
         return self.clients[which % len(self.clients)]
 
-    def a_job(self, place: int) -> ModelJob:
-        return self.model[place % len(self.model)]
+    def a_job(self, place: int, *preferred: str) -> ModelJob:
+        """One in these states if there is one and the dice say so, else any."""
+        jobs = [job for job in self.model if job.state in preferred and place % 4] or self.model
+        return jobs[place % len(jobs)]
 
     def by_key(self, key: str) -> ModelJob | None:
         return next((job for job in self.model if job.key == key), None)
@@ -168,18 +175,19 @@ class Machine(RuleBasedStateMachine):
 
     # --- what may happen
 
-    @rule(which=WHICH, key=st.sampled_from((None, "a", "b", "c")), count=st.integers(1, 2))
-    def submit(self, which: int, key: str | None, count: int) -> None:
+    @rule(which=WHICH, key=KEYS)
+    def submit(self, which: int, key: str | None) -> None:
         """The same key is the same job, also after its end; a key that was forgotten buys again."""
         self.clock.advance(1)
         metadata = {"number": str(len(self.model))}
-        job = self.step(self.client(which).submit(model_v(count=2 if key else count), key=key, metadata=metadata))
+        job = self.step(self.client(which).submit(model_v(count=2), key=key, metadata=metadata))
         held = None if key is None else self.by_key(key)
         if held is None:
             self.model.append(ModelJob(job.id, key, job.task_ids, metadata))
         else:
             assert (job.id, job.task_ids) == (held.id, held.task_ids)
 
+    @precondition(lambda self: all(job.state != "rejected" for job in self.model))
     @rule(which=WHICH)
     def submit_in_vain(self, which: int) -> None:
         """The service refuses it: it has ended and is not handed over."""
@@ -195,19 +203,30 @@ class Machine(RuleBasedStateMachine):
         self.model.append(ModelJob(job_id, None, (), {}, state="rejected", ended_at=self.clock.time()))
 
     @precondition(lambda self: any(job.state == "accepted" for job in self.model))
-    @rule(place=PLACES, status=st.sampled_from(("SUCCEEDED", "FAILED")))
-    def end(self, place: int, status: str) -> None:
-        """A task ends; with the last one its job does."""
+    @rule(place=PLACES, ends=ENDS)
+    def end(self, place: int, ends: tuple[str, ...]) -> None:
+        """The tasks of a job end, one after the other; with the last one the job does."""
         self.clock.advance(1)
         running = [job for job in self.model if job.state == "accepted"]
-        job = running[place % len(running)]
-        task_id = job.task_ids[len(job.ends)]
-        job.ends.append(status)
-        if len(job.ends) == len(job.task_ids):
-            job.state = "failed" if "FAILED" in job.ends else "done"
-            job.ended_at = self.clock.time()
-        assert self.step(self.sim.finish(task_id, status)) == 200
+        self._end(running[place % len(running)], ends)
 
+    def _end(self, job: ModelJob, ends: tuple[str, ...]) -> None:
+        for task_id, status in zip(job.task_ids, ends, strict=False):
+            job.ends.append(status)
+            if len(job.ends) == len(job.task_ids):
+                job.state = "failed" if "FAILED" in job.ends else "done"
+                job.ended_at = self.clock.time()
+            assert self.step(self.sim.finish(task_id, status)) == 200
+
+    @rule(which=WHICH, key=KEYS, ends=ENDS)
+    def buy_and_end(self, which: int, key: str | None, ends: tuple[str, ...]) -> None:
+        """A job from its submit to its end."""
+        self.submit(which, key)
+        job = self.by_key(key) if key else self.model[-1]
+        if job is not None and job.state == "accepted":
+            self._end(job, ends)
+
+    @precondition(lambda self: len(self.waiting) < CONSUMERS)
     @rule(which=WHICH)
     def ask(self, which: int) -> None:
         """A consumer asks for its next job; while it waits for one it does not ask again."""
@@ -218,6 +237,7 @@ class Machine(RuleBasedStateMachine):
             self.waiting[which] = self.loop.create_task(anext(jobs))
             self.step(settle())
 
+    @precondition(lambda self: self.waiting)
     @rule(which=WHICH)
     def leave(self, which: int) -> None:
         """A consumer leaves its loop, maybe while it waits: what it was handed stays leased."""
@@ -238,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=WHICH, place=PLACES)
     def acknowledge(self, which: int, place: int) -> None:
         """Whoever says it, with or without a lease; twice changes nothing; not before the end."""
-        job = self.a_job(place)
+        job = self.a_job(place, "done", "failed")
 
         async def ack() -> None:
             handle = await self.client(which).find(job.id)
@@ -254,7 +274,8 @@ class Machine(RuleBasedStateMachine):
             job.handover_at = None
         self.step(ack())
 
-    @rule(seconds=st.sampled_from((LEASE_S / 3, LEASE_S + 1)))
+    @precondition(lambda self: any(job.handover_at for job in self.model))
+    @rule(seconds=st.sampled_from((LEASE_S / 3, LEASE_S + 1, LEASE_S + 1)))
     def wait(self, seconds: float) -> None:
         """Leases run out, or do not."""
         self.step(self.let_time_pass(seconds))
@@ -264,7 +285,7 @@ class Machine(RuleBasedStateMachine):
     def retry(self, which: int, place: int) -> None:
         """The failed tasks of a failed job, once for each generation."""
         self.clock.advance(1)
-        job, posts = self.a_job(place), len(self.sim.ledger.posts)
+        job, posts = self.a_job(place, "failed"), len(self.sim.ledger.posts)
 
         async def retried() -> Job[Any] | None:
             handle = await self.client(which).find(job.id)
@@ -289,6 +310,7 @@ class Machine(RuleBasedStateMachine):
         else:
             assert (bought.id, bought.task_ids) == (held.id, held.task_ids)
 
+    @precondition(lambda self: any(job.ended_at for job in self.model))
     @rule(which=WHICH, older_than=st.sampled_from((0.5, 100.5)))
     def purge(self, which: int, older_than: float) -> None:
         """Old ends are forgotten; where there are consumers, only what was acknowledged, or bought nothing."""
@@ -303,9 +325,11 @@ class Machine(RuleBasedStateMachine):
         assert self.step(self.client(which).purge(older_than=older_than)) == len(self.model) - len(kept)
         self.model = kept
 
+    @precondition(lambda self: self.model and self.restarts < RESTARTS)
     @rule()
     def restart(self) -> None:
         """The clients are closed, which ends their loops; new ones are opened: what was leased is leased."""
+        self.restarts += 1
         self.clock.advance(1)
         assert all(isinstance(end, ClientClosed) for end in self.run(self._close()))
         self.run(self._open())
