@@ -104,11 +104,10 @@ async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found
     store = SQLiteStore(path, read_only=read_only)  # held by another batch, it is refused before the page is touched
     await store.open()
     try:
-        wanted = {row.key: row for row in found.rows}
-        known = {record.key: record async for record in store.jobs() if record.key in wanted}
+        read = [(row.key, await store.by_key(row.key)) for row in found.rows]
     finally:
         await store.close()
-    held = {key: record for key, record in known.items() if key is not None}
+    held = {key: record for key, record in read if record is not None}
     rows_now = tuple(_as_bought(row, held.get(row.key)) for row in found.rows)
     taken = [
         RowProblem(
