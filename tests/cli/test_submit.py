@@ -991,7 +991,7 @@ def screen_cells(line: str) -> int:
 
 def test_ages() -> None:
     """Ages have one unit; a clock that went back makes no negative one."""
-    assert [jobs.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
+    assert [output.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
         "0s", "0s", "59s", "1m", "59m", "1h", "23h", "1d", "104d",
     ]  # fmt: skip
     assert [clock_of(s) for s in (0, 61.9, 3600, 36005)] == ["0:00", "1:01", "1:00:00", "10:00:05"]

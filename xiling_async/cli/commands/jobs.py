@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,26 +11,22 @@ from rich.text import Text
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime
-from xiling_async.cli.output import count, printable
+from xiling_async.cli.output import age_of, count, printable
 from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
 from xiling_async.cli.report import remembered
-from xiling_async.errors import StoreError
+from xiling_async.cli.stores import AnyStoreOption, existing_store
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, State
-from xiling_async.stores import PostgresStore, SQLiteStore, Store
+from xiling_async.stores import SQLiteStore, Store
 
 ENDED: Final = 10  # two lines each: a screen of 24 lines
 _KEY_CELLS: Final = 24
-_AGES: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def jobs(
     *,
-    store: Annotated[
-        str,
-        typer.Option(metavar="FILE|URL", help="The SQLite file of --store of the other commands, or postgresql://…"),
-    ],
+    store: AnyStoreOption,
     state: Annotated[
         list[State] | None,
         typer.Option(metavar="STATE", help=f"Only these; repeat it for more: {', '.join(State)}."),
@@ -56,7 +51,7 @@ def jobs(
       xiling jobs --store jobs.db --state accepted --state uncertain
       xiling jobs --store postgresql://me@db.example.com/videos
     """
-    kept = _store_of(store)
+    kept = existing_store(store, read_only=True)
     out, err = output.console(), output.console(stderr=True)
     states, most = frozenset(state or State), None if everything else ENDED
     with output.logged_errors(err):
@@ -70,15 +65,6 @@ def jobs(
         output.say(err, f"Only the last {count(ENDED, 'job')} that ended; --all shows the others too.")
     if not records:
         output.say(err, f"No such job in {store if isinstance(kept, SQLiteStore) else kept}.")
-
-
-def _store_of(name: str) -> Store:
-    if name.startswith(("postgresql://", "postgres://")):
-        return PostgresStore(name, migrate=False)  # a listing makes no tables
-    file = Path(name)
-    if not file.is_file() or not file.stat().st_size:
-        raise StoreError(f"{name} is not a store: {'it is empty' if file.is_file() else 'there is no such file'}.")
-    return SQLiteStore(file, read_only=True)
 
 
 async def _read(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
@@ -140,9 +126,3 @@ def _fields(record: JobRecord, now: float) -> tuple[str, str, str, str]:
 
 def _prompt(record: JobRecord) -> str:
     return " ".join(str(getattr(record.request, "prompt", "")).split())
-
-
-def age_of(seconds: float) -> str:
-    """As in 12s, 3m, 2h, 5d."""
-    whole = max(int(seconds), 0)
-    return next((f"{whole // unit}{name}" for unit, name in _AGES if whole >= unit), "0s")
