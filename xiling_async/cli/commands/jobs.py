@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 import typer
+from attrs import evolve
 from rich.console import Console
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
 from xiling_async.cli.report import remembered
 from xiling_async.cli.stores import AnyStoreOption, existing_store
+from xiling_async.models.metadata import checked_metadata
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores import SQLiteStore, Store
@@ -31,6 +33,13 @@ def jobs(
         list[State] | None,
         typer.Option(metavar="STATE", help=f"Only these; repeat it for more: {', '.join(State)}."),
     ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only with this metadata; repeat it for all of several pairs."),
+    ] = None,
+    since: Annotated[
+        float | None, typer.Option(parser=output.seconds_of, metavar="AGE", help="Only made within this time: 2d, 12h.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"Also what ended before the last {ENDED}.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: as of `xiling submit --json`, nothing cut.")
@@ -39,8 +48,9 @@ def jobs(
     """List the jobs that a store remembers, the newest last.
 
     Every unfinished job, and the last 10 that ended (--all: all of them): state, age, model, tasks done of all, key,
-    prompt; below, the job id and the task ids, each good for `xiling wait`. Into a pipe goes one line a job, cut
-    nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
+    prompt; below, the job id and the task ids, each good for `xiling wait`, and the metadata. Into a pipe goes one line
+    a job, cut nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt. --json
+    has everything, also metadata, created_at, ended_at, and retry_of, the job whose failed tasks this one buys again.
 
     Nothing is asked of the service, sent or changed. The store may be in use: the list shows it as it is now. Keep the
     password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
@@ -49,13 +59,19 @@ def jobs(
     Examples:
       xiling jobs --store jobs.db
       xiling jobs --store jobs.db --state accepted --state uncertain
+      xiling jobs --store jobs.db --metadata user=42 --since 2d --all --json
       xiling jobs --store postgresql://me@db.example.com/videos
     """
     kept = existing_store(store, read_only=True)
     out, err = output.console(), output.console(stderr=True)
-    states, most = frozenset(state or State), None if everything else ENDED
+    query = JobQuery(
+        states=frozenset(state or State),
+        metadata=_pairs(metadata or []),
+        since=None if since is None else SystemClock().time() - since,
+        newest_first=True,
+    )
     with output.logged_errors(err):
-        records, is_more = runtime.run(_read(kept, states, most))
+        records, is_more = runtime.run(_read(kept, query, None if everything else ENDED))
     if as_json:
         for record in records:
             output.write(out, json_of(remembered(record)))
@@ -67,29 +83,40 @@ def jobs(
         output.say(err, f"No such job in {store if isinstance(kept, SQLiteStore) else kept}.")
 
 
-async def _read(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
+def _pairs(words: Sequence[str]) -> Mapping[str, str]:
+    """Raises a usage error, and `InvalidRequest` for what cannot be metadata."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals or pairs.get(name, value) != value:
+            why = f"{name!r} has two values" if name in pairs and equals else f"{word!r} is not NAME=VALUE"
+            raise typer.BadParameter(why, param_hint="--metadata")
+        pairs[name] = value
+    return checked_metadata(pairs)
+
+
+async def _read(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
     """The jobs to show, the newest last, and whether there are older ones that ended."""
     await store.open()
     try:
-        return await chosen(store, states, most)
+        return await chosen(store, query, most)
     finally:
         await store.close()
 
 
-async def chosen(store: Store, states: frozenset[State], most: int | None) -> tuple[list[JobRecord], bool]:
-    """The unfinished jobs in these states, and the last `most` that ended; whether there are more of those."""
-    is_more = False
-    found = [] if most is None else [record async for record in store.unfinished() if record.state in states]
-    room = most
-    async for record in store.jobs(JobQuery(states=states, newest_first=True)):
-        if most is not None and not record.state.is_final:
-            continue
-        if room == 0:
-            is_more = True
+async def chosen(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
+    """The jobs of the query (`newest_first`), but of those that ended the last `most` only (None: all); and whether
+    there are more."""
+    if most is None:
+        return [record async for record in store.jobs(query)][::-1], False
+    found = [record async for record in store.unfinished() if query.matches(record)]
+    ended = store.jobs(evolve(query, states=frozenset(one for one in query.states or State if one.is_final)))
+    last: list[JobRecord] = []
+    async for record in ended:
+        last.append(record)
+        if len(last) > most:
             break
-        room = None if room is None else room - 1
-        found.append(record)
-    return sorted(found, key=lambda record: record.created_at), is_more
+    return sorted(found + last[:most], key=lambda record: record.created_at), len(last) > most
 
 
 def _list(out: Console, records: Sequence[JobRecord]) -> None:
@@ -117,6 +144,9 @@ def _show(out: Console, record: JobRecord, now: float, key_cells: int) -> None:
     ids = [f"  {record.id}", *record.task_ids[:1]]
     for below in ("  ".join(ids), *(f"{'':36}{task_id}" for task_id in record.task_ids[1:])):
         out.print(Text(below, style="dim"), soft_wrap=True)
+    if record.metadata:
+        pairs = "  ".join(f"{name}={value}" for name, value in record.metadata.items())
+        out.print(Text(f"  {printable(pairs)}", style="dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _fields(record: JobRecord, now: float) -> tuple[str, str, str, str]:
