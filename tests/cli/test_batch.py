@@ -710,7 +710,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "8  bought               It is not finished within --timeout (task i2v-1)",
         "9  bought               The service has not told what became of it",
         "Rows that were not bought are tried again by the same command.",
-        "What the service could not make is not bought again: to try once more",
+        "What the service could not make is not bought again by itself: --retry-failed does, once.",
         "What may have been bought is never sent again: with --port the same command waits",
         "The same command goes on with what is bought and not here yet.",
     ):
