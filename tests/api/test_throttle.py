@@ -30,15 +30,15 @@ async def test_a_closed_throttle_holds_everybody_until_its_time() -> None:
     """The longest closing counts; a shorter one does not open it sooner."""
     clock = ManualClock()
     throttle = throttle_of(clock)
-    throttle.close_for(30)
-    throttle.close_for(5)
-    waiting = [await started(throttle.turn()) for _ in range(3)]
+    throttle.pause_for(30)
+    throttle.pause_for(5)
+    waiting = [await started(throttle.take_slot()) for _ in range(3)]
     clock.advance(29.9)
     await settle()
     assert not any(task.done() for task in waiting)
     clock.advance(0.1)
     await asyncio.gather(*waiting)
-    assert (clock.pending, throttle.closed_until) == (0, None)
+    assert (clock.pending, throttle.paused_until) == (0, None)
 
 
 async def test_its_end_is_not_open() -> None:
@@ -46,14 +46,14 @@ async def test_its_end_is_not_open() -> None:
     clock = ManualClock()
     throttle = throttle_of(clock)
     throttle.failed("task", is_unreachable=True)
-    throttle.close_for(300)
-    waiting = [await started(work) for work in (throttle.turn(), throttle.pause(9), throttle.reachable())]
+    throttle.pause_for(300)
+    waiting = [await started(work) for work in (throttle.take_slot(), throttle.pause(9), throttle.reachable())]
     throttle.end()
     for task in waiting:
         with pytest.raises(ClientClosed):
             await task
     with pytest.raises(ClientClosed):
-        await throttle.turn()
+        await throttle.take_slot()
     assert clock.pending == 0
 
 
@@ -66,7 +66,7 @@ async def test_slots_are_even_and_none_is_saved_up() -> None:
         begun = clock.time()
 
         async def leave(left: list[float] = left, begun: float = begun) -> None:
-            await throttle.turn()
+            await throttle.take_slot()
             left.append(clock.time() - begun)
 
         tasks = [await started(leave()) for _ in range(4)]
@@ -82,16 +82,16 @@ async def test_a_slot_that_is_given_up_is_given_back() -> None:
     """2,000 who queue and go away, and ten who take their slot and do not use it, cost the next one nothing."""
     clock = ManualClock()
     throttle = throttle_of(clock, 20)
-    await throttle.turn()
-    for task in [asyncio.create_task(throttle.turn()) for _ in range(2_000)]:
+    await throttle.take_slot()
+    for task in [asyncio.create_task(throttle.take_slot()) for _ in range(2_000)]:
         await asyncio.sleep(0)
         await gone(task)
     for _ in range(10):
         clock.advance(0.05)
-        await throttle.turn()
-        throttle.give_back()
-    await throttle.turn()
-    following = await started(throttle.turn())
+        await throttle.take_slot()
+        throttle.release_slot()
+    await throttle.take_slot()
+    following = await started(throttle.take_slot())
     clock.advance(0.05)
     await settle()
     assert following.done()
@@ -104,7 +104,7 @@ async def test_first_come_first_served() -> None:
     order: list[int] = []
 
     async def leave(number: int) -> None:
-        await throttle.turn()
+        await throttle.take_slot()
         order.append(number)
 
     tasks = [await started(leave(number)) for number in range(10)]
@@ -160,7 +160,7 @@ async def test_a_row_of_exchanges_without_a_clear_answer_is_an_outage() -> None:
     assert throttle.may_probe()
     throttle.failed("one more", is_unreachable=False)
     assert throttle.probe_at is not None
-    await throttle.turn()  # who cannot wait does not
+    await throttle.take_slot()  # who cannot wait does not
 
 
 def test_one_task_that_always_fails_is_no_outage() -> None:

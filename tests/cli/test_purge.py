@@ -1,23 +1,19 @@
-"""`xiling purge`: what ended long ago is forgotten, nothing else; said in numbers."""
+"""`xiling purge`, and what `xiling jobs` shows of metadata."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from pg import fresh_schema, pg_store, server
-from test_submit import STORED, Ran, job_record, paid, xiling
+from support import client_of, model_v
+from test_submit import IMAGE, QUICK, STORED, paid, xiling
 
-from xiling_async import SQLiteStore, State, Store
-from xiling_async._internal.clock import SystemClock
-from xiling_async.models.lifecycle import Acknowledged
-from xiling_async.models.record import JobRecord
+from xiling_async import SQLiteStore
 from xiling_async.simulator import Simulator
-
-DAY_S = 86_400.0
-KEEP = ("--older-than", "30d")
 
 
 @pytest.fixture(autouse=True)
@@ -27,105 +23,78 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def aged(number: int, days: float, state: State = State.DONE) -> JobRecord:
-    """A job that ended so long ago."""
-    at = SystemClock().time() - days * DAY_S
-    due_at = None if state.is_final else at
-    return job_record(
-        f"{number:032x}", key=f"k{number}", state=state, created_at=at, changed_at=at, due_at=due_at,
-        metadata={"user": str(number)},
-    )  # fmt: skip
+async def bought(sim: Simulator, *keys: str, **metadata: str) -> None:
+    """Jobs that have ended, in the store."""
+    async with client_of(sim, store=SQLiteStore("jobs.db")) as client:
+        for key in keys:
+            await client.run(model_v(key), key=key, metadata=metadata)
 
 
-async def filled(store: Store, *records: JobRecord, acknowledged: int | None = None) -> None:
-    """A store with these jobs. `acknowledged`: it has a consumer, which is done with so many of them."""
-    await store.open()
-    for record in records:
-        await store.add(record)
-    if acknowledged is not None:
-        now = SystemClock().time()
-        while (handed_over := await store.hand_over(now, lease_s=60)) is not None and acknowledged:
-            await store.change(handed_over.record.id, Acknowledged(at=now))
-            acknowledged -= 1
-    await store.close()
+async def listed(sim: Simulator, *options: str) -> list[dict[str, object]]:
+    ran = await xiling(sim, "jobs", *STORED, "--json", *options)
+    assert ran.code == 0, ran.err
+    return [json.loads(line) for line in ran.out.splitlines()]
 
 
-async def keys(store: Store) -> list[str | None]:
-    await store.open()
-    try:
-        return [record.key async for record in store.jobs()]
-    finally:
-        await store.close()
-
-
-def file() -> SQLiteStore:
-    return SQLiteStore(Path.cwd() / "jobs.db")
-
-
-async def test_what_ended_long_ago_is_forgotten(sim: Simulator) -> None:
-    """Ended jobs of that age go, by any unit; younger and unfinished ones stay; again there is nothing to forget."""
-    records = [aged(1, 90), aged(2, 31, State.REJECTED), aged(3, 29), aged(4, 90, State.UNCERTAIN), aged(5, 0.5)]
-    await filled(file(), *records)
-    ran = await xiling(sim, "purge", *KEEP, *STORED)
-    assert (ran.code, ran.out, ran.err) == (0, "2 jobs forgotten.\n", "")
-    assert sorted(map(str, await keys(file()))) == ["k3", "k4", "k5"]
-    assert (await xiling(sim, "purge", *KEEP)).out == "0 jobs forgotten.\n"  # jobs.db is the default
-    assert (await xiling(sim, "purge", "--older-than", "12.5h", *STORED)).out == "1 job forgotten.\n"
-    assert (await xiling(sim, "purge", "--older-than", "0s", *STORED)).out == "1 job forgotten.\n"
-    assert await keys(file()) == ["k4"]
-    assert (len(sim.ledger.gets), paid(sim)) == (0, (0, 0))
-
-
-async def test_what_is_not_acknowledged_stays(sim: Simulator) -> None:
-    """Where a consumer takes ended jobs, those it has not acknowledged stay, and are counted."""
-    records = [*(aged(number, 90 - number) for number in range(5)), aged(5, 1), aged(6, 90, State.NOT_SENT)]
-    await filled(file(), *records, acknowledged=2)
-    ran = await xiling(sim, "purge", *KEEP, *STORED)
-    assert ran.out.splitlines() == [
-        "3 jobs forgotten.", "3 jobs kept: ended as long ago, and not acknowledged by a consumer yet.",
-    ]  # fmt: skip
-    assert await keys(file()) == ["k2", "k3", "k4", "k5"]
-
-
-async def test_a_store_in_postgresql(sim: Simulator) -> None:
-    """By its URL, as of `xiling jobs`."""
-    schema = fresh_schema()
-    await filled(pg_store(schema=schema), aged(1, 90), aged(2, 1))
-    dsn = f"{server().dsn}&options=-c%20search_path%3D{schema}"
-    ran = await xiling(sim, "purge", *KEEP, "--store", dsn)
+async def test_old_jobs_are_forgotten(sim: Simulator) -> None:
+    """What ended before; a key that was forgotten buys again, one that was not does not."""
+    await bought(sim, "old")
+    await asyncio.to_thread(_ended_a_day_earlier)
+    await bought(sim, "new")
+    ran = await xiling(sim, "purge", *STORED, "--older-than", "12h")
     assert (ran.code, ran.out) == (0, "1 job forgotten.\n"), ran.err
-    assert await keys(pg_store(schema=schema)) == ["k2"]
+    assert [job["key"] for job in await listed(sim)] == ["new"]
+    before = paid(sim)
+    for key, more in (("new", 0), ("old", 1)):
+        assert (await xiling(sim, "submit", "waves", *IMAGE, *STORED, *QUICK, "--key", key)).code in (0, 2)
+        assert paid(sim)[0] == before[0] + more
 
 
-@pytest.mark.parametrize("age", ["30", "d", "-1d", "1y", "nan", "infd", "1e3d", "99999999999w", ""])
-async def test_an_age_that_is_not_one(sim: Simulator, age: str) -> None:
-    """A usage error in one line; nothing is forgotten."""
-    await filled(file(), aged(1, 90))
-    ran = await xiling(sim, "purge", f"--older-than={age}", *STORED)
+def _ended_a_day_earlier() -> None:
+    with closing(sqlite3.connect("jobs.db")) as connection:
+        connection.execute("UPDATE jobs SET changed_at = changed_at - 86400")
+        connection.commit()
+
+
+async def test_what_a_consumer_has_not_acknowledged_stays(sim: Simulator) -> None:
+    """An application takes ended jobs from this store: only what it has dealt with is forgotten."""
+    async with client_of(sim, store=SQLiteStore("jobs.db")) as client:
+        for key in ("first", "second"):
+            await client.run(model_v(key), key=key)
+        job = await anext(client.completed())
+        await job.ack()
+    ran = await xiling(sim, "purge", *STORED, "--older-than", "0s")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "1 job forgotten.")
+    assert ran.out.splitlines()[1:] == ["1 job kept: ended as long ago, and not acknowledged by a consumer yet."]
+    assert [each["key"] for each in await listed(sim)] == ["second"]
+
+
+@pytest.mark.parametrize("age", ["", "30", "d", "-1d", "1w", "1.5h", "nan", "9" * 12 + "d"])
+async def test_a_wrong_age_forgets_nothing(sim: Simulator, age: str) -> None:
+    """Exit code 2, and what would be right."""
+    await bought(sim, "old")
+    ran = await xiling(sim, "purge", *STORED, f"--older-than={age}")
     assert (ran.code, ran.out) == (2, "")
-    assert "is not an age; accepted: a number and its unit (s, m, h, d or w), such as 30d or 12h" in said_by(ran)
-    assert await keys(file()) == ["k1"]
+    assert "30d" in ran.err
+    assert len(await listed(sim)) == 1
 
 
-def said_by(ran: Ran) -> str:
-    return " ".join(ran.err.split())
+async def test_a_store_that_is_none_is_said(sim: Simulator) -> None:
+    ran = await xiling(sim, "purge", *STORED, "--older-than", "30d")
+    assert (ran.code, "no such file" in ran.err) == (1, True)
 
 
-async def test_purge_makes_no_store(sim: Simulator) -> None:
-    """A file that is not there, or of another application, is an error and stays what it is; so is one in use."""
-    with closing(sqlite3.connect("other.db")) as other:
-        other.execute("CREATE TABLE things (name)")
-    for name, why in (("nope.db", "no such file"), ("other.db", "another application")):
-        ran = await xiling(sim, "purge", *KEEP, "--store", name)
-        assert (ran.code, ran.out) == (1, "")
-        assert why in ran.error
-    assert not Path("nope.db").exists()
-    await filled(file(), aged(1, 90))
-    store = file()
-    await store.open()
-    try:
-        ran = await xiling(sim, "purge", *KEEP, *STORED)
-        assert (ran.code, ran.out) == (1, "")
-    finally:
-        await store.close()
-    assert await keys(file()) == ["k1"]
+async def test_metadata_is_listed_and_looked_for(sim: Simulator) -> None:
+    """In the JSON and on the screen; `--metadata` and `--since` choose."""
+    await bought(sim, "first", user="42")
+    await bought(sim, "second", user="43")
+    jobs = await listed(sim)
+    assert [(job["key"], job["metadata"], job["retry_of"]) for job in jobs] == [
+        ("first", {"user": "42"}, None),
+        ("second", {"user": "43"}, None),
+    ]
+    assert all(job["ended_at"] == job["changed_at"] for job in jobs)
+    assert [job["key"] for job in await listed(sim, "--metadata", "user=43")] == ["second"]
+    assert len(await listed(sim, "--since", "1h")) == 2
+    assert (await xiling(sim, "jobs", *STORED, "--metadata", "user")).code == 2
+    assert (await xiling(sim, "jobs", *STORED, "--since", "yesterday")).code == 2

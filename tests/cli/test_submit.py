@@ -43,7 +43,7 @@ from xiling_async import (
     WaitTimeout,
 )
 from xiling_async._internal.clock import SystemClock
-from xiling_async.cli import app, output, progress, report
+from xiling_async.cli import ages, app, output, progress, report
 from xiling_async.cli.commands import jobs
 from xiling_async.cli.commands.submit import bought, request_of, submit
 from xiling_async.cli.output import clock_of
@@ -209,7 +209,8 @@ async def test_the_form_of_the_json(sim: Simulator) -> None:
     told = ran.told
     assert list(told) == [
         "job_id", "key", "kind", "state", "task_ids", "outcomes", "request", "created_at", "changed_at", "ended_at",
-        "metadata", "retry_of", "charged", "error", "message",
+        "retry_of", "metadata", "charged",
+        "error", "message",
     ]  # fmt: skip
     (task_id,) = sim.ledger.task_ids
     assert (told["key"], told["kind"], told["state"]) == ("order-42", "image_to_video", "done")
@@ -930,7 +931,7 @@ async def test_the_list_by_metadata_and_age(sim: Simulator) -> None:
     assert await keys("--metadata", "user=1", "--metadata", "eq=x=y") == "bd"
     assert await keys("--since", "2d") == "acd"
     assert await keys("--since", "12h", "--metadata", "user=1") == "d"
-    assert await keys("--state", "done", "--state", "failed", "--metadata", "user=1", "--since", "1w") == "ba"
+    assert await keys("--state", "done", "--state", "failed", "--metadata", "user=1", "--since", "7d") == "ba"
     assert await keys("--metadata", "user=") == ""
     for wrong in (("--metadata", "user"), ("--metadata", "=1"), ("--metadata=a=1", "--metadata=a=2"), ("--since", "2")):
         ran = await xiling(sim, "jobs", *STORED, *wrong)
@@ -1035,7 +1036,7 @@ def screen_cells(line: str) -> int:
 
 def test_ages() -> None:
     """Ages have one unit; a clock that went back makes no negative one."""
-    assert [output.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
+    assert [ages.age_of(s) for s in (-5, 0, 59.9, 60, 3599, 3600, 86399, 86400, 9e6)] == [
         "0s", "0s", "59s", "1m", "59m", "1h", "23h", "1d", "104d",
     ]  # fmt: skip
     assert [clock_of(s) for s in (0, 61.9, 3600, 36005)] == ["0:00", "1:01", "1:00:00", "10:00:05"]

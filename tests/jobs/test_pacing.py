@@ -78,7 +78,7 @@ async def test_a_429_counts_while_the_client_closes() -> None:
             await client.submit(model_v())
             clock.advance(33.1)
             await turns_until(lambda: len(sim.ledger.gets) == 1)
-            await turns_until(lambda: client.stats().gate_closed_until is not None)
+            await turns_until(lambda: client.stats().paused_until is not None)
             sim.hold_answers()
             submitting = asyncio.create_task(client.submit(model_v()))
             clock.advance(30.1)
@@ -185,7 +185,7 @@ async def test_a_run_that_was_not_sent_in_time_bought_nothing() -> None:
     async with Simulator(manual=True) as sim, client_of(sim, clock=clock) as client:
         sim.script(faults.rate_limited(30))
         first = await started(client.submit(model_v()))
-        await turns_until(lambda: client.stats().gate_closed_until is not None)
+        await turns_until(lambda: client.stats().paused_until is not None)
         running = await started(client.run(model_v(), timeout=5))
         clock.advance(5.1)
         with pytest.raises(WaitTimeout, match="nothing was bought"):

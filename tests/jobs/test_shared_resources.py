@@ -364,7 +364,7 @@ async def throttle(scene: Scene) -> None:
     await settle(200)
     await asyncio.gather(job.refresh(), scene.honest())
     assert len(await job) == 1
-    assert scene.client.stats().gate_closed_until is None
+    assert scene.client.stats().paused_until is None
 
 
 async def download_slots(scene: Scene) -> None:

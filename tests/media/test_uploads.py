@@ -540,7 +540,7 @@ async def test_a_429_closes_the_gate_for_the_whole_client(sim: Simulator, tmp_pa
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         submit = await started(client.submit(frame(picture(tmp_path))))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: client.stats().gate_closed_until is not None)
+        await turns_until(lambda: client.stats().paused_until is not None)
         other = await started(client.submit(model_v()))
         clock.advance(19)
         await settle()
@@ -561,7 +561,7 @@ async def test_uploads_that_queue_see_the_gate_close(sim: Simulator) -> None:
         queued = await started(client.upload(JPG + b"queued"))
         await turns_until(lambda: len(uploading()) == UPLOADS_AT_ONCE + 1)
         submit = await started(client.submit(model_v()))
-        await turns_until(lambda: client.stats().gate_closed_until is not None)
+        await turns_until(lambda: client.stats().paused_until is not None)
         sim.default_upload()
         for upload in hanging:
             await gone(upload)
@@ -667,7 +667,7 @@ async def test_a_file_that_changes_is_not_uploaded_to_its_end(sim: Simulator, tm
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         submit = await started(client.submit(frame(path)))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: client.stats().gate_closed_until is not None)
+        await turns_until(lambda: client.stats().paused_until is not None)
         change(path)
         with pytest.raises(NotSent, match=r"the file changed .*Nothing was bought") as caught:
             await driven(clock, ended(submit))
@@ -685,7 +685,7 @@ async def test_a_spoiled_file_takes_no_other_with_it(sim: Simulator, tmp_path: P
     async with client_of(sim, clock=clock, timeouts=PATIENT) as client:
         spoiled = await started(client.submit(frame(one)))
         await sim.wait_for_uploads(1)
-        await turns_until(lambda: client.stats().gate_closed_until is not None)
+        await turns_until(lambda: client.stats().paused_until is not None)
         fine = await started(client.submit(frame(two)))
         await turns_until(lambda: len(running("xiling wait for upload")) == 2)
         one.unlink()

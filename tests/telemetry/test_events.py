@@ -204,7 +204,7 @@ async def test_stats_are_a_snapshot_of_what_the_ledger_saw(sim: Simulator) -> No
         await third
         assert client.stats().in_flight["submits"] == 0
     assert before.jobs == {}
-    assert (before.unfinished, before.mean_time_to_done, before.gate_closed_until) == (0, None, None)
+    assert (before.unfinished, before.mean_time_to_done, before.paused_until) == (0, None, None)
     assert stats.jobs == {State.SENDING: 3, State.ACCEPTED: 2, State.DONE: 1, State.FAILED: 1}
     assert (stats.unfinished, stats.in_flight) == (1, {"submits": 1, "uploads": 0, "downloads": 0})
     assert stats.callbacks == {"applied": 3}
@@ -235,13 +235,13 @@ async def test_a_closed_gate_is_seen(sim: Simulator) -> None:
     sim.script(faults.rate_limited(retry_after=7))
     async with client_of(sim, clock=clock) as client:
         submit = asyncio.create_task(client.submit(model_v()))
-        while client.stats().gate_closed_until is None:
+        while client.stats().paused_until is None:
             await asyncio.sleep(0)
-        assert client.stats().gate_closed_until == clock.time() + 7
+        assert client.stats().paused_until == clock.time() + 7
         while not submit.done():
             clock.advance(1)
             await asyncio.sleep(0)
-        assert client.stats().gate_closed_until is None
+        assert client.stats().paused_until is None
 
 
 # --- hooks ---------------------------------------------------------------------------------------------------------

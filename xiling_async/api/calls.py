@@ -77,14 +77,14 @@ class Calls:
         self._transport.check()
 
     @property
-    def closed_until(self) -> float | None:
+    def paused_until(self) -> float | None:
         """The end of the pause after a 429, Unix seconds; None if there is none."""
-        return self.creates.closed_until
+        return self.creates.paused_until
 
     # --- creates: paid -----------------------------------------------------------------------------------------------
 
     async def create(self, create: Create) -> CreateResult:
-        """Send one paid POST, once. `creates.turn()` comes before it."""
+        """Send one paid POST, once. `creates.take_slot()` comes before it."""
         body: Body | None = None
         try:
             body = Body(wire.create_body(create.request, create.callback_url))
@@ -127,11 +127,11 @@ class Calls:
     async def status(self, kind: Kind[Any], task_id: str, *, can_wait: bool = False) -> StatusResult:
         """Ask about one task. `can_wait`: in an outage it is put off, unless it is the next probe."""
         try:
-            await self.gets.turn()
+            await self.gets.take_slot()
         except ClientClosed as closed:
             return StatusResult(error=closed, is_asked=False)
         if can_wait and not self.gets.may_probe():
-            self.gets.give_back()
+            self.gets.release_slot()
             return StatusResult.put_off(task_id)
         began_at = self._clock.time()
         try:
@@ -166,7 +166,7 @@ class Calls:
 
     async def _one_upload(self, source: UploadSource) -> UploadResult:
         async with self._upload_slots:
-            await self.uploads.turn()
+            await self.uploads.take_slot()
             body = source.body()
             try:
                 answer = await self._transport.upload(
@@ -197,4 +197,4 @@ class Calls:
     def _pause_all(self, seconds: float) -> None:
         if seconds:
             for throttle in (self.creates, self.gets, self.uploads):
-                throttle.close_for(seconds)
+                throttle.pause_for(seconds)

@@ -33,7 +33,7 @@ class Throttle:
         self._step_s = 0.0 if per_second is None else 1 / per_second
         self._line = asyncio.Lock()  # FIFO; a caller that is cancelled in it leaves nothing behind
         self._next_at = 0.0
-        self._closed_until = 0.0
+        self._paused_until = 0.0
         self._ended = False
         self._waiting: set[asyncio.Future[None]] = set()
         self._repeats = REPEATS
@@ -45,38 +45,38 @@ class Throttle:
 
     # --- slots -------------------------------------------------------------------------------------------------------
 
-    async def turn(self) -> None:
+    async def take_slot(self) -> None:
         """Wait for the next slot and take it. Raises `ClientClosed`."""
         came_at = self._clock.time()
         async with self._line:
             while True:
                 now = self._clock.time()
                 # A loop that is late is made up for, by at most `LATE_S`.
-                slot = max(self._next_at, self._closed_until, came_at, now - LATE_S)
+                slot = max(self._next_at, self._paused_until, came_at, now - LATE_S)
                 if slot - now <= CLOCK_S:
                     break
                 await self.pause(slot - now)
             self._check_not_ended()
             self._next_at = slot + self._step_s
 
-    def give_back(self) -> None:
+    def release_slot(self) -> None:
         """The slot that was just taken is not used: the next in the line gets it."""
         self._next_at -= self._step_s
 
-    def close_for(self, seconds: float) -> None:
+    def pause_for(self, seconds: float) -> None:
         """Nothing leaves for at least so long: the service asked for it."""
-        self._closed_until = max(self._closed_until, self._clock.time() + seconds)
+        self._paused_until = max(self._paused_until, self._clock.time() + seconds)
 
     @property
     def is_open(self) -> bool:
         """Whether who comes now need not wait."""
         now = self._clock.time()
-        return not self._line.locked() and max(self._next_at, self._closed_until, self.probe_at or 0.0) <= now
+        return not self._line.locked() and max(self._next_at, self._paused_until, self.probe_at or 0.0) <= now
 
     @property
-    def closed_until(self) -> float | None:
+    def paused_until(self) -> float | None:
         """Unix seconds; None while it is open."""
-        return self._closed_until if self._closed_until > self._clock.time() else None
+        return self._paused_until if self._paused_until > self._clock.time() else None
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until an outage is over. Raises `ClientClosed`."""
@@ -122,7 +122,7 @@ class Throttle:
 
     async def reachable(self) -> None:
         """Wait until the service's pause is over, and the outage, or until the next probe. Raises `ClientClosed`."""
-        while (wait_s := max(self._closed_until, self.probe_at or 0.0) - self._clock.time()) > CLOCK_S:
+        while (wait_s := max(self._paused_until, self.probe_at or 0.0) - self._clock.time()) > CLOCK_S:
             await self.pause(wait_s)
 
     def is_away_for_less_than(self, seconds: float) -> bool:

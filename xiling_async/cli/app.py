@@ -42,7 +42,7 @@ COMMANDS: Final = {
     "wait": ("commands.wait", "Wait for jobs that were bought before."),
     "download": ("commands.download", "Download the results of tasks that have ended."),
     "jobs": ("commands.jobs", "List the jobs that a store remembers, the newest last."),
-    "purge": ("commands.purge", "Forget jobs that ended long ago."),
+    "purge": ("commands.purge", "Forget jobs that ended long ago, and give their space back."),
     "resolve": ("commands.resolve", "Say by hand what an uncertain job has bought."),
     "receive": ("commands.receive", "Take callbacks for clients elsewhere, and nothing else."),
 }

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 WIDEST: Final = 100  # columns: a wider table only moves its columns apart
 REPAINT_S: Final = 0.1
-_UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_LONGEST_S: Final = 100 * 365 * 86_400
 STYLES: Final = {
     "sending": "dim", "uncertain": "yellow", "accepted": "cyan", "done": "green", "failed": "magenta", "problem": "red",
 }  # fmt: skip
@@ -99,22 +95,6 @@ def clock_of(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def seconds_of(text: str) -> float:
-    """The seconds of an age such as `30d` or `1.5h`. Raises a usage error."""
-    age = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([wdhms])", text.strip(), re.ASCII)
-    if age is None or (age_s := float(age[1]) * _UNITS[age[2]]) > _LONGEST_S:
-        raise typer.BadParameter(
-            f"{text!r} is not an age; accepted: a number and its unit (s, m, h, d or w), such as 30d or 12h"
-        )
-    return age_s
-
-
-def age_of(seconds: float) -> str:
-    """As in 12s, 3m, 2h, 5d."""
-    whole = max(int(seconds), 0)
-    return next((f"{whole // unit}{name}" for name, unit in _UNITS.items() if name != "w" and whole >= unit), "0s")
 
 
 class _ErrorLines(logging.Handler):

@@ -33,7 +33,6 @@ class Failures(Exception):
 _CODES: Final[tuple[tuple[type[XilingError], int], ...]] = (
     (InvalidRequest, 2), (ConfigurationError, 2), (WaitTimeout, 3), (Stopped, 130),
 )  # fmt: skip
-_AS_STORED: Final = ("key", "kind", "state", "created_at", "changed_at", "ended_at", "retry_of")  # names of JSON, too
 _CHARGED: Final = {
     State.SENDING: "maybe", State.UNCERTAIN: "maybe", State.UNKNOWN: "maybe",
     State.NOT_SENT: "no", State.REJECTED: "no",
@@ -98,13 +97,13 @@ def as_json(ending: Ending, files: Mapping[str, Sequence[Path]] | None = None) -
     record, error = ending.record, ending.error or ending.unsaved
     told: dict[str, Any] = {
         "job_id": None, "key": None, "kind": None, "state": None, "task_ids": [], "outcomes": [], "request": None,
-        "created_at": None, "changed_at": None, "ended_at": None, "metadata": {}, "retry_of": None,
+        "created_at": None, "changed_at": None, "ended_at": None, "retry_of": None, "metadata": {},
     }  # fmt: skip
     charged: str = "no"
     if record is not None:
-        told |= {name: getattr(record, name) for name in _AS_STORED}
+        told |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
+        told |= {"job_id": record.id, "ended_at": record.ended_at, "retry_of": record.retry_of}
         told["metadata"] = dict(record.metadata)
-        told["job_id"] = record.id
         told["task_ids"] = record.task_ids
         told["outcomes"] = [_outcome(outcome, files) for outcome in record.outcomes]
         told["request"] = None if record.request is None else _request(record.request)

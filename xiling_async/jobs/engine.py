@@ -267,7 +267,7 @@ class Engine:
             "downloads": self.downloads.in_flight,
         }
         unsaved = 0 if self._auto_save is None else self._auto_save.outstanding
-        return self._monitor.stats(in_flight, self._calls.closed_until, unsaved)
+        return self._monitor.stats(in_flight, self._calls.paused_until, unsaved)
 
     async def _start_receiver(self, receiver: WebhookReceiver) -> None:
         callbacks = CallbackApplier(

@@ -248,16 +248,16 @@ class Submission:
     async def _send_post(self, post: _QueuedPost) -> Purchase | None:
         if post.outcome.done():  # its caller has gone
             return None
-        await self._calls.creates.turn()
+        await self._calls.creates.take_slot()
         order = post.order
         is_put_back = not order.is_wanted or (self._is_patient(order) and not self._calls.creates.may_probe())
         if post.outcome.done() or is_put_back:
-            self._calls.creates.give_back()
+            self._calls.creates.release_slot()
             return None
         try:
             self._output_limit.reserve(order.request.task_count)
         except LimitReached:
-            self._calls.creates.give_back()
+            self._calls.creates.release_slot()
             raise
         self._in_flight += 1
         is_paid = False

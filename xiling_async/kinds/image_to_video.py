@@ -150,12 +150,10 @@ class ImageToVideo(Request[Video]):
     def fields(self) -> dict[str, JSON]:
         if self.extra is not None:
             return copy.deepcopy(dict(self.extra))
-        self.check_sendable()
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values_of(self).items()
-            if value is not None
-        }
+        fields = {name: value for name, value in values_of(self).items() if value is not None}
+        if any(isinstance(value, (Path, tuple)) for value in fields.values()):
+            self.check_sendable()
+            fields |= {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
         if self.model != "V":  # "Only supported by Model V": what a false one would do elsewhere is not documented
             del fields["generate_audio"]
         return fields

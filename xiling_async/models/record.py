@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from xiling_async._internal.outcomes import Failed, Outcome, Succeeded
 from xiling_async.models.metadata import NO_METADATA
-from xiling_async.models.request import Request
+from xiling_async.models.request import Request, values_of
 
 __all__ = ["LEFT_BEHIND", "Failed", "JobRecord", "Outcome", "Refusal", "State", "Succeeded"]
 
@@ -109,7 +109,7 @@ class JobRecord:
 
     def next_version(self, **changes: Any) -> JobRecord:
         """The record with these changes."""
-        return evolve(self, version=self.version + 1, **changes)
+        return JobRecord(**{**values_of(self), "version": self.version + 1, **changes})
 
 
 def bare_job_id(task_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, cast
 from urllib.parse import quote
@@ -18,9 +19,14 @@ R_co = TypeVar("R_co", covariant=True)
 JSON = Any  # what `json.loads` gives: checked where it is read (wire.py), never trusted
 
 
+@cache
+def _names_of(kind: type[AttrsInstance]) -> tuple[str, ...]:
+    return tuple(attribute.name for attribute in fields(kind))
+
+
 def values_of(instance: AttrsInstance) -> dict[str, Any]:
     """The values of the fields of an attrs object by their names, in order."""
-    return {attribute.name: getattr(instance, attribute.name) for attribute in fields(type(instance))}
+    return {name: getattr(instance, name) for name in _names_of(type(instance))}
 
 
 class Progress(StrEnum):

@@ -42,7 +42,7 @@ class Stats:
     start too. `in_flight`: "submits", "uploads" and "downloads" under way now. `tasks`: "succeeded" and "failed".
     `submits`, `callbacks`, `polls`: by result. `callbacks_refused`: by reason. `retries`: of "submit", "upload",
     "download". `uploads`, `downloads`: by "done" and "failed". `mean_time_to_done`: seconds from the intent to `done`;
-    None while no job is. `gate_closed_until`: after a 429, Unix seconds; None while it is open. `unsaved`: results that
+    None while no job is. `paused_until`: after a 429, Unix seconds; None while it is open. `unsaved`: results that
     are known, and whose file is not in the folder of `save_to` yet. `handover`: "handed_over" to consumers, "again"
     (those of them that a consumer had before), and "acknowledged".
     """
@@ -59,7 +59,7 @@ class Stats:
     uploads: Mapping[str, int]
     downloads: Mapping[str, int]
     mean_time_to_done: float | None
-    gate_closed_until: float | None
+    paused_until: float | None
     unsaved: int = 0
     handover: Mapping[str, int] = MappingProxyType({})
 
@@ -190,7 +190,7 @@ class Monitor:
         finally:
             self.emit(event(tries=transfer.tries, error=transfer.error, began_at=began_at, at=clock.time()))
 
-    def stats(self, in_flight: Mapping[str, int], gate_closed_until: float | None, unsaved: int = 0) -> Stats:
+    def stats(self, in_flight: Mapping[str, int], paused_until: float | None, unsaved: int = 0) -> Stats:
         done = self._jobs[State.DONE]
         return Stats(
             jobs=MappingProxyType(dict(+self._jobs)),
@@ -205,7 +205,7 @@ class Monitor:
             uploads=_frozen(self._uploads),
             downloads=_frozen(self._downloads),
             mean_time_to_done=self._done_s / done if done else None,
-            gate_closed_until=gate_closed_until,
+            paused_until=paused_until,
             unsaved=unsaved,
             handover=_frozen(self._handover),
         )

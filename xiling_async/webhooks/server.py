@@ -164,12 +164,13 @@ class CallbackServer:
         response = await respond(request, reply, self._options)
         if not self._listening:
             response.force_close()
-        try:
-            async with REAL_TIME.timeout(self._options.linger_s):
-                await response.prepare(request)
-                await response.write_eof()
-        except TimeoutError:  # its answers are not read
-            self._web.abort_one(request.protocol)
+        if request.transport is not None and request.transport.get_write_buffer_size():  # earlier answers are not read
+            try:
+                async with REAL_TIME.timeout(self._options.linger_s):
+                    await response.prepare(request)
+                    await response.write_eof()
+            except TimeoutError:
+                self._web.abort_one(request.protocol)
         return response
 
 

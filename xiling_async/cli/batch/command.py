@@ -91,18 +91,7 @@ def batch(
         max_videos=max_videos,
     )  # fmt: skip
     of.check()
-    found, known = runtime.run(looked_up(rows.read(file), out / STORE, read_only=dry_run))
-    wanted = of.valid(found)
-    for row in wanted:
-        of.state.add(row, known.get(row.key, ()), retries=retries, retry_failed=retry_failed)
-    if dry_run:
-        display.foretell(output.console(), of.state, skipped=found.flawed, max_videos=max_videos)
-        return
-    of.buy_all()
-    display.summary(output.console(), of.state, out, skipped=found.flawed)
-    statuses = {entry.status() for entry in of.state.bad}
-    if statuses:
-        raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
+    of.execute(dry_run=dry_run, retry_failed=retry_failed)
 
 
 # --- what is to be bought ------------------------------------------------------------------------------------------
@@ -153,6 +142,21 @@ class Batch(Session):
     retries: int
     max_videos: int | None
     state: BatchState = field(factory=lambda: BatchState(began_at=SystemClock().time()))
+
+    def execute(self, *, dry_run: bool, retry_failed: bool) -> None:
+        """The whole command. Raises `typer.Exit` with its code for rows that did not succeed."""
+        out = output.console()
+        found, known = runtime.run(looked_up(rows.read(self.file), self.place / STORE, read_only=dry_run))
+        for row in self.valid(found):
+            self.state.add(row, known.get(row.key, ()), retries=self.retries, retry_failed=retry_failed)
+        if dry_run:
+            display.foretell(out, self.state, skipped=found.flawed, max_videos=self.max_videos)
+            return
+        self.buy_all()
+        display.summary(out, self.state, self.place, skipped=found.flawed)
+        statuses = {entry.status() for entry in self.state.bad}
+        if statuses:
+            raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
 
     def valid(self, found: Found) -> tuple[Row, ...]:
         """The rows to buy. Raises `InvalidRequest` with every flaw, unless rows may be left out."""

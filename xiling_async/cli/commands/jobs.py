@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,34 +13,36 @@ from rich.text import Text
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime
-from xiling_async.cli.output import age_of, count, printable
+from xiling_async.cli.ages import age_of, seconds_of
+from xiling_async.cli.output import count, printable
 from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
 from xiling_async.cli.report import remembered
-from xiling_async.cli.stores import AnyStoreOption, existing_store
+from xiling_async.errors import StoreError
 from xiling_async.models.metadata import checked_metadata
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, State
-from xiling_async.stores import SQLiteStore, Store
+from xiling_async.stores import PostgresStore, SQLiteStore, Store
 
 ENDED: Final = 10  # two lines each: a screen of 24 lines
 _KEY_CELLS: Final = 24
+StoreOption = Annotated[
+    str, typer.Option(metavar="FILE|URL", help="The SQLite file of --store of the other commands, or postgresql://…")
+]
 
 
 def jobs(
     *,
-    store: AnyStoreOption,
+    store: StoreOption,
     state: Annotated[
         list[State] | None,
         typer.Option(metavar="STATE", help=f"Only these; repeat it for more: {', '.join(State)}."),
     ] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Only with this metadata; repeat it for all of several pairs."),
+        typer.Option(metavar="NAME=VALUE", help="Only those with this metadata; repeat it for more."),
     ] = None,
-    since: Annotated[
-        float | None, typer.Option(parser=output.seconds_of, metavar="AGE", help="Only made within this time: 2d, 12h.")
-    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="AGE", help="Only those made since: 2d, 12h, 90m, 45s.")] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"Also what ended before the last {ENDED}.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: as of `xiling submit --json`, nothing cut.")
@@ -50,7 +53,7 @@ def jobs(
     Every unfinished job, and the last 10 that ended (--all: all of them): state, age, model, tasks done of all, key,
     prompt; below, the job id and the task ids, each good for `xiling wait`, and the metadata. Into a pipe goes one line
     a job, cut nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt. --json
-    has everything, also metadata, created_at, ended_at, and retry_of, the job whose failed tasks this one buys again.
+    has everything: also created_at, ended_at, and in retry_of the job whose failed tasks this one buys again.
 
     Nothing is asked of the service, sent or changed. The store may be in use: the list shows it as it is now. Keep the
     password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
@@ -59,19 +62,19 @@ def jobs(
     Examples:
       xiling jobs --store jobs.db
       xiling jobs --store jobs.db --state accepted --state uncertain
-      xiling jobs --store jobs.db --metadata user=42 --since 2d --all --json
+      xiling jobs --store jobs.db --metadata user=42 --since 2d --all
       xiling jobs --store postgresql://me@db.example.com/videos
     """
-    kept = existing_store(store, read_only=True)
+    opened = store_of(store, read_only=True)
     out, err = output.console(), output.console(stderr=True)
     query = JobQuery(
         states=frozenset(state or State),
         metadata=_pairs(metadata or []),
-        since=None if since is None else SystemClock().time() - since,
+        since=None if since is None else SystemClock().time() - seconds_of(since, "--since"),
         newest_first=True,
     )
     with output.logged_errors(err):
-        records, is_more = runtime.run(_read(kept, query, None if everything else ENDED))
+        records, is_more = runtime.run(_read(opened, query, None if everything else ENDED))
     if as_json:
         for record in records:
             output.write(out, json_of(remembered(record)))
@@ -80,19 +83,29 @@ def jobs(
     if is_more:
         output.say(err, f"Only the last {count(ENDED, 'job')} that ended; --all shows the others too.")
     if not records:
-        output.say(err, f"No such job in {store if isinstance(kept, SQLiteStore) else kept}.")
+        output.say(err, f"No such job in {store if isinstance(opened, SQLiteStore) else opened}.")
 
 
-def _pairs(words: Sequence[str]) -> Mapping[str, str]:
+def _pairs(texts: list[str]) -> Mapping[str, str]:
     """Raises a usage error, and `InvalidRequest` for what cannot be metadata."""
     pairs: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name or not equals or pairs.get(name, value) != value:
-            why = f"{name!r} has two values" if name in pairs and equals else f"{word!r} is not NAME=VALUE"
-            raise typer.BadParameter(why, param_hint="--metadata")
-        pairs[name] = value
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--metadata")
+        if pairs.setdefault(name, value) != value:
+            raise typer.BadParameter(f"{name!r} has two values", param_hint="--metadata")
     return checked_metadata(pairs)
+
+
+def store_of(name: str, *, read_only: bool) -> Store:
+    """The store of this file or database, not opened yet. Raises `StoreError` if there is no such file."""
+    if name.startswith(("postgresql://", "postgres://")):
+        return PostgresStore(name, migrate=False)  # a listing makes no tables
+    file = Path(name)
+    if not file.is_file() or not file.stat().st_size:
+        raise StoreError(f"{name} is not a store: {'it is empty' if file.is_file() else 'there is no such file'}.")
+    return SQLiteStore(file, read_only=read_only)
 
 
 async def _read(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
@@ -105,18 +118,18 @@ async def _read(store: Store, query: JobQuery, most: int | None) -> tuple[list[J
 
 
 async def chosen(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
-    """The jobs of the query (`newest_first`), but of those that ended the last `most` only (None: all); and whether
-    there are more."""
+    """The jobs of the query (`newest_first`), of those that ended the last `most` only (None: all); whether there are
+    more of those."""
     if most is None:
         return [record async for record in store.jobs(query)][::-1], False
-    found = [record async for record in store.unfinished() if query.matches(record)]
-    ended = store.jobs(evolve(query, states=frozenset(one for one in query.states or State if one.is_final)))
-    last: list[JobRecord] = []
-    async for record in ended:
-        last.append(record)
-        if len(last) > most:
+    unfinished = [record async for record in store.unfinished() if query.matches(record)]
+    final = frozenset(state for state in query.states or State if state.is_final)
+    ended: list[JobRecord] = []
+    async for record in store.jobs(evolve(query, states=final)):
+        ended.append(record)
+        if len(ended) > most:
             break
-    return sorted(found + last[:most], key=lambda record: record.created_at), len(last) > most
+    return sorted(unfinished + ended[:most], key=lambda record: record.created_at), len(ended) > most
 
 
 def _list(out: Console, records: Sequence[JobRecord]) -> None:

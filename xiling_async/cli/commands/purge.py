@@ -1,4 +1,4 @@
-"""`xiling purge`: forget jobs that ended long ago."""
+"""`xiling purge`: forget jobs that ended long ago, and give their space back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import typer
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import output, runtime
-from xiling_async.cli.output import count, seconds_of
-from xiling_async.cli.stores import AnyStoreOption, existing_store
+from xiling_async.cli.ages import seconds_of
+from xiling_async.cli.commands.jobs import StoreOption, store_of
+from xiling_async.cli.output import count
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import HANDED_OVER
 from xiling_async.stores import Store
@@ -17,55 +18,46 @@ from xiling_async.stores import Store
 
 def purge(
     *,
-    older_than: Annotated[
-        float,
-        typer.Option(
-            parser=seconds_of, metavar="AGE", help="Forget what ended longer ago than this: 30d, 12h, 90m, 2w."
-        ),
-    ],
-    store: AnyStoreOption = "jobs.db",
+    store: StoreOption,
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="How long ago they ended: 30d, 12h, 90m, 45s.")],
 ) -> None:
-    """Forget jobs that ended long ago.
+    """Forget jobs that ended long ago, and give their space back.
 
-    Jobs that ended longer ago than --older-than are forgotten, with their keys, and their space is given back.
-    Unfinished jobs stay. Where an application takes ended jobs from the store (`client.completed`), those that it has
-    not acknowledged stay, too. Files that were downloaded are not touched, nothing is asked of the service.
+    Their keys are forgotten with them: a key that was forgotten buys again when it is submitted. Unfinished jobs stay.
+    Where an application takes ended jobs from the store (`Client.completed`), those that it has not acknowledged stay,
+    too, and are counted. Files of videos are not touched. A SQLite store must not be in use; a database may be.
 
-    A key that was forgotten buys again: purge no job whose key may still be submitted. A SQLite file must not be in
-    use. Keep the password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
-
-    Exit codes: 0 done, also if there was nothing to forget; 1 there is no such store, or it is in use; 2 the options
-    are wrong: nothing was forgotten.
+    Exit codes: 0 done; 1 there is no such store, or it is in use; 2 the options are wrong: nothing was forgotten.
 
     \b
     Examples:
-      xiling purge --older-than 30d --store jobs.db
-      xiling purge --older-than 12h --store postgresql://me@db.example.com/videos
+      xiling purge --store jobs.db --older-than 30d
+      xiling purge --store postgresql://me@db.example.com/videos --older-than 90d
     """
-    chosen = existing_store(store, read_only=False)
+    age_s = seconds_of(older_than, "--older-than")
     out = output.console()
     with output.logged_errors(output.console(stderr=True)):
-        purged, kept = runtime.run(_purged(chosen, older_than))
-    output.say(out, f"{count(purged, 'job')} forgotten.")
+        forgotten, kept = runtime.run(_purged(store_of(store, read_only=False), age_s))
+    output.say(out, f"{count(forgotten, 'job')} forgotten.")
     if kept:
         output.say(out, f"{count(kept, 'job')} kept: ended as long ago, and not acknowledged by a consumer yet.")
 
 
-async def _purged(store: Store, older_than_s: float) -> tuple[int, int]:
+async def _purged(store: Store, age_s: float) -> tuple[int, int]:
     """How many jobs were forgotten, and how many of that age were kept."""
     now = SystemClock().time()
     await store.open()
     try:
-        purged = await store.purge(older_than_s, now=now)
-        return purged, await _unacknowledged(store, now - older_than_s)
+        forgotten = await store.purge(age_s, now=now)
+        return forgotten, await _unacknowledged(store, now - age_s)
     finally:
         await store.close()
 
 
 async def _unacknowledged(store: Store, before: float) -> int:
-    """How many ended jobs of this age a consumer has still to acknowledge.
+    """How many jobs that ended before then a consumer has still to acknowledge.
 
-    Asked after a purge this reads few jobs: those, and the ones that were made before that time and ended after it.
+    After a purge this reads few jobs: those, and the ones that were made before that time and ended after it.
     """
     number = 0
     async for record in store.jobs(JobQuery(states=HANDED_OVER)):
