@@ -33,6 +33,7 @@ from xiling_async import (
     InvalidRequest,
     Rejected,
     ResultExpired,
+    SQLiteStore,
     State,
     StoreError,
     TaskFailed,
@@ -302,6 +303,21 @@ async def test_a_dry_run(sim: Simulator) -> None:
     assert third.out.splitlines()[1:] == ["2 jobs bought before: not bought again", "to buy: 1 job, 2 videos (V: 1)"]
     bad = await xiling(sim, "batch", str(jsonl("{")), *OUT, "--dry-run")
     assert (bad.code, paid(sim)) == (2, (2, 2))
+
+
+async def test_what_was_bought_is_found_by_its_key(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier rows are looked up one by one: however many jobs the store has, it is not read as a whole."""
+    words = ("batch", str(jsonl(*scenes(2))), *OUT)
+    assert (await xiling(sim, *words, *PORT)).code == 0
+
+    def jobs(*_: object) -> None:
+        raise AssertionError("all jobs were read")
+
+    monkeypatch.setattr(SQLiteStore, "jobs", jobs)
+    jsonl(*scenes(3))
+    assert "2 jobs bought before" in (await xiling(sim, *words, "--dry-run")).out
+    assert (await xiling(sim, *words, *PORT)).code == 0
+    assert paid(sim) == (3, 3)
 
 
 async def test_a_key_that_names_another_job(sim: Simulator) -> None:
@@ -694,7 +710,7 @@ async def test_what_the_terminal_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         "8  bought               It is not finished within --timeout (task i2v-1)",
         "9  bought               The service has not told what became of it",
         "Rows that were not bought are tried again by the same command.",
-        "What the service could not make is not bought again: to try once more",
+        "What the service could not make is not bought again by itself: --retry-failed does, once.",
         "What may have been bought is never sent again: with --port the same command waits",
         "The same command goes on with what is bought and not here yet.",
     ):

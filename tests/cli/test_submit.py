@@ -42,6 +42,7 @@ from xiling_async import (
     Video,
     WaitTimeout,
 )
+from xiling_async._internal.clock import SystemClock
 from xiling_async.cli import ages, app, output, progress, report
 from xiling_async.cli.commands import jobs
 from xiling_async.cli.commands.submit import bought, request_of, submit
@@ -911,6 +912,40 @@ async def test_what_is_listed(sim: Simulator) -> None:
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "No such job in jobs.db.\n")
 
 
+async def test_the_list_by_metadata_and_age(sim: Simulator) -> None:
+    """--metadata (all of several pairs), --since and --state, together: of unfinished and of ended jobs."""
+    now = SystemClock().time()
+    days = {"a": 1.0, "b": 3.0, "c": 0.5, "d": 0.1}
+    words = {"a": {"user": "1"}, "b": {"user": "1", "eq": "x=y"}, "c": {"user": "2"}, "d": {"user": "1", "eq": "x=y"}}
+    for name, state in zip("abcd", (State.DONE, State.FAILED, State.ACCEPTED, State.UNCERTAIN), strict=True):
+        await stored(old(ord(name), key=name, state=state, metadata=words[name], created_at=now - days[name] * 86400))
+
+    async def keys(*options: str) -> str:
+        for more in ((), ("--all",)):
+            ran = await xiling(sim, "jobs", *STORED, "--json", *options, *more)
+            assert ran.code == 0, ran.err
+        return "".join(json.loads(line)["key"] for line in ran.out.splitlines())
+
+    assert await keys() == "bacd"
+    assert await keys("--metadata", "user=1") == "bad"
+    assert await keys("--metadata", "user=1", "--metadata", "eq=x=y") == "bd"
+    assert await keys("--since", "2d") == "acd"
+    assert await keys("--since", "12h", "--metadata", "user=1") == "d"
+    assert await keys("--state", "done", "--state", "failed", "--metadata", "user=1", "--since", "7d") == "ba"
+    assert await keys("--metadata", "user=") == ""
+    for wrong in (("--metadata", "user"), ("--metadata", "=1"), ("--metadata=a=1", "--metadata=a=2"), ("--since", "2")):
+        ran = await xiling(sim, "jobs", *STORED, *wrong)
+        assert (ran.code, ran.out) == (2, "")
+
+
+async def test_the_list_has_the_newest_ended_jobs_of_its_filter(sim: Simulator) -> None:
+    """The ten that are shown are the last ten with this metadata, not those among the last ten."""
+    await stored(*(old(number, metadata={"batch": str(number % 2)}) for number in range(40)))
+    ran = await xiling(sim, "jobs", *STORED, "--metadata", "batch=1")
+    assert [line.split("\t")[4] for line in ran.out.splitlines()] == [f"k{number}" for number in range(21, 41, 2)]
+    assert "--all shows the others" in ran.err
+
+
 async def test_the_list_changes_nothing(sim: Simulator) -> None:
     """A job that a dead process left on its way stays so: nothing is taken over, sent or asked."""
     await stored(
@@ -934,6 +969,14 @@ async def test_the_list_for_machines(sim: Simulator) -> None:
     listed = await xiling(sim, "jobs", *STORED, "--json")
     assert (listed.code, listed.told) == (0, submitted.told)
     assert listed.told["error"] == "TaskFailed"
+    assert (listed.told["metadata"], listed.told["retry_of"]) == ({}, None)
+    assert listed.told["ended_at"] == listed.told["changed_at"] > listed.told["created_at"]
+    Path("jobs.db").unlink()
+    await stored(
+        old(1, state=State.ACCEPTED, metadata={"user": "海"}, retry_of="0" * 32, task_ids=("t",), outcomes=(None,))
+    )
+    told = (await xiling(sim, "jobs", *STORED, "--json")).told
+    assert (told["metadata"], told["retry_of"], told["ended_at"]) == ({"user": "海"}, "0" * 32, None)
 
 
 async def test_a_job_that_cannot_be_read_is_said(sim: Simulator) -> None:
@@ -960,7 +1003,7 @@ async def test_many_jobs(sim: Simulator) -> None:
         await anext(reading)
         await any_store.purge(1.0)
         assert [record.key async for record in reading] == [
-            f"k{n}" for n in reversed(range(103, 602)) if any_store is store
+            f"k{n}" for n in reversed(range(503, 602)) if any_store is store
         ]
         await any_store.close()
 
@@ -973,7 +1016,7 @@ def test_the_list_on_a_terminal() -> None:
         records = [
             old(1, key="订单", request=model_v("海浪 " * 50), task_ids=ids, outcomes=(None,) * 4, asked=4),
             old(2, key="a-very-long-key-" * 3, state=State.UNCERTAIN),
-            old(3, key=None, state=State.NOT_SENT),
+            old(3, key=None, state=State.NOT_SENT, metadata={"user": "\x1b[2J海", "order": "7" * 99}),
         ]
         jobs._list(out, records)
         jobs._list(out, [old(3, key=None)])
@@ -984,6 +1027,7 @@ def test_the_list_on_a_terminal() -> None:
     assert max(screen_cells(line) for line in lines) <= 80
     assert [line.index("waves at dawn") for line in lines if "waves" in line] == [53, 53, 27]
     assert "a-very-long-key-a-very-…" in text and "…" in lines[0]
+    assert "\n  user=\\x1b[2J海  order=7777777" in "\n".join(lines)
 
 
 def screen_cells(line: str) -> int:

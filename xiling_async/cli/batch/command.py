@@ -26,7 +26,7 @@ from xiling_async.errors import Charged, ConfigurationError, InvalidRequest
 from xiling_async.kinds.image_to_video import ImageToVideo
 from xiling_async.models import settings
 from xiling_async.models.record import JobRecord
-from xiling_async.models.settings import Polling, Timeouts
+from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores import SQLiteStore
 from xiling_async.webhooks.receiver import WebhookReceiver
 
@@ -47,6 +47,15 @@ def batch(
         bool, typer.Option("--skip-invalid", help="Go on without the rows that are not valid.")
     ] = False,
     in_flight: Annotated[int, typer.Option(min=1, metavar="JOBS", help="How many jobs at once.")] = IN_FLIGHT,
+    retries: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Buy failed tasks again, up to N times; each time is paid.")
+    ] = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Buy what failed in earlier runs once more; it is paid.")
+    ] = False,
+    max_videos: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Buy at most N videos in this run; a later run goes on.")
+    ] = None,
     public_url: session.PublicUrlOption = None,
     port: session.PortOption = None,
     timeout: session.TimeoutOption = session.WAIT_S,
@@ -64,6 +73,10 @@ def batch(
     gets the videos, index.html (a page to look at, it grows meanwhile), results.jsonl (a line a task) and jobs.db.
     After Ctrl-C, a crash or a failure the same command goes on, and buys nothing twice.
 
+    What the service could not make was paid for all the same. --retries N buys the failed tasks of a row again, up to N
+    times in all runs together. --retry-failed buys, once in each run, what had failed for good before it. Only failed
+    tasks are bought again; the others keep their videos.
+
     Exit codes: 0 every row succeeded (with --skip-invalid: every valid one) and is saved; 1 some did not; 2 the options
     or rows are wrong, nothing was sent; 3 some are still running after --timeout, all others succeeded; 130 Ctrl-C.
 
@@ -74,27 +87,17 @@ def batch(
     """
     of = Batch(
         file=file, place=out, in_flight=in_flight, skip_invalid=skip_invalid, store=out / STORE, base_url=base_url,
-        public_url=public_url, port=port, timeout=timeout, poll_every=poll_every,
+        public_url=public_url, port=port, timeout=timeout, poll_every=poll_every, retries=retries,
+        max_videos=max_videos,
     )  # fmt: skip
     of.check()
-    found, known = runtime.run(looked_up(rows.read(file), out / STORE, read_only=dry_run))
-    wanted = of.valid(found)
-    for row in wanted:
-        of.state.add(row, known.get(row.key))
-    if dry_run:
-        display.foretell(output.console(), of.state, skipped=found.flawed)
-        return
-    of.buy_all()
-    display.summary(output.console(), of.state, out, skipped=found.flawed)
-    statuses = {entry.status() for entry in of.state.bad}
-    if statuses:
-        raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
+    of.execute(dry_run=dry_run, retry_failed=retry_failed)
 
 
 # --- what is to be bought ------------------------------------------------------------------------------------------
 
 
-async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found, dict[str, JobRecord]]:
+async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found, dict[str, list[JobRecord]]]:
     """The same rows held against what the store in this file remembers, and the jobs that it has of them.
 
     Raises `StoreError`.
@@ -104,28 +107,26 @@ async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found
     store = SQLiteStore(path, read_only=read_only)  # held by another batch, it is refused before the page is touched
     await store.open()
     try:
-        wanted = {row.key: row for row in found.rows}
-        known = {record.key: record async for record in store.jobs() if record.key in wanted}
+        held = {row.key: jobs for row in found.rows if (jobs := await run.jobs_of(store, row.key))}
     finally:
         await store.close()
-    held = {key: record for key, record in known.items() if key is not None}
-    rows_now = tuple(_as_bought(row, held.get(row.key)) for row in found.rows)
+    rows_now = tuple(_as_bought(row, held[row.key][0]) if row.key in held else row for row in found.rows)
     taken = [
         RowProblem(
             row.line, f"key={row.key!r}: already names a job with another request in {path}; accepted: a new key"
         )
         for row in rows_now
-        if row.key in held and held[row.key].request != row.request
+        if row.key in held and held[row.key][0].request != row.request
     ]
     return Found(rows_now, found.flaws).without(taken), held
 
 
-def _as_bought(row: Row, record: JobRecord | None) -> Row:
+def _as_bought(row: Row, record: JobRecord) -> Row:
     """The row with its pictures where they were when it was bought: the folder of the batch may have moved since.
 
     A key made of the content says that the names are the same.
     """
-    if record is None or not row.is_derived or record.state in session.NOT_BOUGHT:
+    if not row.is_derived or record.state in session.NOT_BOUGHT:
         return row
     return evolve(row, request=record.request) if isinstance(record.request, ImageToVideo) else row
 
@@ -138,7 +139,24 @@ class Batch(Session):
     place: Path
     in_flight: int
     skip_invalid: bool
+    retries: int
+    max_videos: int | None
     state: BatchState = field(factory=lambda: BatchState(began_at=SystemClock().time()))
+
+    def execute(self, *, dry_run: bool, retry_failed: bool) -> None:
+        """The whole command. Raises `typer.Exit` with its code for rows that did not succeed."""
+        out = output.console()
+        found, known = runtime.run(looked_up(rows.read(self.file), self.place / STORE, read_only=dry_run))
+        for row in self.valid(found):
+            self.state.add(row, known.get(row.key, ()), retries=self.retries, retry_failed=retry_failed)
+        if dry_run:
+            display.foretell(out, self.state, skipped=found.flawed, max_videos=self.max_videos)
+            return
+        self.buy_all()
+        display.summary(out, self.state, self.place, skipped=found.flawed)
+        statuses = {entry.status() for entry in self.state.bad}
+        if statuses:
+            raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
 
     def valid(self, found: Found) -> tuple[Row, ...]:
         """The rows to buy. Raises `InvalidRequest` with every flaw, unless rows may be left out."""
@@ -173,13 +191,14 @@ class Batch(Session):
             base_url=self.base_url,
             receiver=receiver,
             store=self.jobs,
+            limits=Limits(outputs=self.max_videos),
             timeouts=Timeouts(wait=self.timeout),
             polling=Polling(every=self.poll_every),
             on_event=self.watch.on_event,
         )
         for entry in self.state.entries.values():
-            if entry.record is not None:
-                self.watch.follow(entry.record)
+            for record in entry.jobs.values():
+                self.watch.follow(record)
         saver = BatchSaver(self.place, client, allow_private=allow_private)
         await saver.make()
         with output.logged_errors(self.out):
@@ -211,6 +230,8 @@ class Batch(Session):
         """The same command."""
         given = {
             "--in-flight": None if self.in_flight == IN_FLIGHT else self.in_flight,
+            "--retries": self.retries or None,
+            "--max-videos": self.max_videos,
             "--base-url": self.base_url,
             "--public-url": self.public_url,
             "--port": self.port,
@@ -225,7 +246,7 @@ class Batch(Session):
         """What Ctrl-C leaves behind."""
         steps = self.state.steps
         told = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
-        charged: Charged = "yes" if any(entry.is_bought for entry in self.state.entries.values()) else "no"
+        charged: Charged = "yes" if any(entry.bought for entry in self.state.entries.values()) else "no"
         return Stopped(
             f"Stopped. {count(len(self.state.entries), 'row')}: {told}. Nothing is lost: run the same command to go "
             f"on; it buys nothing twice: {self.again}",

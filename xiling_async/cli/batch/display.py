@@ -18,6 +18,7 @@ from xiling_async.cli.batch import gallery, results
 from xiling_async.cli.batch.state import BatchState, RowState, words_of_problem
 from xiling_async.cli.live import LiveDisplay
 from xiling_async.cli.watch import Watch
+from xiling_async.models.record import Failed, State
 
 REPAINT_S: Final = 0.25
 DOUBTS_SHOWN: Final = 20
@@ -116,10 +117,10 @@ def row_line(entry: RowState, state: BatchState) -> str:
     return f"{where}: {money}: {told}"
 
 
-def foretell(out: Console, state: BatchState, *, skipped: int) -> None:
+def foretell(out: Console, state: BatchState, *, skipped: int, max_videos: int | None) -> None:
     """What a run would buy."""
     entries = list(state.entries.values())
-    new = [entry.row.request for entry in entries if not entry.was_bought]
+    new = [entry.row.request for entry in entries if not entry.bought]
     known = len(entries) - len(new)
     output.say(out, f"{output.count(len(entries), 'row')} can be bought{_left_out(skipped)}. Nothing was sent.", "bold")
     if known:
@@ -128,13 +129,25 @@ def foretell(out: Console, state: BatchState, *, skipped: int) -> None:
     told = ", ".join(f"{model}: {number}" for model, number in sorted(models.items()))
     videos = output.count(sum(request.task_count for request in new), "video")
     output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
+    again = sum(map(_failed_tasks, entries))
+    if again:
+        output.say(out, f"to buy again: {output.count(again, 'failed video')}")
+    if max_videos is not None:
+        output.say(out, f"at most {output.count(max_videos, 'video')} in one run")
+
+
+def _failed_tasks(entry: RowState) -> int:
+    """How many failed tasks of earlier runs a run would buy again."""
+    if entry.record is None or entry.record.state is not State.FAILED or entry.retries < len(entry.bought):
+        return 0
+    return sum(isinstance(outcome, Failed) for outcome in entry.record.outcomes)
 
 
 def summary(out: Console, state: BatchState, folder: Path, *, skipped: int) -> None:
     """How it ended: numbers, every row that did not succeed with what that means, and where everything is."""
     entries, bad = list(state.entries.values()), state.bad
-    now = sum(entry.is_bought and not entry.was_bought for entry in entries)
-    before = sum(entry.was_bought for entry in entries)
+    now = sum(entry.bought_now for entry in entries)
+    before = sum(entry.bought_before for entry in entries)
     told = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
     output.say(out, told + (f", {len(bad)} not" if bad else "") + _left_out(skipped), "bold")
     output.say(out, f"{output.count(now, 'job')} bought now" + (f", {before} before" if before else ""))
@@ -177,7 +190,7 @@ def _advice(bad: Sequence[RowState]) -> Iterator[str]:
     if gallery.Status.REFUSED in found:
         yield "Rows that were not bought are tried again by the same command."
     if gallery.Status.FAILED in found:
-        yield "What the service could not make is not bought again: to try once more, give the row a new `key`."
+        yield "What the service could not make is not bought again by itself: --retry-failed does, once."
     if gallery.Status.UNCERTAIN in found:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "

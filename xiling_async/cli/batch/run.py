@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,9 @@ from xiling_async.cli.saving import Saver
 from xiling_async.client import Client
 from xiling_async.errors import Unauthorized
 from xiling_async.jobs.map import Finished
-from xiling_async.models.record import Succeeded
+from xiling_async.kinds.image_to_video import ImageToVideo
+from xiling_async.models.record import JobRecord, State, Succeeded
+from xiling_async.models.retry import retry_key
 from xiling_async.stores import Store
 
 SETTLING: Final = 64  # rows whose files are being saved; the client itself downloads fewer at once
@@ -59,6 +62,16 @@ class BatchSaver:
                     names[result.task_id] = saver.files[result.task_id][0].name
 
 
+async def jobs_of(store: Store, key: str) -> list[JobRecord]:
+    """The job of this key, and those that bought its failed tasks again, in order."""
+    jobs: list[JobRecord] = []
+    record = await store.by_key(key)
+    while record is not None and (not jobs or record.retry_of == jobs[-1].id):
+        jobs.append(record)
+        record = await store.by_key(retry_key(record)) if record.state is State.FAILED else None
+    return jobs
+
+
 class BatchRun:
     """`page`: where the page is, and what is on it now."""
 
@@ -81,6 +94,7 @@ class BatchRun:
         self._results = Results(saver.folder)
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(SETTLING)
+        self._buying = Tasks()
         self._settling = Tasks()
         self._painting = Tasks()
         self._broken: Exception | None = None
@@ -91,12 +105,14 @@ class BatchRun:
         await asyncio.to_thread(self._results.open)
         self._runner = asyncio.current_task()
         self._painting.start(self._paint(), name="xiling page")
-        pairs = ((entry.row.key, entry.row.request) for entry in self._state.in_turn())
+        places = asyncio.Semaphore(in_flight)  # of all rows, however often each may be bought again
+        by_retries: defaultdict[int, list[RowState]] = defaultdict(list)
+        for entry in self._state.in_turn():
+            by_retries[entry.retries].append(entry)
         try:
-            async with aclosing(self._client.map(pairs, in_flight=in_flight)) as endings:
-                async for ending in endings:
-                    await self._room.acquire()
-                    self._settling.start(self._settle(ending), name=f"xiling settle {ending.key}")
+            for retries, entries in by_retries.items():
+                self._buying.start(self._buy(entries, retries, places, in_flight), name=f"xiling rows {retries}")
+            await self._buying.drain()
             await self._settling.drain()
         except asyncio.CancelledError:
             if self._broken is None or self._runner is None:
@@ -104,10 +120,26 @@ class BatchRun:
             self._runner.uncancel()  # it was us
         finally:
             self._runner = None
+            await self._buying.cancel()
             await self._settling.cancel()
             await self._painting.cancel()
         if self._broken is not None:
             raise self._broken
+
+    async def _buy(self, entries: Sequence[RowState], retries: int, places: asyncio.Semaphore, in_flight: int) -> None:
+        async def pairs() -> AsyncIterator[tuple[str, ImageToVideo]]:
+            for entry in entries:
+                await places.acquire()
+                yield entry.row.key, entry.row.request
+
+        try:
+            async with aclosing(self._client.map(pairs(), in_flight=in_flight, retries=retries)) as endings:
+                async for ending in endings:
+                    places.release()
+                    await self._room.acquire()
+                    self._settling.start(self._settle(ending), name=f"xiling settle {ending.key}")
+        except Exception as error:
+            self._break(error)
 
     async def _settle(self, ending: Finished[Any]) -> None:
         """Save what a row has brought, write it down, and tell."""
@@ -115,10 +147,9 @@ class BatchRun:
             if isinstance(ending.error, Unauthorized):  # so it will be with every other row
                 raise ending.error
             entry = self._state.entries[ending.key or ""]
-            record = await self._jobs.by_key(entry.row.key)
-            self._state.saw([] if record is None else [record])
+            self._state.saw(await jobs_of(self._jobs, entry.row.key))
             entry.error = ending.error
-            outcomes = record.outcomes if record is not None else ()
+            outcomes = entry.record.outcomes if entry.record is not None else ()
             await self._saver.save(entry, [one.result for one in outcomes if isinstance(one, Succeeded)])
             async with self._writing:
                 await asyncio.to_thread(self._results.add, entry.lines())

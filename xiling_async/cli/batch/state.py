@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from xiling_async.cli.batch.gallery import Clip, Status
 from xiling_async.cli.batch.input import Row
 from xiling_async.cli.output import count, printable
-from xiling_async.errors import Charged, ResultExpired, TaskFailed, WaitTimeout, XilingError
+from xiling_async.errors import Charged, LimitReached, ResultExpired, TaskFailed, WaitTimeout, XilingError
 from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
 
 MONEY: Final[Mapping[Charged, str]] = {
@@ -24,11 +24,12 @@ _IN_DOUBT: Final = frozenset({State.UNCERTAIN, State.UNKNOWN, State.EXPIRED})
 
 @define(eq=False)
 class RowState:
-    """One row as it goes. `files`, `thumbnails`: names of files, by task."""
+    """One row as it goes. `record`: all of its jobs `joined`. `files`, `thumbnails`: names of files, by task."""
 
     row: Row
     record: JobRecord | None = None
-    was_bought: bool = False  # before this run
+    retries: int = 0  # how often its failed tasks are bought again at most, earlier runs included
+    bought_before: int = 0  # its jobs of earlier runs
     was_final: bool = False  # before this run: it tells nothing of how fast things go now
     is_over: bool = False
     error: Exception | None = None  # why the job did not succeed
@@ -37,17 +38,34 @@ class RowState:
     thumbnails: dict[str, str] = Factory(dict)
     counted: tuple[str, bool, int] | None = None  # what the numbers of the batch have of it: step, is over, files
     shown: list[Clip] | None = None  # its clips, until something changes
+    jobs: dict[str, JobRecord] = Factory(  # its job and those that bought failed tasks again, in order, by id
+        lambda self: {} if self.record is None else {self.record.id: self.record}, takes_self=True
+    )
+
+    def take(self, record: JobRecord) -> bool:
+        """A record of one of its jobs; whether it is news."""
+        if record.id in self.jobs and self.jobs[record.id].version > record.version:
+            return False
+        self.jobs[record.id] = record
+        self.record = joined(self.jobs.values())
+        return True
 
     @property
-    def is_bought(self) -> bool:
-        """Whether there is, or may be, a job that was paid for."""
-        return self.record is not None and self.record.state not in _NOT_BOUGHT
+    def bought(self) -> list[JobRecord]:
+        """Its jobs that were paid for, or may have been."""
+        return [record for record in self.jobs.values() if record.state not in _NOT_BOUGHT]
+
+    @property
+    def bought_now(self) -> int:
+        """How many jobs were bought for it in this run."""
+        return len(self.bought) - self.bought_before
 
     @property
     def turn(self) -> int:
-        if not self.is_bought:
+        bought = self.bought
+        if not bought:
             return 1
-        return 0 if self.record is not None and self.record.task_ids else 2
+        return 0 if bought[-1].task_ids else 2
 
     @property
     def is_good(self) -> bool:
@@ -66,12 +84,12 @@ class RowState:
     @property
     def charged(self) -> Charged:
         """What its problem means for the money."""
-        record = self.record
-        if record is not None and record.task_ids:
+        bought = self.bought
+        if bought and bought[-1].task_ids:
             return "yes"
         if isinstance(self.problem, XilingError):
             return self.problem.charged
-        return "no" if record is None or record.state in _NOT_BOUGHT else "maybe"
+        return "maybe" if bought else "no"
 
     @property
     def step(self) -> str:
@@ -159,6 +177,8 @@ class RowState:
                 return "It was sent and its answer was lost; no callback came within --timeout."
             case ResultExpired() if record is not None:
                 return f"The service has not told what became of it for longer than it can take{names}."
+            case LimitReached():
+                return "--max-videos was reached before it: nothing more was sent for it in this run."
             case None:
                 told = " ".join(map(str, self.unsaved[:1]))
                 more = f" (and {len(self.unsaved) - 1} more)" if len(self.unsaved) > 1 else ""
@@ -168,16 +188,28 @@ class RowState:
 
     def lines(self) -> list[dict[str, Any]]:
         """What results.jsonl has of it: a line for each task that is over and whose file is here, unless it is gone."""
-        record = self.record
-        if record is None:
-            return []
         gone = {task_id for error in self.unsaved if isinstance(error, ResultExpired) for task_id in error.task_ids}
         return [
             _line(self, record, outcome)
+            for record in self.jobs.values()
             for outcome in record.outcomes
             if isinstance(outcome, Failed)
             or (isinstance(outcome, Succeeded) and (outcome.task_id in self.files or outcome.task_id in gone))
         ]
+
+
+def joined(jobs: Iterable[JobRecord]) -> JobRecord:
+    """The last of a row's jobs, with the outcomes of all of them: the newer one of a task that was bought again."""
+    record, *retries = jobs
+    for retry in retries:
+        if retry.state in _NOT_BOUGHT:
+            continue
+        task_ids, outcomes = list(record.task_ids), list(record.outcomes)
+        failed = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Failed)]
+        for place, task_id, outcome in zip(failed, retry.task_ids, retry.outcomes, strict=False):
+            task_ids[place], outcomes[place] = task_id, outcome
+        record = evolve(retry, asked=record.asked, task_ids=tuple(task_ids), outcomes=tuple(outcomes))
+    return record
 
 
 def _is_in_doubt(record: JobRecord | None) -> bool:
@@ -222,11 +254,17 @@ class BatchState:
     _doubts: list[RowState] = Factory(list)
     _endings: deque[float] = field(factory=lambda: deque(maxlen=_RECENT))
 
-    def add(self, row: Row, record: JobRecord | None = None) -> None:
-        """A row to buy. `record`: what is remembered of it from an earlier run."""
-        was_bought = record is not None and record.state not in _NOT_BOUGHT
-        was_final = was_bought and record is not None and record.state.is_final
-        self.put(RowState(row, record, was_bought=was_bought, was_final=was_final))
+    def add(self, row: Row, jobs: Sequence[JobRecord] = (), *, retries: int = 0, retry_failed: bool = False) -> None:
+        """A row to buy. `jobs`: what is remembered of it from earlier runs. `retries`: how often its failed tasks are
+        bought again in all; `retry_failed`: once more than was done already."""
+        entry = RowState(row)
+        for record in jobs:
+            entry.take(record)
+        entry.bought_before = len(entry.bought)
+        is_failed = entry.record is not None and entry.record.state is State.FAILED
+        entry.retries = max(retries, entry.bought_before - 1 + (retry_failed and is_failed))
+        entry.was_final = entry.bought_before > 0 and entry.record is not None and entry.record.state.is_final
+        self.put(entry)
 
     def put(self, entry: RowState) -> None:
         """One more row."""
@@ -236,16 +274,16 @@ class BatchState:
     def saw(self, records: Iterable[JobRecord]) -> None:
         """These were written."""
         for record in records:
-            entry = self.entries.get(record.key or "")
-            if entry is not None and (entry.record is None or entry.record.version <= record.version):
-                entry.record = record
+            key = record.key or ""
+            entry = self.entries.get(key) or self.entries.get(key.rpartition("~")[0])  # a retry has a derived key
+            if entry is not None and entry.take(record):
                 self._changed(entry)
 
     def ended(self, entry: RowState, now: float) -> None:
         """This row is over. `now`: Unix seconds."""
         entry.is_over = True
         self._changed(entry)
-        if not entry.was_final:
+        if not entry.was_final or entry.bought_now:
             self._endings.append(now)
 
     def doubts(self) -> list[RowState]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from attrs import evolve
 from rich.console import Console
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from xiling_async.cli.progress import ended
 from xiling_async.cli.report import as_json as json_of
 from xiling_async.cli.report import remembered
 from xiling_async.errors import StoreError
+from xiling_async.models.metadata import checked_metadata
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import JobRecord, State
 from xiling_async.stores import PostgresStore, SQLiteStore, Store
@@ -50,7 +52,8 @@ def jobs(
 
     Every unfinished job, and the last 10 that ended (--all: all of them): state, age, model, tasks done of all, key,
     prompt; below, the job id and the task ids, each good for `xiling wait`, and the metadata. Into a pipe goes one line
-    a job, cut nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt.
+    a job, cut nowhere, its columns separated by tabs: state, age, model, tasks, key, job id, task ids, prompt. --json
+    has everything: also created_at, ended_at, and in retry_of the job whose failed tasks this one buys again.
 
     Nothing is asked of the service, sent or changed. The store may be in use: the list shows it as it is now. Keep the
     password of a database out of the command line: PGPASSWORD and ~/.pgpass are read.
@@ -83,12 +86,16 @@ def jobs(
         output.say(err, f"No such job in {store if isinstance(opened, SQLiteStore) else opened}.")
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    for name, sign, value in pairs:
+def _pairs(texts: list[str]) -> Mapping[str, str]:
+    """Raises a usage error, and `InvalidRequest` for what cannot be metadata."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
         if not name or not sign:
-            raise typer.BadParameter(f"{name + sign + value!r} is not NAME=VALUE", param_hint="--metadata")
-    return {name: value for name, _, value in pairs}
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--metadata")
+        if pairs.setdefault(name, value) != value:
+            raise typer.BadParameter(f"{name!r} has two values", param_hint="--metadata")
+    return checked_metadata(pairs)
 
 
 def store_of(name: str, *, read_only: bool) -> Store:
@@ -111,19 +118,18 @@ async def _read(store: Store, query: JobQuery, most: int | None) -> tuple[list[J
 
 
 async def chosen(store: Store, query: JobQuery, most: int | None) -> tuple[list[JobRecord], bool]:
-    """The unfinished jobs of the query, and the last `most` that ended; whether there are more of those."""
-    is_more = False
-    listed = [] if most is None else [record async for record in store.unfinished() if query.matches(record)]
-    left = most
-    async for record in store.jobs(query):
-        if most is not None and not record.state.is_final:
-            continue
-        if left == 0:
-            is_more = True
+    """The jobs of the query (`newest_first`), of those that ended the last `most` only (None: all); whether there are
+    more of those."""
+    if most is None:
+        return [record async for record in store.jobs(query)][::-1], False
+    unfinished = [record async for record in store.unfinished() if query.matches(record)]
+    final = frozenset(state for state in query.states or State if state.is_final)
+    ended: list[JobRecord] = []
+    async for record in store.jobs(evolve(query, states=final)):
+        ended.append(record)
+        if len(ended) > most:
             break
-        left = None if left is None else left - 1
-        listed.append(record)
-    return sorted(listed, key=lambda record: record.created_at), is_more
+    return sorted(unfinished + ended[:most], key=lambda record: record.created_at), len(ended) > most
 
 
 def _list(out: Console, records: Sequence[JobRecord]) -> None:
@@ -149,13 +155,11 @@ def _show(out: Console, record: JobRecord, now: float, key_cells: int) -> None:
     line.append(printable(_prompt(record)), style="default")
     out.print(line, no_wrap=True, overflow="ellipsis")
     ids = [f"  {record.id}", *record.task_ids[:1]]
-    for below in ("  ".join(ids), *(f"{'':36}{task_id}" for task_id in record.task_ids[1:]), *_metadata(record)):
+    for below in ("  ".join(ids), *(f"{'':36}{task_id}" for task_id in record.task_ids[1:])):
         out.print(Text(below, style="dim"), soft_wrap=True)
-
-
-def _metadata(record: JobRecord) -> list[str]:
-    pairs = [f"{printable(name)}={printable(value)}" for name, value in record.metadata.items()]
-    return [f"  {'  '.join(pairs)}"] if pairs else []
+    if record.metadata:
+        pairs = "  ".join(f"{name}={value}" for name, value in record.metadata.items())
+        out.print(Text(f"  {printable(pairs)}", style="dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _fields(record: JobRecord, now: float) -> tuple[str, str, str, str]:
