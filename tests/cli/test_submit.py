@@ -1003,7 +1003,7 @@ async def test_many_jobs(sim: Simulator) -> None:
         await anext(reading)
         await any_store.purge(1.0)
         assert [record.key async for record in reading] == [
-            f"k{n}" for n in reversed(range(503, 602)) if any_store is store
+            f"k{n}" for n in reversed(range(403, 602)) if any_store is store
         ]
         await any_store.close()
 

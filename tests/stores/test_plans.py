@@ -17,6 +17,7 @@ from pg import fresh_schema, pg_store
 from xiling_async.models.query import JobQuery
 from xiling_async.models.record import State
 from xiling_async.stores import sqlite_queries
+from xiling_async.stores.listing import PAGE
 from xiling_async.stores.postgres.queries import Queries
 from xiling_async.stores.postgres.schema import Names
 from xiling_async.stores.sqlite_schema import prepare
@@ -162,7 +163,7 @@ async def postgres_plan(connection: Any, statement: str, count: int) -> set[str]
     for node in nodes:
         is_ours = node.get("Relation Name", "").removeprefix("xiling_") in ("jobs", "tasks", "metadata")
         assert not (is_ours and node["Node Type"] == "Seq Scan"), plan
-        assert node["Node Type"] != "Sort" or node["Plan Rows"] <= 1_000, plan
+        assert node["Node Type"] != "Sort" or node["Plan Rows"] <= len(State) * PAGE, plan
     return {node["Index Name"].removeprefix("xiling_") for node in nodes if "Index Name" in node}
 
 

@@ -21,7 +21,7 @@ Place = tuple[float, str]  # of a job in a listing: the time by which it is orde
 Page = tuple[list[JobRecord], Place | None]  # with the place of its last job; None behind the end
 Statement = tuple[str, list[Any]]  # with its values
 
-PAGE: Final = 100  # jobs; to read them takes some milliseconds, in which no other job of a SQLite store is written
+PAGE: Final = 200  # jobs; to read them takes some milliseconds, in which no other job of a SQLite store is written
 ENOUGH: Final = 1_000  # entries of an index that are counted when indexes are compared
 
 

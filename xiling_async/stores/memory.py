@@ -160,7 +160,7 @@ class MemoryStore:
                 yield record
 
     async def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
-        ids = sorted(self._jobs, key=lambda job_id: (self._jobs[job_id].created_at, job_id))
+        ids = sorted(self._jobs, key=lambda job_id: self._jobs[job_id].created_at)
         for job_id in reversed(ids) if query.newest_first else ids:
             record = self._jobs.get(job_id)
             if record is not None and query.matches(record):

@@ -160,7 +160,7 @@ class Queries:
         for record in self.reader.records(rows):
             _disown(connection, record.owned_ids)
             connection.executemany(_SQL["delete_metadata"], _metadata_rows(record))
-        connection.executemany(_SQL["delete_job"], [(row[0],) for row in rows])
+        connection.execute(_SQL["delete_jobs"], (json.dumps([row[0] for row in rows]),))
         return len(rows), (rows[-1][_CHANGED_AT], rows[-1][0]) if rows else None
 
 

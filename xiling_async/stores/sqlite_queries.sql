@@ -92,5 +92,5 @@ WHERE state NOT IN ('sending', 'uncertain', 'accepted') AND changed_at < :before
         OR NOT EXISTS (SELECT 1 FROM kept WHERE name = 'consumer'))
 ORDER BY changed_at, id LIMIT :limit
 
--- delete_job --
-DELETE FROM jobs WHERE id = ?
+-- delete_jobs --
+DELETE FROM jobs WHERE id IN (SELECT value FROM json_each(?))
