@@ -179,4 +179,6 @@ class SQLiteStore:
             while await self._run(give_space_back, in_transaction=False):
                 pass
         except StoreError as error:
-            log.warning("the store %s has forgotten what was purged, but did not become smaller: %s", self._path.name, error)
+            log.warning(
+                "the store %s has forgotten what was purged, but did not become smaller: %s", self._path.name, error
+            )
