@@ -135,7 +135,9 @@ async def one_life(file: Path, n: int, *, is_done_already: bool) -> bool:
     except StoreError as failed:
         error = failed
         await store.close()
-    assert (error is not None) == nth.has_come, "every statement counts"
+    # After a purge the file is made smaller: what fails there loses nothing but space, and is only logged.
+    is_of_vacuum = nth.has_come and told.get("purged") is not None and disk.statements[n - 1].startswith("PRAGMA")
+    assert (error is not None) == (nth.has_come and not is_of_vacuum), "every statement counts"
     assert await asyncio.to_thread(is_sound, file)
     assert agrees(await held_now(file), told, is_ahead=is_done_already), disk.statements[-3:]
     return nth.has_come

@@ -163,6 +163,8 @@ class SQLiteStore:
 
     async def purge(self, older_than: timedelta | float, *, now: float | None = None) -> int:
         before = (SystemClock().time() if now is None else now) - seconds(older_than)
+        if self._file.read_only:
+            raise StoreError(f"{self._path} was opened read-only: it is a readonly database. Nothing was forgotten.")
         purged = 0
         place: Place | None = _FIRST
         while place is not None:  # page by page: a submit does not wait for the whole of it
@@ -179,6 +181,5 @@ class SQLiteStore:
             while await self._run(give_space_back, in_transaction=False):
                 pass
         except StoreError as error:
-            log.warning(
-                "the store %s has forgotten what was purged, but did not become smaller: %s", self._path.name, error
-            )
+            name = self._path.name
+            log.warning("the store %s has forgotten what was purged, but did not become smaller: %s", name, error)

@@ -32,7 +32,7 @@ class DatabaseFile:
     def __init__(self, path: Path, connect: Callable[..., sqlite3.Connection], *, read_only: bool) -> None:
         self.path = path
         self.begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
-        self._read_only = read_only
+        self.read_only = read_only
         self._connect = connect
         self._opened: list[tuple[Path, os.stat_result]] = []  # the files that SQLite has open, as they were then
 
@@ -41,7 +41,7 @@ class DatabaseFile:
         """A connection for the block. Raises `StoreError` for what is refused."""
         with contextlib.ExitStack() as stack:
             try:
-                connection = self._copied(stack) if self._read_only else self._locked(stack)
+                connection = self._copied(stack) if self.read_only else self._locked(stack)
             except Exception as error:
                 raise self._refused(error) from error
             yield connection

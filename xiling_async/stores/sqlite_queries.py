@@ -29,7 +29,6 @@ from xiling_async.stores.rows import (
 )
 from xiling_async.stores.statements import statements
 
-PURGE: Final = 500  # jobs forgotten in one transaction
 Connection = sqlite3.Connection
 _WORDS: Final = {
     "columns": ", ".join(f"jobs.{name}" for name in COLUMNS),
@@ -155,7 +154,7 @@ class Queries:
             "changed_at": after[0],
             "id": after[1],
             "in_hand": json.dumps([*in_hand]),
-            "limit": PURGE,
+            "limit": PAGE,
         }
         rows = connection.execute(_SQL["ended_jobs"], values).fetchall()
         for record in self.reader.records(rows):
