@@ -120,7 +120,7 @@ def agrees(held: dict[str, Any], told: dict[str, Any], *, is_ahead: bool = False
     return held["secret"] in (told.get("secret"), b"another") or is_ahead
 
 
-async def one_life(file: Path, n: int, log: pytest.LogCaptureFixture, *, is_done_already: bool) -> bool:
+async def one_life(file: Path, n: int, *, is_done_already: bool) -> bool:
     """A life whose n-th statement fails, and what it left; whether there were so many."""
     disk, told, nth = Disk(), dict[str, Any](), Nth(n)
     if is_done_already:
@@ -135,26 +135,24 @@ async def one_life(file: Path, n: int, log: pytest.LogCaptureFixture, *, is_done
     except StoreError as failed:
         error = failed
         await store.close()
-    has_failed = error is not None or f"{file.name} did not become smaller" in log.text
-    assert has_failed == nth.has_come, "every statement counts"
+    # After a purge the file is made smaller: what fails there loses nothing but space, and is only logged.
+    is_of_vacuum = nth.has_come and told.get("purged") is not None and disk.statements[n - 1].startswith("PRAGMA")
+    assert (error is not None) == (nth.has_come and not is_of_vacuum), "every statement counts"
     assert await asyncio.to_thread(is_sound, file)
     assert agrees(await held_now(file), told, is_ahead=is_done_already), disk.statements[-3:]
     return nth.has_come
 
 
 @pytest.mark.parametrize("is_done_already", [False, True], ids=["not done", "done already"])
-async def test_whichever_statement_fails_the_file_is_as_it_was_told(
-    tmp_path: Path, is_done_already: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The n-th statement fails, for every n: a StoreError (a warning, if it was to give space back), and a new process
-    finds what had been promised, no less.
+async def test_whichever_statement_fails_the_file_is_as_it_was_told(tmp_path: Path, is_done_already: bool) -> None:
+    """The n-th statement fails, for every n: a StoreError, and a new process finds what had been promised, no less.
 
     "Done already": the disk did it and reported an error; then the file may be that one step ahead.
     """
     n, came = 0, [True]
     while all(came):
         lives = [
-            one_life(tmp_path / f"{n}.db", n, caplog, is_done_already=is_done_already) for n in range(n + 1, n + 11)
+            one_life(tmp_path / f"{n}.db", n, is_done_already=is_done_already) for n in range(n + 1, n + 11)
         ]  # ten at once: it is the disk they wait for
         n, came = n + 10, await asyncio.gather(*lives)
     assert 60 < n < 200
