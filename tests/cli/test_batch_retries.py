@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -124,13 +125,18 @@ async def test_killed_while_it_buys_again(option: tuple[str, ...]) -> None:
                 process.send_signal(signal.SIGKILL)
                 await ended(process)
         async with started(sim, *words, *option) as process:
-            await sim.ledger.until(lambda: len(sim.ledger.task_ids) == 8 or process.returncode is not None)
+            everything_bought = asyncio.create_task(sim.ledger.until(lambda: len(sim.ledger.task_ids) == 8))
+            over = asyncio.create_task(process.wait())  # a POST that was killed on its way is never sent again
+            await asyncio.wait({everything_bought, over}, return_when=asyncio.FIRST_COMPLETED)
+            everything_bought.cancel()
             for task_id in sim.ledger.task_ids[4:]:
                 sim.set_result(task_id)
             done = await ended(process)
+            await over
         assert max(Counter(bought(sim)).values()) == 2
         in_doubt = done.out.count("may have been bought: ")
-        assert (done.code, sim.ledger.paid_submits) == (int(in_doubt > 0), 8)
+        assert done.code == int(in_doubt > 0)
+        assert 8 - in_doubt <= sim.ledger.paid_submits <= 8
         assert len(results()) == 8 - in_doubt
 
 
