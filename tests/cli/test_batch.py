@@ -637,7 +637,7 @@ def test_what_is_counted_costs_nothing_to_ask() -> None:
         for entry in list(state.entries.values())[:100]:
             state.ended(entry, 1.0)
             display.row_line(entry, state)
-        display.board(state, 2.0, 80)
+        display.status_view(state, 2.0, 80)
     finally:
         sys.setprofile(None)
     assert counted < 100_000

@@ -34,7 +34,7 @@ from xiling_async.cli import main, output
 from xiling_async.cli.commands.simulate import serve
 from xiling_async.cli.demo import checks, display
 from xiling_async.cli.demo.command import demo, play
-from xiling_async.cli.demo.plan import NONE, TROUBLES, Row, Take, plan
+from xiling_async.cli.demo.plan import FAULTS, NONE, PlannedJob, Row, plan
 from xiling_async.errors import ConfigurationError
 from xiling_async.simulator import Ledger, Simulator
 
@@ -186,7 +186,7 @@ def test_the_figures_of_the_demo_agree(ran: Ran) -> None:
 
 def test_the_demo_shows_every_fault(ran: Ran) -> None:
     """Each fault of the plan is in the summary, with what became of it."""
-    told = {trouble.label: next(line for line in ran.lines if line.startswith(trouble.label)) for trouble in TROUBLES}
+    told = {trouble.label: next(line for line in ran.lines if line.startswith(trouble.label)) for trouble in FAULTS}
     for label in ("drop_after_accept", "status 500", "garbage"):
         assert told[label].endswith("→ adopted by callback, 1 POST each")
     assert told["early_callback"].endswith("→ done when submit returned, 1 POST each")
@@ -479,7 +479,7 @@ def row_of(prompt: str, *, count: int = 1) -> Row:
         model="S", prompt=prompt, image_url="https://example.com/a.jpg", aspect_ratio="16:9", aspect_resolution="720p",
         duration=6, generate_count=count,
     )  # fmt: skip
-    return Row(Take(number=1, title="a title", request=request, trouble=NONE))
+    return Row(PlannedJob(number=1, title="a title", request=request, fault=NONE))
 
 
 async def played(rows: Sequence[Row], folder: Path, *, out: Console | None = None, wait_s: float = 60) -> Ledger:
@@ -529,9 +529,9 @@ async def test_what_became_of_jobs_is_counted(tmp_path: Path) -> None:
 async def test_a_fault_that_did_not_happen_is_not_told(tmp_path: Path) -> None:
     """A fault is in the summary because the ledger has it, not because it was planned."""
     row = row_of("no directive")
-    hoped = Row(attrs.evolve(row.take, trouble=TROUBLES[0]))
+    hoped = Row(attrs.evolve(row.planned, fault=FAULTS[0]))
     ledger = await played([hoped], tmp_path)
-    assert checks.by_trouble(checks.facts([hoped], ledger), ledger) == []
+    assert checks.by_fault(checks.facts([hoped], ledger), ledger) == []
 
 
 async def test_a_job_that_ends_badly_ends(tmp_path: Path) -> None:
@@ -553,7 +553,7 @@ async def test_a_job_that_ends_badly_ends(tmp_path: Path) -> None:
 
 def drawn(rows: Sequence[Row], ledger: Ledger, width: int, height: int) -> list[str]:
     out = Console(file=io.StringIO(), width=width, height=height)
-    out.print(display.board(rows, ledger, out))
+    out.print(display.status_view(rows, ledger, out))
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue().splitlines()
 
@@ -573,8 +573,8 @@ def test_the_board_fits() -> None:
 def test_the_board_keeps_what_is_under_way() -> None:
     """Jobs under way are shown before those that are over; jobs that were not sent are not shown."""
     rows = [Row(take, is_sent=take.number <= 9, is_over=take.number > 3) for take in plan(12, seed=1, speed=1)]
-    assert [row.take.number for row in display.window(rows, 5)] == [1, 2, 3, 8, 9]
-    assert [row.take.number for row in display.window(rows, -1)] == [3]
+    assert [row.planned.number for row in display.window(rows, 5)] == [1, 2, 3, 8, 9]
+    assert [row.planned.number for row in display.window(rows, -1)] == [3]
     assert display.window([Row(take) for take in plan(2, seed=1, speed=1)], 5) == []
 
 

@@ -22,7 +22,7 @@ from xiling_async import InvalidRequest, StoreError
 from xiling_async.cli import output
 from xiling_async.cli.batch import gallery
 from xiling_async.cli.batch.results import Results
-from xiling_async.cli.report import words_of
+from xiling_async.cli.report import message_of
 from xiling_async.simulator import Simulator, faults
 
 PORT = ("--port", "0")
@@ -139,10 +139,10 @@ def test_our_own_colours_and_cursor_moves_stay() -> None:
     assert drawn.getvalue() == "\x1b[1ma\\x1b[31mb\x1b[0m\n"
 
 
-def test_words_of_errors() -> None:
+def test_message_of_errors() -> None:
     """One line, but for the rules of a request; what would move a cursor is written as an escape."""
-    assert words_of(StoreError("a\n b\x1b[2J")) == "a b\\x1b[2J"
-    assert words_of(InvalidRequest("a:\n  - b\r\n  - c\x07")) == "a:\n  - b\\r\n  - c\\x07"
+    assert message_of(StoreError("a\n b\x1b[2J")) == "a b\\x1b[2J"
+    assert message_of(InvalidRequest("a:\n  - b\r\n  - c\x07")) == "a:\n  - b\\r\n  - c\\x07"
     assert output.printable("é 海\u3000 \u202e") == "é 海\u3000 \\u202e"
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from xiling_async.media.ssrf import NotPublic, is_public, media_url, objection, public_socket
+from xiling_async.media.ssrf import NotPublic, is_public, media_url, public_socket, reason_refused
 
 PUBLIC = [
     "8.8.8.8", "1.1.1.1", "100.63.255.255", "100.128.0.1", "172.15.255.255", "172.32.0.1", "192.0.1.1",
@@ -153,12 +153,12 @@ def test_what_speaks_against_a_url(text: str, strict: str | None, private: str |
     """Https alone; plain http only where the user allows it, and then only to a literal address that is not public."""
     url = media_url(text)
     for expected, allow in ((strict, False), (private, True)):
-        found = objection(url, allow_private=allow)
+        found = reason_refused(url, allow_private=allow)
         assert (found is None) == (expected is None), found
         assert (expected or "") in (found or "")
 
 
 def test_an_objection_shows_no_more_than_its_kind() -> None:
     """No part of the URL: it may be the signed one."""
-    said = objection(URL("http://host/a?X-Goog-Signature=0123456789abcdef"), allow_private=False)
+    said = reason_refused(URL("http://host/a?X-Goog-Signature=0123456789abcdef"), allow_private=False)
     assert said == "it is plain http"

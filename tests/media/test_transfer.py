@@ -106,7 +106,7 @@ def test_no_text_is_more_than_an_error_of_its_own_download(labels: list[str], re
     for base in (None, ssrf.media_url("https://media.example.com/a/b")):
         try:
             url = ssrf.media_url(text, base)
-            ssrf.objection(url, allow_private=False)
+            ssrf.reason_refused(url, allow_private=False)
         except ValueError:
             continue
         if url.scheme == "https":

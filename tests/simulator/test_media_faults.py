@@ -15,9 +15,9 @@ import pytest
 from yarl import URL
 
 from xiling_async.simulator import MediaRecord, Simulator, UploadRecord, faults
-from xiling_async.simulator.fault import Fault
 from xiling_async.simulator.media.files import BLOCK_BYTES, MD5_LIMIT_BYTES, crc32c, of_bytes
 from xiling_async.simulator.media.uploads import LIMIT_BYTES
+from xiling_async.simulator.scripts import Fault
 
 JPG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 40
 PNG = b"\x89PNG\r\n\x1a\n" + b"\r\n--boundary\r\n" * 9000

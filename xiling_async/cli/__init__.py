@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("jinja2", "rich", "typer"):
         raise
 
-    def main(words: Sequence[str] | None = None) -> None:
+    def main(arguments: Sequence[str] | None = None) -> None:
         """Say what to install."""
         sys.stderr.write("xiling: the command line needs typer, rich and jinja2: pip install 'xiling-async[cli]'\n")
         raise SystemExit(2)

@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from xiling_async.cli.output import printable
-from xiling_async.cli.report import Failures, code_of, words_of
+from xiling_async.cli.report import Failures, code_of, message_of
 from xiling_async.errors import XilingError
 
 P = ParamSpec("P")
@@ -72,9 +72,9 @@ def _one_line(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **options)
         except XilingError as error:
-            _stop(words_of(error), code_of(error))
+            _stop(message_of(error), code_of(error))
         except Failures as several:
-            _stop("\nxiling: ".join(map(words_of, several.errors)), min(map(code_of, several.errors)))
+            _stop("\nxiling: ".join(map(message_of, several.errors)), min(map(code_of, several.errors)))
         except OSError as error:
             _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
         except KeyboardInterrupt as interrupt:
@@ -122,17 +122,17 @@ for _name, (_, _line) in COMMANDS.items():
     app.command(_name, help=_line)(lambda: None)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """The entry point `xiling`. `words`: else those of the process's command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point `xiling`. `arguments`: else those of the process's command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an old terminal cannot write becomes "?", not a traceback
             stream.reconfigure(errors="replace")
     try:
-        app(words, prog_name="xiling")
+        app(arguments, prog_name="xiling")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        if words is None:
+        if arguments is None:
             _end_at_once_on_signal()
 
 

@@ -41,17 +41,17 @@ class LiveDisplay:
         self.tell()
         if self._live is not None:
             if self.stays:
-                self._live.update(self.picture(), refresh=True)
+                self._live.update(self.render(), refresh=True)
             self._live.stop()
 
-    def picture(self) -> RenderableType:
+    def render(self) -> RenderableType:
         """How it looks now."""
         raise NotImplementedError
 
     def tell(self) -> None:
         """Say what is new, in lines that stay."""
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Find out what is new."""
 
     async def pause(self) -> None:
@@ -60,8 +60,8 @@ class LiveDisplay:
 
     async def _paint(self) -> None:
         while True:
-            await self.look()
+            await self.refresh()
             self.tell()
             if self._live is not None:
-                self._live.update(self.picture(), refresh=True)
+                self._live.update(self.render(), refresh=True)
             await self.pause()

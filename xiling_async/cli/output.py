@@ -1,4 +1,4 @@
-"""What every command writes with: the terminal, lines of text, and text of a stranger made harmless."""
+"""What every command writes with: the terminal, lines of text, and untrusted text made harmless."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BREAKS: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # those that would end a l
 
 
 def printable(text: str, unsafe: frozenset[str] = _UNSAFE) -> str:
-    """Text that may come from a stranger, as one line that cannot move a cursor, colour, hide or reverse anything:
+    """Untrusted text, as one line that cannot move a cursor, colour, hide or reverse anything:
     each control character is written as its escape, such as `\\x1b`."""
     if text.isprintable():
         return text
@@ -47,9 +47,9 @@ class _Output(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())  # what is still buffered is written at the process's end
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.file.fileno())  # what is still buffered is written at the process's end
+        os.close(devnull)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -119,7 +119,7 @@ def logged_errors(out: Console) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def listing(out: Console, words: Sequence[str]) -> None:
+def listing(out: Console, items: Sequence[str]) -> None:
     """Words in lines that fit, a little to the right."""
-    for line in textwrap.wrap("  ".join(words), width=min(out.width, WIDEST) - 2, break_on_hyphens=False):
+    for line in textwrap.wrap("  ".join(items), width=min(out.width, WIDEST) - 2, break_on_hyphens=False):
         say(out, f"  {line}")

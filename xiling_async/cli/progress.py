@@ -38,7 +38,7 @@ class JobsDisplay(LiveDisplay):
         self._before: dict[str, JobRecord] = {}
         self._spinner = Spinner("dots")
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         await self._watch.refresh()
 
     async def pause(self) -> None:
@@ -57,7 +57,7 @@ class JobsDisplay(LiveDisplay):
     def _elapsed(self) -> str:
         return output.clock_of(self._clock.time() - self._began_at)
 
-    def picture(self) -> RenderableType:
+    def render(self) -> RenderableType:
         below = None if self._below is None else self._below()
         if below is None:
             return self._line()
@@ -66,15 +66,15 @@ class JobsDisplay(LiveDisplay):
     def _line(self) -> Spinner:
         jobs = self._watch.jobs.values()
         states = Counter(record.state.value for record in jobs)
-        told = ", ".join(state if len(jobs) == 1 else f"{number} {state}" for state, number in states.items())
+        text = ", ".join(state if len(jobs) == 1 else f"{number} {state}" for state, number in states.items())
         done = sum(map(ended, jobs))
         asked = sum(record.asked for record in jobs)
         if not jobs:
-            told = "getting ready"
+            text = "getting ready"
         tasks = f"  {done}/{output.count(asked, 'task')}" if jobs else ""
         failing = max((record.failed_asks for record in jobs if not record.state.is_final), default=0)
         trouble = f"  (the service did not answer {output.count(failing, 'question')})" if failing else ""
-        self._spinner.update(text=Text(f"{self._elapsed()}  {told}{tasks}{trouble}", no_wrap=True, overflow="ellipsis"))
+        self._spinner.update(text=Text(f"{self._elapsed()}  {text}{tasks}{trouble}", no_wrap=True, overflow="ellipsis"))
         return self._spinner
 
 
@@ -92,8 +92,8 @@ def _lines(before: JobRecord | None, now: JobRecord, elapsed: str) -> list[str]:
     if now.task_ids and (before is None or before.task_ids != now.task_ids):
         first = f"accepted: job {now.id}" if now.attempt else "waiting for a task by its id"
         lines = [first, *(f"  task {task_id}" for task_id in now.task_ids)]
-    told = _state_line(now, elapsed)
-    return [*lines, told] if told else lines
+    text = _state_line(now, elapsed)
+    return [*lines, text] if text else lines
 
 
 def _state_line(now: JobRecord, elapsed: str) -> str:

@@ -56,7 +56,7 @@ def code_of(error: Exception) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
 
-def words_of(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """The error's own message: one line, but for the rules of a request, which are a line each."""
     lines = str(error).split("\n") if isinstance(error, InvalidRequest) else [" ".join(str(error).split())]
     return "\n".join(map(printable, lines))
@@ -95,27 +95,27 @@ def as_json(ending: Ending, files: Mapping[str, Sequence[Path]] | None = None) -
     """One JSON object on one line. All names are always there; `outcomes[i]` is of `task_ids[i]`, null while it is
     awaited. Where files are wanted, each outcome has a `file`, null where there is none. Times are Unix seconds."""
     record, error = ending.record, ending.error or ending.unsaved
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "job_id": None, "key": None, "kind": None, "state": None, "task_ids": [], "outcomes": [], "request": None,
         "created_at": None, "changed_at": None, "ended_at": None, "retry_of": None, "metadata": {},
     }  # fmt: skip
     charged: str = "no"
     if record is not None:
-        told |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
-        told |= {"job_id": record.id, "ended_at": record.ended_at, "retry_of": record.retry_of}
-        told["metadata"] = dict(record.metadata)
-        told["task_ids"] = record.task_ids
-        told["outcomes"] = [_outcome(outcome, files) for outcome in record.outcomes]
-        told["request"] = None if record.request is None else _request(record.request)
+        fields |= {name: getattr(record, name) for name in ("key", "kind", "state", "created_at", "changed_at")}
+        fields |= {"job_id": record.id, "ended_at": record.ended_at, "retry_of": record.retry_of}
+        fields["metadata"] = dict(record.metadata)
+        fields["task_ids"] = record.task_ids
+        fields["outcomes"] = [_outcome(outcome, files) for outcome in record.outcomes]
+        fields["request"] = None if record.request is None else _request(record.request)
         charged = _CHARGED.get(record.state, "yes")
     if error is not None:
-        told["job_id"] = told["job_id"] or error.job_id
-        told["task_ids"] = told["task_ids"] or error.task_ids
+        fields["job_id"] = fields["job_id"] or error.job_id
+        fields["task_ids"] = fields["task_ids"] or error.task_ids
         charged = error.charged
-    told |= {"charged": charged, "error": None, "message": None}
+    fields |= {"charged": charged, "error": None, "message": None}
     if error is not None:
-        told |= {"error": type(error).__name__, "message": str(error)}
-    return json.dumps(told, default=str)  # a local file of the request is a path
+        fields |= {"error": type(error).__name__, "message": str(error)}
+    return json.dumps(fields, default=str)  # a local file of the request is a path
 
 
 def remembered(record: JobRecord) -> Ending:
@@ -125,22 +125,22 @@ def remembered(record: JobRecord) -> Ending:
 
 def _request(request: Request[Any]) -> dict[str, Any]:
     """What was asked for, in the wire's own names."""
-    given = asdict(request, recurse=False)
-    extra = given.pop("extra", None)
-    return extra or {name: value for name, value in given.items() if value is not None}
+    values = asdict(request, recurse=False)
+    extra = values.pop("extra", None)
+    return extra or {name: value for name, value in values.items() if value is not None}
 
 
 def _outcome(outcome: Outcome | None, files: Mapping[str, Sequence[Path]] | None) -> dict[str, Any] | None:
     if outcome is None:
         return None
-    told: dict[str, Any] = {"ok": not isinstance(outcome, Failed), "task_id": outcome.task_id}
+    fields: dict[str, Any] = {"ok": not isinstance(outcome, Failed), "task_id": outcome.task_id}
     if files is not None:
-        told["file"] = next(map(str, files.get(outcome.task_id, ())), None)
+        fields["file"] = next(map(str, files.get(outcome.task_id, ())), None)
     if isinstance(outcome, Failed):
-        return {**told, "message": outcome.message}
+        return {**fields, "message": outcome.message}
     # What a kind that this version does not know has left in a store is a mapping already.
     result = outcome.result if isinstance(outcome.result, Mapping) else asdict(outcome.result)
-    return {**told, **result}
+    return {**fields, **result}
 
 
 def raise_errors(endings: Iterable[Ending]) -> None:

@@ -60,8 +60,8 @@ class Saver:
         try:
             await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
         except OSError as error:
-            told = f"The folder {self.folder} cannot be made: {error.strerror}. Nothing was sent."
-            raise ConfigurationError(told) from None
+            message = f"The folder {self.folder} cannot be made: {error.strerror}. Nothing was sent."
+            raise ConfigurationError(message) from None
 
     async def save(self, client: Client, results: Sequence[Any], *, allow_private: bool) -> list[XilingError]:
         """Save all of these, as many at once as the client does; what was not saved is in the errors."""
@@ -82,10 +82,10 @@ class Saver:
             except XilingError as error:
                 error.task_ids = error.task_ids or (task_id,)
                 return error
-            except Exception as error:  # a stranger's URL can raise anything: it is the failure of this result
+            except Exception as error:  # a URL of the service can raise anything: it is the failure of this result
                 log.debug("task %s: its file could not be saved", task_id, exc_info=error)
-                told = f"The result of task {task_id} was bought, but could not be saved ({type(error).__name__})."
-                return DownloadError(told, task_ids=(task_id,))
+                message = f"The result of task {task_id} was bought, but could not be saved ({type(error).__name__})."
+                return DownloadError(message, task_ids=(task_id,))
             self.files[task_id] = paths
         return None
 
@@ -94,17 +94,17 @@ class Saver:
         kind = next((kind for kind in KINDS if isinstance(result, kind.result)), None)
         if kind is None:  # `Client.download` has the words for that
             return [(self._what or "", ())]
-        words = list(kind.media) if self._what == BOTH else [self._what or next(iter(kind.media))]
-        return [(word, kind.media[word].types) for word in words]
+        names = list(kind.media) if self._what == BOTH else [self._what or next(iter(kind.media))]
+        return [(name, kind.media[name].types) for name in names]
 
     async def _one(
         self, client: Client, result: Any, what: str, types: tuple[str, ...], *, allow_private: bool
     ) -> Path:
         if types and not self._overwrite:
-            found = await asyncio.to_thread(self._there_already, result, what)
-            if found is not None:
-                output.say(self._out, f"there already: {found}")
-                return found
+            path = await asyncio.to_thread(self._there_already, result, what)
+            if path is not None:
+                output.say(self._out, f"there already: {path}")
+                return path
         bar = _Bar(self._bars, self._out, f"{result.task_id}{'' if what == 'video' else f' {what}'}" if types else "")
         try:
             path = await client.download(
@@ -120,20 +120,20 @@ class Saver:
         kind = next(kind for kind in KINDS if isinstance(result, kind.result))
         try:
             (target,) = targets_of(self.folder, result.task_id, kind.media, [what])
-            found = target.in_the_way()
+            path = target.in_the_way()
         except (NoTarget, OSError):  # `Client.download` has the words for that
             return None
-        return target.as_written / found.name if found is not None and found.is_file() else None
+        return target.as_written / path.name if path is not None and path.is_file() else None
 
 
 def unsaved(errors: Sequence[XilingError], wanted: int, command: Callable[[list[str]], str]) -> XilingError:
     """One error for all results that could not be saved. `command`: what fetches these tasks."""
     first = errors[0]
-    told = str(first) if wanted == 1 else f"{len(errors)} of {wanted} results could not be saved: {first}"
+    message = str(first) if wanted == 1 else f"{len(errors)} of {wanted} results could not be saved: {first}"
     names = [task_id for error in errors if not isinstance(error, ResultExpired) for task_id in error.task_ids]
     again = f" Try again with: {command(names)}" if names else ""
     kind = type(first) if isinstance(first, DownloadError) else DownloadError
-    return kind(told + again, task_ids=[task_id for error in errors for task_id in error.task_ids])
+    return kind(message + again, task_ids=[task_id for error in errors for task_id in error.task_ids])
 
 
 class _Bar:

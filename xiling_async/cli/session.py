@@ -18,7 +18,7 @@ from rich.console import Console
 from xiling_async._internal.clock import SystemClock
 from xiling_async.api.failures import error_of
 from xiling_async.cli import output, progress, runtime
-from xiling_async.cli.report import Ending, Stopped, as_json, paths, raise_errors, urls, without_link, words_of
+from xiling_async.cli.report import Ending, Stopped, as_json, message_of, paths, raise_errors, urls, without_link
 from xiling_async.cli.saving import Saver, unsaved
 from xiling_async.cli.watch import Watch
 from xiling_async.client import Client
@@ -205,9 +205,9 @@ class Session:
             raise
         except XilingError as error:
             if isinstance(error, Rejected) and self.store is None:  # one that a store remembers may become known yet
-                told = error.service_message or f"HTTP {error.status}"
-                raise Rejected(f"The service does not know the task {job.task_ids[0]} ({told}).") from None
-            output.say(self.out, words_of(error))
+                message = error.service_message or f"HTTP {error.status}"
+                raise Rejected(f"The service does not know the task {job.task_ids[0]} ({message}).") from None
+            output.say(self.out, message_of(error))
 
     def _timed_out(self, over: WaitTimeout) -> WaitTimeout:
         record = self.watch.jobs.get(over.job_id or "")
@@ -270,13 +270,13 @@ class Session:
         )
         return f"{same}: {self.command('wait', names)}"
 
-    def command(self, name: str, words: Sequence[str]) -> str:
+    def command(self, name: str, arguments: Sequence[str]) -> str:
         """A command line with the same options."""
         options = [] if self.store is None else ["--store", str(self.store)]
         options += [] if self.base_url is None else ["--base-url", self.base_url]
         options += [] if self.folder is None else ["--out", str(self.folder)]
         options += ["--what", self.what] if self.what not in (None, "video") and name == "download" else []
-        return shlex.join(["xiling", name, *options, *_safe(words)])
+        return shlex.join(["xiling", name, *options, *_safe(arguments)])
 
 
 def deliver(

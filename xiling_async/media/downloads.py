@@ -19,7 +19,7 @@ from xiling_async._internal.tasks import Tasks, ended
 from xiling_async.errors import ClientClosed, ConfigurationError, DownloadError, InvalidRequest
 from xiling_async.kinds import KINDS
 from xiling_async.media import partial_file
-from xiling_async.media.blocks import Disk, DiskError
+from xiling_async.media.disk_writer import Disk, DiskError
 from xiling_async.media.file_types import kind_of
 from xiling_async.media.http import MediaLink, MediaTransport, Results, link_of
 from xiling_async.media.partial_file import Busy, PartialFile

@@ -89,7 +89,7 @@ def media_url(text: str, base: URL | None = None) -> URL:
     return url
 
 
-def objection(url: URL, *, allow_private: bool) -> str | None:
+def reason_refused(url: URL, *, allow_private: bool) -> str | None:
     """What speaks against asking this URL, before anything is looked up; None: nothing so far.
 
     Where https leads is not looked at here: that is for `public_socket`, which sees it for every spelling.

@@ -17,7 +17,7 @@ from xiling_async.api import backoff
 from xiling_async.errors import DownloadError, IntegrityError, ResultExpired
 from xiling_async.media import headers as media_headers
 from xiling_async.media import ssrf
-from xiling_async.media.blocks import BlockWriter, Disk, Progress, report
+from xiling_async.media.disk_writer import BlockWriter, Disk, Progress, report
 from xiling_async.media.headers import Announced, Contradiction, Headers
 from xiling_async.media.http import (
     LONGEST_PAUSE_S,
@@ -197,14 +197,14 @@ class Transfer:
     def _checked(self, link: str, base: URL | None = None) -> URL | Failed:
         try:
             url = ssrf.media_url(link, base)
-            objection = ssrf.objection(url, allow_private=self._options.allow_private)
+            reason_refused = ssrf.reason_refused(url, allow_private=self._options.allow_private)
         except Exception:  # untrusted text: what yarl, idna and ipaddress raise for it is not a closed list
-            objection = "it is not a URL"
-        if objection is None:
+            reason_refused = "it is not a URL"
+        if reason_refused is None:
             self._asked = url
             return url
         whose = "its link" if base is None else "it was redirected to a link that"
-        return Failed(self._error(f"was not requested: {whose} is refused, {objection}."))
+        return Failed(self._error(f"was not requested: {whose} is refused, {reason_refused}."))
 
     async def _exchange(self, url: URL) -> URL | Setback | None:
         """One request: where it redirects to, or what it came to."""

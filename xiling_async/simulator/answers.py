@@ -9,8 +9,8 @@ import attrs
 from aiohttp import web
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.fault import Script
 from xiling_async.simulator.kinds.base import parameter_error
+from xiling_async.simulator.scripts import Script
 
 INVALID_TOKEN = 100002
 TASK_NOT_FOUND = 100003

@@ -8,10 +8,10 @@ import attrs
 from xiling_async.simulator import answers, faults
 from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.directives import read_directives
-from xiling_async.simulator.fault import Script
 from xiling_async.simulator.kinds.base import IMAGE_UNREACHABLE, Body, Kind, Problem
 from xiling_async.simulator.ledger import Ledger
 from xiling_async.simulator.media.storage import Storage
+from xiling_async.simulator.scripts import Script
 from xiling_async.simulator.tasks import Job, Task
 
 

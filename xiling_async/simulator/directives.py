@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.fault import Fault, Script
+from xiling_async.simulator.scripts import Fault, Script
 
 _DIRECTIVE = re.compile(r"\[sim:([^\]=]*)(?:=([^\]]*))?\]")
 # Above this size the md5 of a generated body takes longer than a request should wait.

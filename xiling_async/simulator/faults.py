@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from xiling_async.simulator.fault import Fault as Fault
+from xiling_async.simulator.scripts import Fault as Fault
 from xiling_async.simulator.media.faults import (
     big_media as big_media,
     changing_media as changing_media,

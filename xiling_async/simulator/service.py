@@ -14,13 +14,13 @@ from xiling_async.simulator import answers, faults
 from xiling_async.simulator.answers import Answer
 from xiling_async.simulator.callbacks import Generations
 from xiling_async.simulator.creates import Creates, Decision
-from xiling_async.simulator.fault import Fault, Scripts, find, names
 from xiling_async.simulator.kinds import KINDS
 from xiling_async.simulator.kinds.base import Kind
 from xiling_async.simulator.ledger import GetRecord, Ledger, MediaRecord, PostRecord
 from xiling_async.simulator.media.delivery import MediaEntry, deliver
 from xiling_async.simulator.media.storage import Storage
 from xiling_async.simulator.media.uploads import Uploads
+from xiling_async.simulator.scripts import Fault, Scripts, find, names
 from xiling_async.simulator.tasks import Job, Task
 
 # How long a client that stalls in the middle of its request can delay the shutdown.

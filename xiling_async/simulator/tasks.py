@@ -5,9 +5,9 @@ import json
 import attrs
 
 from xiling_async.simulator import faults
-from xiling_async.simulator.fault import F, Script, find
 from xiling_async.simulator.kinds.base import Body, Kind
 from xiling_async.simulator.media import files
+from xiling_async.simulator.scripts import F, Script, find
 
 
 @attrs.frozen(eq=False)

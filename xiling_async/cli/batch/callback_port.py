@@ -13,7 +13,7 @@ from xiling_async.cli.batch.files import open_own
 NAME: Final = ".callback-port"
 
 
-def kept(folder: Path) -> int | None:
+def saved(folder: Path) -> int | None:
     """The port of the earlier run; None where there was none, or where the file is not ours. Blocks."""
     try:
         with open(open_own(folder / NAME, os.O_RDONLY), "rb") as file:  # noqa: PTH123 - a descriptor

@@ -15,7 +15,7 @@ from xiling_async.cli import output, runtime, session
 from xiling_async.cli.batch import callback_port, display, gallery, run
 from xiling_async.cli.batch import input as rows
 from xiling_async.cli.batch.gallery import Page, Phase, Status
-from xiling_async.cli.batch.input import Found, Row, RowProblem
+from xiling_async.cli.batch.input import FileContent, Row, RowProblem
 from xiling_async.cli.batch.run import BatchRun, BatchSaver
 from xiling_async.cli.batch.state import BatchState
 from xiling_async.cli.output import count
@@ -97,28 +97,30 @@ def batch(
 # --- what is to be bought ------------------------------------------------------------------------------------------
 
 
-async def looked_up(found: Found, path: Path, *, read_only: bool) -> tuple[Found, dict[str, list[JobRecord]]]:
+async def looked_up(
+    content: FileContent, path: Path, *, read_only: bool
+) -> tuple[FileContent, dict[str, list[JobRecord]]]:
     """The same rows held against what the store in this file remembers, and the jobs that it has of them.
 
     Raises `StoreError`.
     """
     if not await asyncio.to_thread(path.exists):
-        return found, {}
+        return content, {}
     store = SQLiteStore(path, read_only=read_only)  # held by another batch, it is refused before the page is touched
     await store.open()
     try:
-        held = {row.key: jobs for row in found.rows if (jobs := await run.jobs_of(store, row.key))}
+        known_jobs = {row.key: jobs for row in content.rows if (jobs := await run.jobs_of(store, row.key))}
     finally:
         await store.close()
-    rows_now = tuple(_as_bought(row, held[row.key][0]) if row.key in held else row for row in found.rows)
+    rows_now = tuple(_as_bought(row, known_jobs[row.key][0]) if row.key in known_jobs else row for row in content.rows)
     taken = [
         RowProblem(
             row.line, f"key={row.key!r}: already names a job with another request in {path}; accepted: a new key"
         )
         for row in rows_now
-        if row.key in held and held[row.key][0].request != row.request
+        if row.key in known_jobs and known_jobs[row.key][0].request != row.request
     ]
-    return Found(rows_now, found.flaws).without(taken), held
+    return FileContent(rows_now, content.flaws).without(taken), known_jobs
 
 
 def _as_bought(row: Row, record: JobRecord) -> Row:
@@ -146,26 +148,28 @@ class Batch(Session):
     def execute(self, *, dry_run: bool, retry_failed: bool) -> None:
         """The whole command. Raises `typer.Exit` with its code for rows that did not succeed."""
         out = output.console()
-        found, known = runtime.run(looked_up(rows.read(self.file), self.place / STORE, read_only=dry_run))
-        for row in self.valid(found):
+        content, known = runtime.run(looked_up(rows.read(self.file), self.place / STORE, read_only=dry_run))
+        for row in self.valid(content):
             self.state.add(row, known.get(row.key, ()), retries=self.retries, retry_failed=retry_failed)
         if dry_run:
-            display.foretell(out, self.state, skipped=found.flawed, max_videos=self.max_videos)
+            display.dry_run_summary(out, self.state, skipped=content.flawed, max_videos=self.max_videos)
             return
         self.buy_all()
-        display.summary(out, self.state, self.place, skipped=found.flawed)
+        display.summary(out, self.state, self.place, skipped=content.flawed)
         statuses = {entry.status() for entry in self.state.bad}
         if statuses:
             raise typer.Exit(3 if statuses == {Status.RUNNING} else 1)
 
-    def valid(self, found: Found) -> tuple[Row, ...]:
+    def valid(self, content: FileContent) -> tuple[Row, ...]:
         """The rows to buy. Raises `InvalidRequest` with every flaw, unless rows may be left out."""
-        told = f"{found.flawed} of {count(len(found.rows) + found.flawed, 'row')} in {self.file} cannot be bought"
-        if found.flaws and not (self.skip_invalid and found.rows):
-            raise InvalidRequest("\n".join([f"{told}. Nothing was sent.", *map(str, found.flaws)]))
-        for line in [told, *map(str, found.flaws)] if found.flaws else []:
+        message = (
+            f"{content.flawed} of {count(len(content.rows) + content.flawed, 'row')} in {self.file} cannot be bought"
+        )
+        if content.flaws and not (self.skip_invalid and content.rows):
+            raise InvalidRequest("\n".join([f"{message}. Nothing was sent.", *map(str, content.flaws)]))
+        for line in [message, *map(str, content.flaws)] if content.flaws else []:
             output.say(self.out, line)
-        return found.rows
+        return content.rows
 
     def buy_all(self) -> None:
         """Buy what is not bought yet, and save all of it. Raises `Stopped`, and what ends the whole batch."""
@@ -180,8 +184,8 @@ class Batch(Session):
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise self.stopped() from None
         finally:
-            if self.place.is_dir() and (told := run.write_page(self.page, phase)):
-                output.say(self.out, told)
+            if self.place.is_dir() and (message := run.write_page(self.page, phase)):
+                output.say(self.out, message)
 
     async def _buy_all(self) -> None:
         # The simulator's files are on this machine too; those of the real service never are.
@@ -209,12 +213,12 @@ class Batch(Session):
 
     def _receiver_again(self) -> WebhookReceiver | None:
         """The receiver; for `--port 0` where the one of an earlier run was, so that it hears what that one awaited."""
-        kept = callback_port.kept(self.place) if self.port == 0 else None
-        if kept is None:
+        port = callback_port.saved(self.place) if self.port == 0 else None
+        if port is None:
             return self._receiver()
-        if callback_port.is_free(kept):
-            return evolve(self, port=kept)._receiver()
-        output.say(self.out, f"Port {kept} of the earlier run is taken: callbacks of its uncertain rows cannot arrive.")
+        if callback_port.is_free(port):
+            return evolve(self, port=port)._receiver()
+        output.say(self.out, f"Port {port} of the earlier run is taken: callbacks of its uncertain rows cannot arrive.")
         return self._receiver()
 
     def page(self, phase: Phase) -> tuple[Path, Page]:
@@ -228,7 +232,7 @@ class Batch(Session):
     @property
     def again(self) -> str:
         """The same command."""
-        given = {
+        values = {
             "--in-flight": None if self.in_flight == IN_FLIGHT else self.in_flight,
             "--retries": self.retries or None,
             "--max-videos": self.max_videos,
@@ -238,17 +242,17 @@ class Batch(Session):
             "--timeout": None if self.timeout == session.WAIT_S else f"{self.timeout:g}",
             "--poll-every": None if self.poll_every is None else f"{self.poll_every:g}",
         }
-        options = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+        options = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
         flags = ["--skip-invalid"] if self.skip_invalid else []
         return shlex.join(["xiling", "batch", str(self.file), "--out", str(self.place), *flags, *options])
 
     def stopped(self) -> Stopped:
         """What Ctrl-C leaves behind."""
         steps = self.state.steps
-        told = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
+        message = ", ".join(f"{steps[step]} {step}" for step in display.STEPS if steps[step])
         charged: Charged = "yes" if any(entry.bought for entry in self.state.entries.values()) else "no"
         return Stopped(
-            f"Stopped. {count(len(self.state.entries), 'row')}: {told}. Nothing is lost: run the same command to go "
+            f"Stopped. {count(len(self.state.entries), 'row')}: {message}. Nothing is lost: run the same command to go "
             f"on; it buys nothing twice: {self.again}",
             charged=charged,
         )

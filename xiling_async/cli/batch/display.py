@@ -39,8 +39,8 @@ class BatchDisplay(LiveDisplay):
         self._watch = watch
         self._counted_at = self._began_at
 
-    def picture(self) -> RenderableType:
-        return board(self._state, self._clock.time(), self._out.width)
+    def render(self) -> RenderableType:
+        return status_view(self._state, self._clock.time(), self._out.width)
 
     def tell(self) -> None:
         self._state.saw(self._watch.news())
@@ -74,13 +74,13 @@ def _say_doubts(out: Console, doubts: Sequence[RowState]) -> None:
         output.say(out, f"... and {output.count(len(doubts) - DOUBTS_SHOWN, 'such row')} more", "yellow")
 
 
-def board(state: BatchState, now: float, width: int) -> RenderableType:
+def status_view(state: BatchState, now: float, width: int) -> RenderableType:
     """A bar, the steps, the pace."""
     width = min(width, output.WIDEST)
-    told = f"{state.over}/{len(state.entries)} rows  {output.count(state.videos, 'video')}"
+    text = f"{state.over}/{len(state.entries)} rows  {output.count(state.videos, 'video')}"
     bar = Table.grid(padding=(0, 2, 0, 0))
     total = len(state.entries)
-    bar.add_row(ProgressBar(total=total, completed=state.over, width=max(10, width - len(told) - 5)), told)
+    bar.add_row(ProgressBar(total=total, completed=state.over, width=max(10, width - len(text) - 5)), text)
     steps = Text(no_wrap=True, overflow="ellipsis")
     for step, number in _numbers(state):
         steps.append(f"{number} {step}   ", style=STEPS[step])
@@ -88,8 +88,8 @@ def board(state: BatchState, now: float, width: int) -> RenderableType:
 
 
 def _numbers(state: BatchState) -> list[tuple[str, int]]:
-    found = state.steps
-    return [(step, found[step]) for step in STEPS if found[step]]
+    steps = state.steps
+    return [(step, steps[step]) for step in STEPS if steps[step]]
 
 
 def _steps(state: BatchState) -> str:
@@ -97,14 +97,14 @@ def _steps(state: BatchState) -> str:
 
 
 def _pace(state: BatchState, now: float) -> str:
-    told = output.clock_of(now - state.began_at)
+    text = output.clock_of(now - state.began_at)
     rate, left_s = state.rate(now), state.left_s(now)
     if state.over < len(state.entries) == state.over + state.steps["uncertain"]:
-        return f"{told}   waiting for the callbacks of {output.count(state.steps['uncertain'], 'uncertain row')}"
+        return f"{text}   waiting for the callbacks of {output.count(state.steps['uncertain'], 'uncertain row')}"
     if rate is None or left_s is None:
-        return told
+        return text
     speed = f"{rate:.1f} rows a second" if rate >= 1 else f"{rate * 60:.1f} rows a minute"
-    return f"{told}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
+    return f"{text}   {speed}   about {output.clock_of(math.ceil(left_s))} left"
 
 
 def row_line(entry: RowState, state: BatchState) -> str:
@@ -113,11 +113,11 @@ def row_line(entry: RowState, state: BatchState) -> str:
     where = f"[{state.over:{digits}}/{len(state.entries)}] line {entry.row.line}"
     if entry.is_good:
         return f"{where}: done, {output.count(len(entry.files), 'video')}"
-    told, money = words_of_problem(entry)
-    return f"{where}: {money}: {told}"
+    text, money = words_of_problem(entry)
+    return f"{where}: {money}: {text}"
 
 
-def foretell(out: Console, state: BatchState, *, skipped: int, max_videos: int | None) -> None:
+def dry_run_summary(out: Console, state: BatchState, *, skipped: int, max_videos: int | None) -> None:
     """What a run would buy."""
     entries = list(state.entries.values())
     new = [entry.row.request for entry in entries if not entry.bought]
@@ -126,9 +126,9 @@ def foretell(out: Console, state: BatchState, *, skipped: int, max_videos: int |
     if known:
         output.say(out, f"{output.count(known, 'job')} bought before: not bought again")
     models = Counter(request.model for request in new)
-    told = ", ".join(f"{model}: {number}" for model, number in sorted(models.items()))
+    text = ", ".join(f"{model}: {number}" for model, number in sorted(models.items()))
     videos = output.count(sum(request.task_count for request in new), "video")
-    output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({told})' if told else ''}")
+    output.say(out, f"to buy: {output.count(len(new), 'job')}, {videos}{f' ({text})' if text else ''}")
     again = sum(map(_failed_tasks, entries))
     if again:
         output.say(out, f"to buy again: {output.count(again, 'failed video')}")
@@ -148,8 +148,8 @@ def summary(out: Console, state: BatchState, folder: Path, *, skipped: int) -> N
     entries, bad = list(state.entries.values()), state.bad
     now = sum(entry.bought_now for entry in entries)
     before = sum(entry.bought_before for entry in entries)
-    told = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
-    output.say(out, told + (f", {len(bad)} not" if bad else "") + _left_out(skipped), "bold")
+    text = f"{output.count(len(entries), 'row')}: {sum(entry.is_good for entry in entries)} done"
+    output.say(out, text + (f", {len(bad)} not" if bad else "") + _left_out(skipped), "bold")
     output.say(out, f"{output.count(now, 'job')} bought now" + (f", {before} before" if before else ""))
     if bad:
         output.say(out, "")
@@ -169,8 +169,8 @@ def _left_out(skipped: int) -> str:
 def _table(out: Console, bad: Sequence[RowState]) -> None:
     if not output.is_live(out):
         for entry in bad:
-            told, money = words_of_problem(entry)
-            output.say(out, f"line {entry.row.line}: {money}: {told}")
+            text, money = words_of_problem(entry)
+            output.say(out, f"line {entry.row.line}: {money}: {text}")
         return
     table = Table(
         box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", width=min(out.width, output.WIDEST)
@@ -179,28 +179,28 @@ def _table(out: Console, bad: Sequence[RowState]) -> None:
     table.add_column("money", no_wrap=True)
     table.add_column("what happened", ratio=1)
     for entry in bad:
-        told, money = words_of_problem(entry)
-        table.add_row(str(entry.row.line), Text(money, style=MONEY_STYLES[entry.charged]), Text(told))
+        text, money = words_of_problem(entry)
+        table.add_row(str(entry.row.line), Text(money, style=MONEY_STYLES[entry.charged]), Text(text))
     out.print(table)
 
 
 def _advice(bad: Sequence[RowState]) -> Iterator[str]:
     """What to do next about each kind of failure."""
-    found = {entry.status() for entry in bad if not entry.unsaved}
-    if gallery.Status.REFUSED in found:
+    statuses = {entry.status() for entry in bad if not entry.unsaved}
+    if gallery.Status.REFUSED in statuses:
         yield "Rows that were not bought are tried again by the same command."
-    if gallery.Status.FAILED in found:
+    if gallery.Status.FAILED in statuses:
         yield "What the service could not make is not bought again by itself: --retry-failed does, once."
-    if gallery.Status.UNCERTAIN in found:
+    if gallery.Status.UNCERTAIN in statuses:
         yield (
             "What may have been bought is never sent again: with --port the same command waits for its callback; else "
             "look at the vendor's own list of creations, and say what it bought with `xiling resolve`."
         )
-    if gallery.Status.RUNNING in found or any(entry.unsaved for entry in bad):
+    if gallery.Status.RUNNING in statuses or any(entry.unsaved for entry in bad):
         yield "The same command goes on with what is bought and not here yet."
 
 
 def _complain(out: Console, entry: RowState) -> None:
-    told, money = words_of_problem(entry)
-    line = Text(f"line {entry.row.line}: {money}: {told}", style="red", no_wrap=True, overflow="ellipsis")
+    text, money = words_of_problem(entry)
+    line = Text(f"line {entry.row.line}: {money}: {text}", style="red", no_wrap=True, overflow="ellipsis")
     out.print(line)  # all of it is in the table at the end

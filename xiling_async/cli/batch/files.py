@@ -20,13 +20,13 @@ def open_own(path: Path, flags: int) -> int:
     was changed.
     """
     descriptor = os.open(path, flags | _NO_LINK | _NO_WAIT | _BINARY, 0o666)
-    found = os.fstat(descriptor)
+    status = os.fstat(descriptor)
     why = None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         why = "it is not a file"
-    elif found.st_nlink > 1:
+    elif status.st_nlink > 1:
         why = "it is a hard link to another file"
-    elif hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+    elif hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         why = "it belongs to another user"
     if why is None:
         return descriptor

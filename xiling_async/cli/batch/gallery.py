@@ -1,6 +1,6 @@
 """The page to look at: every clip of a batch in one HTML file beside the media, which needs nothing from elsewhere.
 
-Everything in it is text of strangers: Jinja escapes it, and the page's own policy lets nothing run but the script
+Everything in it is untrusted text: Jinja escapes it, and the page's own policy lets nothing run but the script
 that is part of it. Signed URLs are not in it: they are secrets, and they end.
 """
 
@@ -122,9 +122,9 @@ def is_foreign(folder: Path) -> bool:
         return False
 
 
-def _counted(found: Iterable[str], order: Sequence[str]) -> list[tuple[str, int]]:
-    """How often each of these is found, without those that are not."""
-    numbers = Counter(found)
+def _counted(items: Iterable[str], order: Sequence[str]) -> list[tuple[str, int]]:
+    """How often each of these occurs, without those that are not."""
+    numbers = Counter(items)
     return [(name, numbers[name]) for name in order if numbers[name]]
 
 

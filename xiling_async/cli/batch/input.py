@@ -55,7 +55,7 @@ class RowProblem:
 
 
 @frozen
-class Found:
+class FileContent:
     """What a file of jobs holds: the rows that can be bought, and everything that is wrong with the others."""
 
     rows: tuple[Row, ...]
@@ -66,19 +66,19 @@ class Found:
         """How many rows are not valid."""
         return len({flaw.line for flaw in self.flaws})
 
-    def without(self, flaws: Iterable[RowProblem]) -> Found:
+    def without(self, flaws: Iterable[RowProblem]) -> FileContent:
         """The same with more flaws; their rows are no longer to be bought."""
         more = tuple(flaws)
         bad = {flaw.line for flaw in more}
         rows = tuple(row for row in self.rows if row.line not in bad)
-        return Found(rows, tuple(sorted((*self.flaws, *more), key=lambda flaw: flaw.line)))
+        return FileContent(rows, tuple(sorted((*self.flaws, *more), key=lambda flaw: flaw.line)))
 
 
 class _Wrong(Exception):
     """This is not a valid row; the text says why."""
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> FileContent:
     """Read, and check completely, also the local pictures. It blocks.
 
     Raises `InvalidRequest` for a file that cannot be understood as a whole (its type, encoding, header), and `OSError`.
@@ -90,11 +90,11 @@ def read(path: Path) -> Found:
     flaws: list[RowProblem] = []
     keys: dict[str, int] = {}
     repeated: Counter[str] = Counter()
-    for line, given in read_of(path, _text(path)):
+    for line, record in read_of(path, _text(path)):
         try:
-            if isinstance(given, _Wrong):
-                raise given
-            row = _row(line, given, path.parent, repeated)
+            if isinstance(record, _Wrong):
+                raise record
+            row = _row(line, record, path.parent, repeated)
             if row.key in keys:
                 raise _Wrong(f"{KEY}={row.key!r}: is the key of line {keys[row.key]} too; accepted: a key of its own")
         except _Wrong as wrong:
@@ -104,8 +104,8 @@ def read(path: Path) -> Found:
         rows.append(row)
     if not rows and not flaws:
         raise _of_file(path, "it has no row")
-    found = Found(tuple(rows), tuple(flaws))
-    return found.without(_of_pictures(found.rows))
+    content = FileContent(tuple(rows), tuple(flaws))
+    return content.without(_of_pictures(content.rows))
 
 
 def _of_file(path: Path, why: str) -> InvalidRequest:
@@ -213,16 +213,16 @@ def _value(name: str, cell: str) -> Any:
 # --- one row -------------------------------------------------------------------------------------------------------
 
 
-def _row(line: int, given: Mapping[str, Any], folder: Path, repeated: Counter[str]) -> Row:
+def _row(line: int, record: Mapping[str, Any], folder: Path, repeated: Counter[str]) -> Row:
     """Raises `_Wrong` with everything that is wrong, a line each."""
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in record.items() if value is not None}
     key = values.pop(KEY, None)
     wrong = [*_strangers(values), *_bad_key(key)]
     meant = {name: value for name, value in values.items() if name in _FIELDS}
     try:
         request = ImageToVideo(**{**dict.fromkeys(_NEEDED), **_with_paths(meant, folder)})
     except InvalidRequest as refused:
-        wrong += [_told(problem, meant) for problem in refused.problems]
+        wrong += [_described(problem, meant) for problem in refused.problems]
     if wrong:
         raise _Wrong("\n".join(wrong))
     if key is None:
@@ -252,17 +252,17 @@ def _with_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return value
         return Path(os.path.abspath(folder / value))  # noqa: PTH100 - resolve() would follow links
 
-    given = dict(values)
+    record = dict(values)
     for name in _PICTURES:
-        if name in given:
-            given[name] = picture(given[name])
-    if isinstance(references := given.get("reference_images"), list):
-        given["reference_images"] = [picture(value) for value in references]
-    return given
+        if name in record:
+            record[name] = picture(record[name])
+    if isinstance(references := record.get("reference_images"), list):
+        record["reference_images"] = [picture(value) for value in references]
+    return record
 
 
-def _told(problem: Problem, given: Mapping[str, Any]) -> str:
-    if problem.field in _NEEDED and problem.field not in given:
+def _described(problem: Problem, record: Mapping[str, Any]) -> str:
+    if problem.field in _NEEDED and problem.field not in record:
         return f"{problem.field} is missing; accepted: {problem.accepted}"
     return " ".join(str(problem).split())
 

@@ -67,10 +67,10 @@ class Results:
 def _task_of(line: bytes) -> set[str]:
     """The task of a line; none where it is not ours."""
     try:
-        told = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return set()
-    task_id = told.get("task_id") if isinstance(told, dict) else None
+    task_id = value.get("task_id") if isinstance(value, dict) else None
     return {task_id} if isinstance(task_id, str) else set()
 
 

@@ -39,12 +39,12 @@ class BatchSaver:
     """Where the files go: the video that matters, and the thumbnail, without which a clip is good all the same."""
 
     def __init__(self, folder: Path, client: Client, *, allow_private: bool) -> None:
-        nowhere = Console(quiet=True)  # a line for each file would be too many
+        quiet = Console(quiet=True)  # a line for each file would be too many
         self.folder = folder
         self._client = client
         self._allow_private = allow_private
-        self._videos = Saver(folder, nowhere)
-        self._thumbnails = Saver(folder, nowhere, what="thumbnail")
+        self._videos = Saver(folder, quiet)
+        self._thumbnails = Saver(folder, quiet, what="thumbnail")
 
     async def make(self) -> None:
         """Make the folder. Raises `ConfigurationError`."""

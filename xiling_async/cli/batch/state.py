@@ -136,7 +136,7 @@ class RowState:
         }  # fmt: skip
         outcomes = dict(zip(record.task_ids, record.outcomes, strict=False)) if record is not None else {}
         if record is None or not outcomes:
-            return [Clip(**known, status=self.status(), message=self.words(None))]
+            return [Clip(**known, status=self.status(), message=self.message(None))]
         return [
             Clip(
                 **known,
@@ -146,12 +146,12 @@ class RowState:
                 thumbnail=self.thumbnails.get(task_id, ""),
                 duration_s=_duration_of(outcome) or (request.duration if isinstance(outcome, Succeeded) else None),
                 ended_at=record.changed_at if outcome is not None else None,
-                message=self.words(outcome),
+                message=self.message(outcome),
             )
             for task_id, outcome in outcomes.items()
         ]
 
-    def words(self, outcome: Outcome | None) -> str:
+    def message(self, outcome: Outcome | None) -> str:
         """Why there is no clip."""
         if isinstance(outcome, Failed):
             reason = (outcome.message or "The service gave no reason").rstrip()  # in the service's own words
@@ -169,8 +169,8 @@ class RowState:
         match self.error:
             case TaskFailed(outcomes=outcomes):
                 bad = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-                told = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in bad)
-                return f"{len(bad)} of {count(len(outcomes), 'task')} failed at the service ({told})."
+                text = "; ".join(f"{outcome.task_id}: {outcome.message or 'no reason given'}" for outcome in bad)
+                return f"{len(bad)} of {count(len(outcomes), 'task')} failed at the service ({text})."
             case WaitTimeout() if record is not None and record.task_ids:
                 return f"It is not finished within --timeout{names}: only the wait is over."
             case WaitTimeout():
@@ -180,9 +180,9 @@ class RowState:
             case LimitReached():
                 return "--max-videos was reached before it: nothing more was sent for it in this run."
             case None:
-                told = " ".join(map(str, self.unsaved[:1]))
+                text = " ".join(map(str, self.unsaved[:1]))
                 more = f" (and {len(self.unsaved) - 1} more)" if len(self.unsaved) > 1 else ""
-                return f"Not every file could be saved: {told}{more}"
+                return f"Not every file could be saved: {text}{more}"
             case error:
                 return str(error)
 
@@ -237,7 +237,7 @@ def _line(entry: RowState, record: JobRecord, outcome: Outcome) -> dict[str, Any
         "prompt": request.prompt,
         **{name: getattr(result, name, None) for name in ("duration", "width", "height")},
         "ended_at": record.changed_at,
-        "message": entry.words(outcome) or None,
+        "message": entry.message(outcome) or None,
     }
 
 
@@ -288,8 +288,8 @@ class BatchState:
 
     def doubts(self) -> list[RowState]:
         """The rows that have become uncertain since this was asked last, and are still awaited."""
-        found, self._doubts = self._doubts, []
-        return [entry for entry in found if entry.step == "uncertain"]
+        doubts, self._doubts = self._doubts, []
+        return [entry for entry in doubts if entry.step == "uncertain"]
 
     def _changed(self, entry: RowState) -> None:
         """Count this row as it is now: what is asked four times a second must not walk through all rows."""

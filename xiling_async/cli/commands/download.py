@@ -105,8 +105,8 @@ async def _record(of: Session, client: Client, name: str) -> JobRecord:
         except Unauthorized:
             raise
         except Rejected as error:
-            told = error.service_message or f"HTTP {error.status}"
-            raise Rejected(f"The service does not know the task {job.task_ids[0]} ({told}).") from None
+            message = error.service_message or f"HTTP {error.status}"
+            raise Rejected(f"The service does not know the task {job.task_ids[0]} ({message}).") from None
     record = await of.jobs.get(job.id)
     assert record is not None, "it was asked about, or found there"
     return record

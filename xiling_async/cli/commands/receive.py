@@ -19,7 +19,7 @@ from xiling_async.telemetry.events import CallbackRefused, CallbackTaken, Event
 from xiling_async.webhooks.options import ReceiverOptions
 from xiling_async.webhooks.receiver import WebhookReceiver
 
-STRANGER: Final = "not_found"
+NOT_FOUND: Final = "not_found"
 
 
 def receive(
@@ -53,8 +53,8 @@ def receive(
             "none but its own. Nothing was started.",
             param_hint="--store",
         )
-    for option, given in (("--public-url", public_url), ("--host", host)):
-        if not given.strip():  # a blank host would be every address of this machine
+    for option, value in (("--public-url", public_url), ("--host", host)):
+        if not value.strip():  # a blank host would be every address of this machine
             raise typer.BadParameter("must not be blank. Nothing was started.", param_hint=option)
     receiver = WebhookReceiver(
         public_url, host=host, port=port, options=ReceiverOptions(trusted_proxies=trusted_proxies)
@@ -80,12 +80,12 @@ async def serve(receiver: WebhookReceiver, store: PostgresStore, out: Console, s
                 output.say(out, f"callback of {event.task_id} (job {event.job_id}): {event.result}")
             case CallbackRefused(reason=reason):
                 refused[reason] += 1
-                strangers = refused[STRANGER]
-                if reason == STRANGER and strangers & (strangers - 1) == 0:  # a flood must not flood the screen
+                not_found = refused[NOT_FOUND]
+                if reason == NOT_FOUND and not_found & (not_found - 1) == 0:  # a flood must not flood the screen
                     output.say(
                         out,
-                        f"{count(strangers, 'request')} answered 404, with no callback URL of this public URL and "
-                        "secret: strangers, or submitters with other settings.",
+                        f"{count(not_found, 'request')} answered 404, with no callback URL of this public URL and "
+                        "secret: unknown senders, or submitters with other settings.",
                     )
 
     def sum_up() -> None:

@@ -68,9 +68,9 @@ async def serve(sim: Simulator, out: Console, stop: asyncio.Event) -> None:
         opened.callback(_sum_up, sim.ledger, out)
         _greet(sim, out)
         async with asyncio.TaskGroup() as group:
-            teller = group.create_task(_tell(sim.ledger, out))
+            reporter = group.create_task(_report(sim.ledger, out))
             await stop.wait()
-            teller.cancel()
+            reporter.cancel()
 
 
 def _reason(error: OSError | UnicodeError) -> str:
@@ -101,7 +101,7 @@ def _form(name: str) -> str:
     return f"[sim:{name}]" if name in WITHOUT_VALUE else f"[sim:{name}=…]"
 
 
-async def _tell(ledger: Ledger, out: Console) -> None:
+async def _report(ledger: Ledger, out: Console) -> None:
     """A line for each create and each callback, when it happens."""
     posts = callbacks = 0
 

@@ -151,10 +151,10 @@ async def bought(of: Session, request: ImageToVideo, key: str | None, *, wait: b
         try:
             job = await client.submit(request, key=key)
         except ProtocolError as odd:  # bought, but not what was asked for: the videos are the user's all the same
-            found = await client.find(odd.job_id) if odd.job_id and odd.task_ids else None
-            if found is None:
+            owner = await client.find(odd.job_id) if odd.job_id and odd.task_ids else None
+            if owner is None:
                 raise
-            job, complaint = found, odd
+            job, complaint = owner, odd
         record = await of.jobs.get(job.id)
         assert record is not None, "it was submitted"
         if not wait:

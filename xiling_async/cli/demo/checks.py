@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import frozen
 
-from xiling_async.cli.demo.plan import NONE, TROUBLES, Row
+from xiling_async.cli.demo.plan import FAULTS, NONE, Row
 from xiling_async.cli.output import count
 from xiling_async.models.record import Failed, State
 from xiling_async.simulator import CallbackRecord, Ledger, PostRecord
@@ -49,9 +49,9 @@ class Facts:
 
     def is_delivered(self, ledger: Ledger) -> bool:
         """Every paid task has an outcome at the job, and it is the one that the service knows."""
-        told = {outcome.task_id: isinstance(outcome, Failed) for outcome in self.row.outcomes}
+        reported = {outcome.task_id: isinstance(outcome, Failed) for outcome in self.row.outcomes}
         known = {task_id: ledger.tasks[task_id] for task_id in self.paid_tasks}
-        return told == {task_id: status == "FAILED" for task_id, status in known.items()}
+        return reported == {task_id: status == "FAILED" for task_id, status in known.items()}
 
 
 def is_taken(callback: CallbackRecord) -> bool:
@@ -64,7 +64,7 @@ def facts(rows: Iterable[Row], ledger: Ledger) -> list[Facts]:
 
 
 def _facts_of(row: Row, ledger: Ledger) -> Facts:
-    prompt = row.take.request.prompt
+    prompt = row.planned.request.prompt
     posts = tuple(post for post in ledger.posts if post.body is not None and post.body.get("prompt") == prompt)
     sold = {task_id for post in posts for task_id in post.task_ids}
     return Facts(
@@ -75,13 +75,13 @@ def _facts_of(row: Row, ledger: Ledger) -> Facts:
     )
 
 
-def complaints(found: Sequence[Facts], ledger: Ledger) -> list[str]:
+def complaints(all_facts: Sequence[Facts], ledger: Ledger) -> list[str]:
     """Why the demo did not do what it promises, a line each; none: it did."""
-    twice = sum(one.paid > 1 for one in found) or sum(n > 1 for n in ledger.paid_by_callback_token.values())
-    lost = sum(not one.is_delivered(ledger) for one in found)
-    unsaved = sum(one.unsaved for one in found)
-    unbought = sum(one.paid == 0 for one in found)
-    strays = ledger.paid_submits - sum(one.paid for one in found)
+    twice = sum(one.paid > 1 for one in all_facts) or sum(n > 1 for n in ledger.paid_by_callback_token.values())
+    lost = sum(not one.is_delivered(ledger) for one in all_facts)
+    unsaved = sum(one.unsaved for one in all_facts)
+    unbought = sum(one.paid == 0 for one in all_facts)
+    strays = ledger.paid_submits - sum(one.paid for one in all_facts)
     counted = (
         (twice, "paid for more than once"),
         (lost, "paid for, and not delivered as the service knows it"),
@@ -91,16 +91,16 @@ def complaints(found: Sequence[Facts], ledger: Ledger) -> list[str]:
     lines = [f"{count(number, 'job')} {what}" for number, what in counted if number]
     if unsaved:
         lines.append(f"{count(unsaved, 'video')} not saved")
-    problems = [f"job #{one.row.take.number}: {one.row.problem}" for one in found if one.row.problem]
+    problems = [f"job #{one.row.planned.number}: {one.row.problem}" for one in all_facts if one.row.problem]
     if len(problems) > 1:
         problems[1:] = [f"and {count(len(problems) - 1, 'problem')} more"]
     return lines + problems
 
 
-def pictured(found: Sequence[Facts], ledger: Ledger) -> int:
+def pictured(all_facts: Sequence[Facts], ledger: Ledger) -> int:
     """How many jobs were bought with a picture that was uploaded."""
     stored = {upload.url for upload in ledger.uploads if upload.url is not None}
-    return sum(any(post.paid and stored & _pictures(post) for post in one.posts) for one in found)
+    return sum(any(post.paid and stored & _pictures(post) for post in one.posts) for one in all_facts)
 
 
 def _pictures(post: PostRecord) -> set[object]:
@@ -109,20 +109,20 @@ def _pictures(post: PostRecord) -> set[object]:
     return {body.get("image_url"), *(several if isinstance(several, list) else ())}
 
 
-def by_trouble(found: Sequence[Facts], ledger: Ledger) -> list[tuple[str, int, str]]:
-    """For each trouble: its label, how many jobs the ledger saw it in, and what became of them."""
+def by_fault(all_facts: Sequence[Facts], ledger: Ledger) -> list[tuple[str, int, str]]:
+    """For each fault: its label, how many jobs the ledger saw it in, and what became of them."""
     lines = []
-    for trouble in (NONE, *TROUBLES):
-        jobs = [one for one in found if one.row.take.trouble is trouble]
-        seen = [one for one in jobs if trouble is NONE or any(trouble.name in post.faults for post in one.posts)]
+    for fault in (NONE, *FAULTS):
+        jobs = [one for one in all_facts if one.row.planned.fault is fault]
+        seen = [one for one in jobs if fault is NONE or any(fault.name in post.faults for post in one.posts)]
         if seen:
             ending = became(seen, ledger)
-            lines.append((trouble.label, len(seen), f"{trouble.story} → {ending}" if trouble.story else ending))
+            lines.append((fault.label, len(seen), f"{fault.description} → {ending}" if fault.description else ending))
     return lines
 
 
 def became(jobs: Sequence[Facts], ledger: Ledger) -> str:
-    """What became of jobs that had the same trouble, in words."""
+    """What became of jobs that had the same fault, in words."""
     tasks = sum(len(one.paid_tasks) for one in jobs)
     failed = sum(one.failed for one in jobs)
     received = sum(one.received for one in jobs)

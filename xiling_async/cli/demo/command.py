@@ -53,19 +53,19 @@ def demo(
     """
     if photo is not None:
         _check(photo)
-    rows = [Row(take) for take in plan(jobs, seed=seed, speed=speed, photo=photo)]
+    rows = [Row(planned) for planned in plan(jobs, seed=seed, speed=speed, photo=photo)]
     console = output.console()
     out.mkdir(parents=True, exist_ok=True)
-    troubled = sum(row.take.trouble is not NONE for row in rows)
-    output.say(console, f"{jobs} jobs, {troubled} of them with a fault, at a simulator on this machine.")
+    faulty = sum(row.planned.fault is not NONE for row in rows)
+    output.say(console, f"{jobs} jobs, {faulty} of them with a fault, at a simulator on this machine.")
     try:
         ledger = runtime.run(play(rows, folder=out, seed=seed, console=console))
     except KeyboardInterrupt:
         over = sum(row.is_over for row in rows)
         raise KeyboardInterrupt(f"stopped with {over} of {jobs} jobs done, {display.videos(rows)} in {out}") from None
-    found = checks.facts(rows, ledger)
-    display.summary(console, found, ledger, out)
-    complaints = checks.complaints(found, ledger)
+    all_facts = checks.facts(rows, ledger)
+    display.summary(console, all_facts, ledger, out)
+    complaints = checks.complaints(all_facts, ledger)
     if complaints:
         raise XilingError("the demo failed: " + "; ".join(complaints))
     output.say(console, checks.DELIVERED, "bold green")
@@ -116,8 +116,8 @@ class _Stage:
         async with asyncio.TaskGroup() as group:
             for row in rows:
                 await places.acquire()
-                if row.take.trouble.script:  # it is for the next create that arrives: let no other overtake
-                    self.sim.script(*row.take.trouble.script)
+                if row.planned.fault.script:  # it is for the next create that arrives: let no other overtake
+                    self.sim.script(*row.planned.fault.script)
                     await self.buy(row)
                 group.create_task(self.play(row)).add_done_callback(lambda _: places.release())
 
@@ -133,7 +133,7 @@ class _Stage:
     async def buy(self, row: Row) -> None:
         row.is_sent = True
         try:
-            row.job = await self.client.submit(row.take.request)
+            row.job = await self.client.submit(row.planned.request)
         except XilingError as error:
             row.problem = str(error)
         else:

@@ -34,8 +34,8 @@ class DemoDisplay(LiveDisplay):
         self._rows = rows
         self._ledger = ledger
 
-    def picture(self) -> RenderableType:
-        return board(self._rows, self._ledger, self._out)
+    def render(self) -> RenderableType:
+        return status_view(self._rows, self._ledger, self._out)
 
     def over(self, row: Row) -> None:
         """This job is over."""
@@ -43,7 +43,7 @@ class DemoDisplay(LiveDisplay):
             say(self._out, _line(row, self._rows, self._ledger))
 
 
-def board(rows: Sequence[Row], ledger: Ledger, out: Console) -> RenderableType:
+def status_view(rows: Sequence[Row], ledger: Ledger, out: Console) -> RenderableType:
     """The table of the jobs that fit, and how far all of them are."""
     width = min(out.width, WIDEST)
     table = Table(box=None, width=width, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -57,16 +57,16 @@ def board(rows: Sequence[Row], ledger: Ledger, out: Console) -> RenderableType:
     for row in window(rows, out.height - AROUND):
         table.add_row(
             _job_id(row),
-            row.take.request.model,
-            Text(row.take.title),
+            row.planned.request.model,
+            Text(row.planned.title),
             Text(row.state, style=STYLES.get(row.state, "")),
             _tasks(row, ends),
             Text(row.fault),
         )
     over = sum(row.is_over for row in rows)
     bar = Table.grid(padding=(0, 2, 0, 0))
-    told = f"{over}/{len(rows)} jobs  {videos(rows)}"
-    bar.add_row(ProgressBar(total=len(rows), completed=over, width=max(10, width - len(told) - 2)), told)
+    text = f"{over}/{len(rows)} jobs  {videos(rows)}"
+    bar.add_row(ProgressBar(total=len(rows), completed=over, width=max(10, width - len(text) - 2)), text)
     return Group(table, Text(), bar)
 
 
@@ -78,9 +78,9 @@ def videos(rows: Sequence[Row]) -> str:
 def window(rows: Sequence[Row], lines: int) -> list[Row]:
     """The rows to show in so many lines: those under way, then the latest ones that are over; in their own order."""
     sent = [row for row in rows if row.is_sent]
-    urgent = sorted(sent, key=lambda row: (row.is_over, -row.take.number))
+    urgent = sorted(sent, key=lambda row: (row.is_over, -row.planned.number))
     chosen = urgent[: max(1, lines)]
-    return sorted(chosen, key=lambda row: row.take.number)
+    return sorted(chosen, key=lambda row: row.planned.number)
 
 
 def _job_id(row: Row) -> str:
@@ -95,26 +95,26 @@ def _ends(ledger: Ledger) -> frozenset[str]:
 def _tasks(row: Row, ends: frozenset[str]) -> str:
     ids = () if row.job is None else row.job.task_ids
     done = len(row.outcomes) or sum(task_id in ends for task_id in ids)
-    return f"{done}/{row.take.request.generate_count}"
+    return f"{done}/{row.planned.request.generate_count}"
 
 
 def _line(row: Row, rows: Sequence[Row], ledger: Ledger) -> str:
     digits = int(math.log10(len(rows))) + 1
     over = sum(one.is_over for one in rows)
     return (
-        f"[{over:{digits}}/{len(rows)}] {_job_id(row):8}  {row.take.request.model:2}  {row.state:9}  "
-        f"{_tasks(row, _ends(ledger)):3}  {row.fault:18}  {row.take.title}"
+        f"[{over:{digits}}/{len(rows)}] {_job_id(row):8}  {row.planned.request.model:2}  {row.state:9}  "
+        f"{_tasks(row, _ends(ledger)):3}  {row.fault:18}  {row.planned.title}"
     )
 
 
-def summary(out: Console, found: Sequence[Facts], ledger: Ledger, folder: Path) -> None:
+def summary(out: Console, all_facts: Sequence[Facts], ledger: Ledger, folder: Path) -> None:
     """The figures of the ledger, what became of each fault, and where the files are."""
     counts = ledger.summary()
     received = sum(map(checks.is_taken, ledger.callbacks))
     say(out, "")
     say(
         out,
-        f"{len(found)} jobs, {counts['tasks']} tasks: {counts['succeeded']} succeeded, {counts['failed']} failed",
+        f"{len(all_facts)} jobs, {counts['tasks']} tasks: {counts['succeeded']} succeeded, {counts['failed']} failed",
         "bold",
     )
     say(
@@ -124,20 +124,20 @@ def summary(out: Console, found: Sequence[Facts], ledger: Ledger, folder: Path) 
         "bold",
     )
     if ledger.uploads:
-        jobs = count(checks.pictured(found, ledger), "job")
+        jobs = count(checks.pictured(all_facts, ledger), "job")
         say(out, f"{count(len(ledger.uploads), 'upload')} for {jobs}", "bold")
     say(out, "")
-    _troubles(out, checks.by_trouble(found, ledger))
+    _faults(out, checks.by_fault(all_facts, ledger))
     say(out, "")
-    say(out, f"{videos([one.row for one in found])} in {folder}")
+    say(out, f"{videos([one.row for one in all_facts])} in {folder}")
 
 
-def _troubles(out: Console, lines: Sequence[tuple[str, int, str]]) -> None:
+def _faults(out: Console, lines: Sequence[tuple[str, int, str]]) -> None:
     if not is_live(out):
-        for name, jobs, told in lines:
-            say(out, f"{name} {TIMES}{jobs}: {told}")
+        for name, jobs, text in lines:
+            say(out, f"{name} {TIMES}{jobs}: {text}")
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, jobs, told in lines:
-        grid.add_row(Text(f"{name} {TIMES}{jobs}", style="cyan", no_wrap=True), Text(told))
+    for name, jobs, text in lines:
+        grid.add_row(Text(f"{name} {TIMES}{jobs}", style="cyan", no_wrap=True), Text(text))
     out.print(grid)

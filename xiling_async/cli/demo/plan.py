@@ -25,7 +25,7 @@ SCENES: Final = (
 
 
 @frozen(kw_only=True)
-class Trouble:
+class PlannedFault:
     """One thing that goes wrong: the simulator's word for it, and what it does, for people.
 
     `directive` asks for it in the prompt; `script` is for what no directive can say; `label`, where the name is not
@@ -33,44 +33,44 @@ class Trouble:
     """
 
     name: str
-    story: str
+    description: str
     label: str = field(default=Factory(lambda self: self.name, takes_self=True))
     directive: str = ""
     script: tuple[faults.Fault, ...] = ()
 
 
-NONE: Final = Trouble(name="none", story="", label="no fault")
-TROUBLES: Final = (
-    Trouble(name="drop_after_accept", story="taken, answer lost", directive="[sim:drop_after_accept]"),
-    Trouble(name="early_callback", story="callback first", directive="[sim:early_callback]"),
-    Trouble(name="rate_limited", story="429 at first", directive="[sim:rate_limited={pause_s}]"),
-    Trouble(name="duplicate_callback", story="sent twice", directive="[sim:duplicate_callback]"),
-    Trouble(
-        name="status", label="status 500", story="the job was taken",
+NONE: Final = PlannedFault(name="none", description="", label="no fault")
+FAULTS: Final = (
+    PlannedFault(name="drop_after_accept", description="taken, answer lost", directive="[sim:drop_after_accept]"),
+    PlannedFault(name="early_callback", description="callback first", directive="[sim:early_callback]"),
+    PlannedFault(name="rate_limited", description="429 at first", directive="[sim:rate_limited={pause_s}]"),
+    PlannedFault(name="duplicate_callback", description="sent twice", directive="[sim:duplicate_callback]"),
+    PlannedFault(
+        name="status", label="status 500", description="the job was taken",
         script=(faults.status(500, accept=True),),
     ),
-    Trouble(name="out_of_order", story="old news last", directive="[sim:out_of_order]"),
-    Trouble(name="garbage", story="a web page came back", directive="[sim:garbage]"),
-    Trouble(name="progress_callback", story="news first", directive="[sim:progress_callback]"),
-    Trouble(name="failed", story="generation failed", directive="[sim:failed=The scene could not be drawn]"),
+    PlannedFault(name="out_of_order", description="old news last", directive="[sim:out_of_order]"),
+    PlannedFault(name="garbage", description="a web page came back", directive="[sim:garbage]"),
+    PlannedFault(name="progress_callback", description="news first", directive="[sim:progress_callback]"),
+    PlannedFault(name="failed", description="generation failed", directive="[sim:failed=The scene could not be drawn]"),
 )  # fmt: skip
 
 
 @frozen(kw_only=True)
-class Take:
+class PlannedJob:
     """One job as it is planned. The prompt is its own, so that its POSTs can be found in the ledger."""
 
     number: int
     title: str
     request: ImageToVideo
-    trouble: Trouble
+    fault: PlannedFault
 
 
 @define(eq=False)
 class Row:
     """One job as it goes: what the screen shows, and what the audit asks about."""
 
-    take: Take
+    planned: PlannedJob
     job: Job[Video] | None = None
     is_sent: bool = False
     is_over: bool = False
@@ -81,8 +81,8 @@ class Row:
 
     @property
     def fault(self) -> str:
-        """What the screen calls its trouble; nothing for none."""
-        return "" if self.take.trouble is NONE else self.take.trouble.label
+        """What the screen calls its fault; nothing for none."""
+        return "" if self.planned.fault is NONE else self.planned.fault.label
 
     @property
     def state(self) -> str:
@@ -91,38 +91,40 @@ class Row:
         return "sending" if self.job is None else self.job.state.value
 
 
-def plan(jobs: int, *, seed: int, speed: float, photo: Path | None = None) -> list[Take]:
-    """So many jobs, two of three with a trouble. `speed`: 2 is twice as fast. `photo`: what all pictures are to be."""
-    dice = random.Random(seed)  # noqa: S311 - a plan that can be repeated, no secret
-    troubled = round(jobs * 2 / 3)
-    troubles = [*islice(cycle(TROUBLES), troubled), *[NONE] * (jobs - troubled)]
+def plan(jobs: int, *, seed: int, speed: float, photo: Path | None = None) -> list[PlannedJob]:
+    """So many jobs, two of three with a fault. `speed`: 2 is twice as fast. `photo`: what all pictures are to be."""
+    rng = random.Random(seed)  # noqa: S311 - a plan that can be repeated, no secret
+    faulty = round(jobs * 2 / 3)
+    planned_faults = [*islice(cycle(FAULTS), faulty), *[NONE] * (jobs - faulty)]
     modes = list(islice(cycle(MODES), jobs))
-    dice.shuffle(troubles)
-    dice.shuffle(modes)
+    rng.shuffle(planned_faults)
+    rng.shuffle(modes)
     # A script is for the next create that arrives, so those jobs are sent before any other, one by one.
-    troubles.sort(key=lambda trouble: not trouble.script)
+    planned_faults.sort(key=lambda fault: not fault.script)
     return [
-        _take(number, mode, trouble, dice, speed, photo)
-        for number, (mode, trouble) in enumerate(zip(modes, troubles, strict=True), start=1)
+        _planned_job(number, mode, fault, rng, speed, photo)
+        for number, (mode, fault) in enumerate(zip(modes, planned_faults, strict=True), start=1)
     ]
 
 
-def _take(number: int, mode: Mode, trouble: Trouble, dice: random.Random, speed: float, photo: Path | None) -> Take:
-    title = f"{dice.choice(SCENES)} #{number}"
+def _planned_job(
+    number: int, mode: Mode, fault: PlannedFault, rng: random.Random, speed: float, photo: Path | None
+) -> PlannedJob:
+    title = f"{rng.choice(SCENES)} #{number}"
     # Retry-After is in whole seconds.
-    wanted = trouble.directive.format(pause_s=round(RETRY_AFTER_S / speed))
-    latency_s = dice.uniform(*LATENCY_S) / speed
+    wanted = fault.directive.format(pause_s=round(RETRY_AFTER_S / speed))
+    latency_s = rng.uniform(*LATENCY_S) / speed
     pictures = [
-        photo or f"https://example.com/{number}-{picture}.jpg" for picture in range(dice.choice(mode.reference_images))
+        photo or f"https://example.com/{number}-{picture}.jpg" for picture in range(rng.choice(mode.reference_images))
     ]
     request = ImageToVideo(
         model=mode.model,
         prompt=f"{title} [sim:latency={latency_s:.3f}] {wanted}".rstrip(),
         image_url=(photo or f"https://example.com/{number}.jpg") if mode.image_url == NEEDED else None,
         reference_images=pictures or None,
-        aspect_ratio=dice.choice(ASPECT_RATIOS),
-        aspect_resolution=dice.choice(mode.aspect_resolution),
-        duration=dice.choice(mode.duration),
-        generate_count=dice.choice(COUNTS),
+        aspect_ratio=rng.choice(ASPECT_RATIOS),
+        aspect_resolution=rng.choice(mode.aspect_resolution),
+        duration=rng.choice(mode.duration),
+        generate_count=rng.choice(COUNTS),
     )
-    return Take(number=number, title=title, request=request, trouble=trouble)
+    return PlannedJob(number=number, title=title, request=request, fault=fault)

@@ -8,8 +8,8 @@ thumbnail) separately. Among those that replace a file the order is `media_redir
 import attrs
 from attrs.validators import ge, gt, optional
 
-from xiling_async.simulator.fault import Fault
 from xiling_async.simulator.media import files
+from xiling_async.simulator.scripts import Fault
 
 
 class MediaFault(Fault):

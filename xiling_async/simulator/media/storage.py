@@ -8,10 +8,10 @@ from aiohttp import web
 from yarl import URL
 
 from xiling_async.simulator.answers import CUT, Answer, no_such_path, storage_error
-from xiling_async.simulator.fault import Fault, Script, Scripts, find
 from xiling_async.simulator.media import faults, files
 from xiling_async.simulator.media.delivery import File
 from xiling_async.simulator.media.files import PIECE_BYTES, Content
+from xiling_async.simulator.scripts import Fault, Script, Scripts, find
 from xiling_async.simulator.tasks import Task
 
 _OTHER = files.of_bytes(b"another file")

@@ -9,10 +9,10 @@ from aiohttp import web
 
 from xiling_async.simulator import answers, faults
 from xiling_async.simulator.answers import Answer
-from xiling_async.simulator.fault import Script, Scripts, find, names
 from xiling_async.simulator.kinds.base import IMAGE_FORMAT, IMAGE_TOO_LARGE
 from xiling_async.simulator.ledger import Ledger, UploadRecord
 from xiling_async.simulator.media.storage import Storage
+from xiling_async.simulator.scripts import Script, Scripts, find, names
 
 # The page says "at most 20 MB" without defining MB; this is the larger reading.
 LIMIT_BYTES = 20 * 1024 * 1024
