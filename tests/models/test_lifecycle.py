@@ -466,3 +466,8 @@ def test_the_end_does_not_depend_on_the_order(events: list[Event]) -> None:
         record = decide(record, event).record
     assert record is not None
     assert (record.state, record.task_ids, record.outcomes) == (State.DONE, tuple("abc"), tuple(map(good, "abc")))
+
+
+def test_a_state_is_found_by_its_name() -> None:
+    """It is equal to its name, so it has the hash of it."""
+    assert all(state in {state.value} and state.value in {state} for state in State)
