@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from xiling_async import (
     ConfigurationError,
     DownloadError,
     Limits,
+    MemoryStore,
     ResultExpired,
     SQLiteStore,
     Succeeded,
@@ -24,6 +26,8 @@ from xiling_async import (
     Timeouts,
     WaitTimeout,
 )
+from xiling_async.models.query import ALL_JOBS, JobQuery
+from xiling_async.models.record import JobRecord
 from xiling_async.simulator import Simulator, faults
 from xiling_async.testing.clock import ManualClock
 
@@ -295,3 +299,18 @@ async def test_stale_partial_files_go_when_a_client_starts(sim: Simulator, tmp_p
     part.with_name(f"{part.name}.json").write_text('{"form": 1}')
     async with saving(sim, tmp_path):
         assert names(tmp_path) == {file.name}
+
+
+async def test_a_start_looks_only_at_results_without_a_file(tmp_path: Path) -> None:
+    """However many jobs the store has: their listing is not read."""
+
+    class NoListing(MemoryStore):
+        def jobs(self, query: JobQuery = ALL_JOBS) -> AsyncIterator[JobRecord]:
+            raise AssertionError("all jobs are walked")
+
+    store = NoListing()
+    async with Simulator() as sim:
+        async with client_of(sim, store=store) as client:
+            video = await client.run(model_v())
+        async with client_of(sim, store=store, save_to=tmp_path, allow_private=True):
+            await turns_until((tmp_path / f"{video.task_id}.mp4").exists)
