@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,16 @@ async def test_a_derived_key_that_is_taken_is_said() -> None:
         await client.submit(model_v(), key="order~1")
         with pytest.raises(InvalidRequest, match="order~1"):
             await client.retry(job)
+        assert counts(sim) == [1, 1]
+
+
+async def test_a_derived_key_that_is_being_taken_is_said() -> None:
+    """The same request, submitted by its key at the same moment: one purchase, and it is not given as the retry."""
+    async with Simulator() as sim, client_of(sim) as client:
+        job = await failed_job(client, sim)
+        calls: list[Awaitable[object]] = [client.submit(model_v(), key="order~1"), client.retry(job)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Job, InvalidRequest]
         assert counts(sim) == [1, 1]
 
 

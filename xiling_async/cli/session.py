@@ -25,7 +25,7 @@ from xiling_async.client import Client
 from xiling_async.errors import Rejected, Unauthorized, WaitTimeout, XilingError
 from xiling_async.jobs.job import Job
 from xiling_async.models import settings
-from xiling_async.models.record import JobRecord, State, Succeeded
+from xiling_async.models.record import NOT_BOUGHT, JobRecord, State, Succeeded
 from xiling_async.models.settings import Polling, Timeouts
 from xiling_async.stores import MemoryStore, SQLiteStore, Store
 from xiling_async.webhooks.receiver import WebhookReceiver
@@ -68,7 +68,6 @@ WAITING: Final = (
 )
 VENDORS_LIST: Final = "look at the vendor's own list of creations before you submit it again."
 RESOLVE: Final = "look at the vendor's own list of creations, and say what it bought with `xiling resolve`."
-NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 
 
 @frozen(kw_only=True)

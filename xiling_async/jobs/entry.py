@@ -26,7 +26,7 @@ from xiling_async.models.lifecycle import (
     Verdict,
     decide,
 )
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, State
+from xiling_async.models.record import LEFT_BEHIND, NOT_BOUGHT, JobRecord, State
 from xiling_async.stores.base import Store
 
 log = logging.getLogger("xiling_async.jobs.registry")
@@ -285,7 +285,7 @@ def events_behind(record: JobRecord) -> list[Event]:
                 )
     elif record.refusal is not None and record.state is State.UNCERTAIN:
         events.append(AnswerLost(attempt=attempt, at=at, refusal=record.refusal, due_at=record.due_at))
-    elif record.refusal is not None and record.state in (State.NOT_SENT, State.REJECTED):
+    elif record.refusal is not None and record.state in NOT_BOUGHT:
         is_sent = record.state is State.REJECTED
         events.append(Refused(attempt=attempt, at=at, refusal=record.refusal, sent=is_sent))
     return events

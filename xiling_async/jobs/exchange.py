@@ -18,7 +18,7 @@ from xiling_async.jobs.poller import PollSchedule
 from xiling_async.jobs.registry import Registry
 from xiling_async.models.lifecycle import Accepted, AnswerLost, Change, Refused, ResendStarted, Verdict
 from xiling_async.models.metadata import NO_METADATA
-from xiling_async.models.record import LEFT_BEHIND, JobRecord, Refusal, State
+from xiling_async.models.record import LEFT_BEHIND, NOT_BOUGHT, JobRecord, Refusal, State
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Timeouts
 from xiling_async.telemetry.events import Submitted
@@ -27,7 +27,6 @@ from xiling_async.webhooks.receiver import WebhookReceiver
 
 log = logging.getLogger("xiling_async.jobs.submission")
 
-NOT_BOUGHT: Final = (State.NOT_SENT, State.REJECTED)
 TOKEN_LIFE_S: Final = 7 * 24 * 3600.0  # results live 7 days: a later callback would have a dead link
 SOON_S: Final = 10.0  # so long a submit waits for a store that could not write its answer
 SENDING_SLACK_S: Final = 60.0  # beyond its deadline, for a POST of another process: by then that one counts as dead

@@ -16,10 +16,10 @@ from xiling_async.api.calls import Calls
 from xiling_async.api.failures import error_of
 from xiling_async.errors import ClientClosed, InvalidRequest, LimitReached, Problem
 from xiling_async.jobs.entry import JobEntry
-from xiling_async.jobs.exchange import NOT_BOUGHT, Exchange, Order, Purchase
+from xiling_async.jobs.exchange import Exchange, Order, Purchase
 from xiling_async.jobs.registry import Registry
 from xiling_async.media.uploads import Uploads
-from xiling_async.models.record import JobRecord
+from xiling_async.models.record import NOT_BOUGHT, JobRecord
 from xiling_async.models.request import Request
 from xiling_async.models.settings import Limits
 
@@ -131,7 +131,7 @@ class Submission:
         if self._closed:
             raise _closed()
         running, shared = self._keyed.get(key, (order, None))
-        if running.request != order.request:
+        if running.request != order.request or order.retry_of not in (None, running.retry_of):
             raise _other_request(key)
         if shared is None or shared.abandoned:
             work = self._keyed_work.start(self._purchase(order), name=f"xiling submit {key!r}")

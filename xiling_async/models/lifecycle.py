@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from xiling_async.models.record import HANDED_OVER, Failed, JobRecord, Outcome, Refusal, State, Succeeded
+from xiling_async.models.record import HANDED_OVER, NOT_BOUGHT, Failed, JobRecord, Outcome, Refusal, State, Succeeded
 from xiling_async.models.request import Request
 
 
@@ -161,8 +161,8 @@ class Change:
 
 
 LEGAL: Final[dict[type[Event], frozenset[State]]] = {
-    ResendStarted: frozenset({State.NOT_SENT, State.REJECTED}),
-    Accepted: frozenset(State) - {State.NOT_SENT, State.REJECTED},
+    ResendStarted: NOT_BOUGHT,
+    Accepted: frozenset(State) - NOT_BOUGHT,
     Refused: frozenset({State.SENDING, State.UNCERTAIN, State.UNKNOWN}),
     AnswerLost: frozenset({State.SENDING}),
     OutcomeReported: frozenset(State),

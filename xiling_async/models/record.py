@@ -39,6 +39,7 @@ class State(StrEnum):
 
 _FINAL: Final = frozenset(State) - {State.SENDING, State.UNCERTAIN, State.ACCEPTED}
 HANDED_OVER: Final = frozenset({State.DONE, State.FAILED, State.EXPIRED, State.UNKNOWN})  # by `Client.completed`
+NOT_BOUGHT: Final = frozenset({State.NOT_SENT, State.REJECTED})
 
 
 @frozen(kw_only=True)

@@ -9,7 +9,7 @@ from xiling_async.errors import InvalidRequest
 from xiling_async.models.lifecycle import Accepted, Change, Refused, Verdict
 from xiling_async.models.record import JobRecord, Refusal, State
 
-NOT_BOUGHT: Final = Refusal(
+RESOLVED_NOT_BOUGHT: Final = Refusal(
     error="NotSent", message="It was declared not bought (client.resolve): submit it again to buy it."
 )
 _IN_DOUBT: Final = (State.UNCERTAIN, State.UNKNOWN)
@@ -40,7 +40,7 @@ def resolved(record: JobRecord, task_ids: tuple[str, ...] | None, now: float) ->
             "Nothing was changed."
         )
     if task_ids is None:
-        return Refused(attempt=record.attempt, at=now, refusal=NOT_BOUGHT, sent=False)
+        return Refused(attempt=record.attempt, at=now, refusal=RESOLVED_NOT_BOUGHT, sent=False)
     if len(task_ids) > record.asked:
         raise InvalidRequest(
             f"Job {record.id} asked for {record.asked} tasks, so it cannot have bought {len(task_ids)}. "

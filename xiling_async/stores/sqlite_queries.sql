@@ -1,5 +1,5 @@
--- Every statement of a SQLite store but the listings (listing.py), each under its name. {columns} stands for the columns of a job in the order of
--- stores/rows.py, {columns_to_insert} for their bare names, {values} for a ? for each of them.
+-- Every statement of a SQLite store but the listings (listing.py), each under its name. {columns} stands for the columns
+-- of a job in the order of stores/rows.py, {columns_to_insert} for their bare names, {values} for a ? for each of them.
 -- The conditions on `state` are spelled as in the partial indexes of sqlite_schema.py, so that SQLite takes these.
 
 -- job_by_id --

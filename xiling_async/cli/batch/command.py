@@ -25,7 +25,7 @@ from xiling_async.client import Client
 from xiling_async.errors import Charged, ConfigurationError, InvalidRequest
 from xiling_async.kinds.image_to_video import ImageToVideo
 from xiling_async.models import settings
-from xiling_async.models.record import JobRecord
+from xiling_async.models.record import NOT_BOUGHT, JobRecord
 from xiling_async.models.settings import Limits, Polling, Timeouts
 from xiling_async.stores import SQLiteStore
 from xiling_async.webhooks.receiver import WebhookReceiver
@@ -128,7 +128,7 @@ def _as_bought(row: Row, record: JobRecord) -> Row:
 
     A key made of the content says that the names are the same.
     """
-    if not row.is_derived or record.state in session.NOT_BOUGHT:
+    if not row.is_derived or record.state in NOT_BOUGHT:
         return row
     return evolve(row, request=record.request) if isinstance(record.request, ImageToVideo) else row
 

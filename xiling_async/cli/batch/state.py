@@ -12,13 +12,12 @@ from xiling_async.cli.batch.gallery import Clip, Status
 from xiling_async.cli.batch.input import Row
 from xiling_async.cli.output import count, printable
 from xiling_async.errors import Charged, LimitReached, ResultExpired, TaskFailed, WaitTimeout, XilingError
-from xiling_async.models.record import Failed, JobRecord, Outcome, State, Succeeded
+from xiling_async.models.record import NOT_BOUGHT, Failed, JobRecord, Outcome, State, Succeeded
 
 MONEY: Final[Mapping[Charged, str]] = {
     "no": "not bought", "maybe": "may have been bought", "yes": "bought",
 }  # fmt: skip
 _RECENT: Final = 200  # endings that the rate is made of
-_NOT_BOUGHT: Final = frozenset({State.NOT_SENT, State.REJECTED})
 _IN_DOUBT: Final = frozenset({State.UNCERTAIN, State.UNKNOWN, State.EXPIRED})
 
 
@@ -53,7 +52,7 @@ class RowState:
     @property
     def bought(self) -> list[JobRecord]:
         """Its jobs that were paid for, or may have been."""
-        return [record for record in self.jobs.values() if record.state not in _NOT_BOUGHT]
+        return [record for record in self.jobs.values() if record.state not in NOT_BOUGHT]
 
     @property
     def bought_now(self) -> int:
@@ -98,7 +97,7 @@ class RowState:
             if self.problem is None:
                 return "done"
             return "in doubt" if self.charged == "maybe" else "failed"
-        if self.record is None or self.record.state in _NOT_BOUGHT:
+        if self.record is None or self.record.state in NOT_BOUGHT:
             return "waiting"
         if self.record.state.is_final:
             return "saving"
@@ -202,7 +201,7 @@ def joined(jobs: Iterable[JobRecord]) -> JobRecord:
     """The last of a row's jobs, with the outcomes of all of them: the newer one of a task that was bought again."""
     record, *retries = jobs
     for retry in retries:
-        if retry.state in _NOT_BOUGHT:
+        if retry.state in NOT_BOUGHT:
             continue
         task_ids, outcomes = list(record.task_ids), list(record.outcomes)
         failed = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Failed)]

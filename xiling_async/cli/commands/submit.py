@@ -12,7 +12,7 @@ from xiling_async.cli.report import Ending
 from xiling_async.cli.session import Session
 from xiling_async.errors import ProtocolError, XilingError
 from xiling_async.kinds.image_to_video import ASPECT_RATIOS, DURATIONS_S, MODES, NONE, RESOLUTIONS, ImageToVideo
-from xiling_async.models.record import State
+from xiling_async.models.record import NOT_BOUGHT, State
 
 
 def _offers(what: str) -> str:
@@ -142,7 +142,7 @@ async def bought(of: Session, request: ImageToVideo, key: str | None, *, wait: b
     """Submit, or find the job that this key has bought, and wait for it. Raises what `Client.submit` raises."""
     async with of.opened() as client:
         known = None if key is None else await of.jobs.by_key(key)
-        is_bought = known is not None and known.request == request and known.state not in session.NOT_BOUGHT
+        is_bought = known is not None and known.request == request and known.state not in NOT_BOUGHT
         if known is not None and known.request == request:
             of.watch.follow(known)
         if is_bought:

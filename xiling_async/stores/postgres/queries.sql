@@ -1,6 +1,6 @@
 -- Every statement of a PostgreSQL store but the listings (listing.py), each under its name. {jobs}, {tasks}, {metadata},
--- {kept} and {owners} stand for the full names of the tables, {columns} for the columns of a job in the order of stores/rows.py, {values} for $1, $2, … one for
--- each of those columns and four more. They run with search_path = pg_catalog, so no other schema can give a name, a
+-- {kept} and {owners} stand for the full names of the tables, {columns} for the columns of a job in the order of
+-- stores/rows.py, {values} for $1, $2, … one for each of those columns and four more. They run with search_path = pg_catalog, so no other schema can give a name, a
 -- type or an operator another meaning. "Open" states are spelled as in the partial indexes of schema.py.
 
 -- job_by_id --
