@@ -24,7 +24,7 @@ from xiling_async.jobs.poller import Poller
 from xiling_async.jobs.registry import Registry
 from xiling_async.models import resolution
 from xiling_async.models.lifecycle import Verdict
-from xiling_async.models.record import Failed, JobRecord, State, Succeeded, bare_job
+from xiling_async.models.record import NOT_BOUGHT, Failed, JobRecord, State, Succeeded, bare_job
 from xiling_async.models.request import Request, check_name
 from xiling_async.models.settings import Timeouts, as_number
 
@@ -165,7 +165,7 @@ class Job(Generic[R]):
         Raises as `result` does, but not for tasks that failed, nor for a job that bought nothing.
         """
         record = await self._finished(timeout)
-        if record.state in (State.REJECTED, State.NOT_SENT):
+        if record.state in NOT_BOUGHT:
             return ()
         if record.state not in (State.DONE, State.FAILED):
             raise cast("Exception", error_of(record, job=self))
@@ -198,9 +198,10 @@ class Job(Generic[R]):
         self._entry = await self._context.registry.up_to_date(self._entry)
         verdict = await self._context.consumers.acknowledge(self._entry.record.id)
         if verdict not in (Verdict.APPLIED, Verdict.REPEAT):
+            why = "is not in the store any more" if verdict is Verdict.NO_JOB else f"is {self.state.value}"
             raise InvalidRequest(
-                f"Job {self.id} is {self.state.value}: only a job that has ended after it was bought can be "
-                "acknowledged. Nothing was changed."
+                f"Job {self.id} {why}: only a job that has ended after it was bought can be acknowledged. Nothing was "
+                "changed."
             )
 
     async def saved(self, timeout: float | None = None) -> tuple[Path, ...]:

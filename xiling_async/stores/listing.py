@@ -21,6 +21,7 @@ Place = tuple[float, str]  # of a job in a listing: the time by which it is orde
 Page = tuple[list[JobRecord], Place | None]  # with the place of its last job; None behind the end
 Statement = tuple[str, list[Any]]  # with its values
 
+FIRST: Final[Place] = (-math.inf, "")  # before the first page, the oldest first
 PAGE: Final = 200  # jobs; to read them takes some milliseconds, in which no other job of a SQLite store is written
 ENOUGH: Final = 1_000  # entries of an index that are counted when indexes are compared
 
@@ -122,7 +123,7 @@ class Listings:
 
 def start(query: JobQuery) -> Place:
     """The place before the first page."""
-    return (math.inf if query.newest_first else -math.inf, "")
+    return (math.inf, "") if query.newest_first else FIRST
 
 
 def _prefixes(query: JobQuery) -> list[dict[str, str]]:

@@ -94,7 +94,7 @@ class MemoryStore:
                     self._keep(owner, cast("JobRecord", other.record))
                 change = evolve(change, others=others) if others else change
             self._keep(record, after)
-            if after.state is not record.state or after.handover_at is not record.handover_at:
+            if after.state is not record.state or after.handover_at != record.handover_at:
                 self._forget_oldest(after)
         return change
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from xiling_async._internal.clock import SystemClock
 from xiling_async.errors import StoreError
@@ -19,7 +18,7 @@ from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import instance, path_of
 from xiling_async.stores.base import HandedOver, Watcher, seconds
-from xiling_async.stores.listing import Place, start
+from xiling_async.stores.listing import FIRST, Place, start
 from xiling_async.stores.sqlite_file import IN_USE_HERE, DatabaseFile
 from xiling_async.stores.sqlite_queries import Queries
 from xiling_async.stores.sqlite_schema import give_space_back
@@ -28,8 +27,6 @@ from xiling_async.stores.sqlite_writer import Work, Writer
 log = logging.getLogger("xiling_async.stores")
 
 T = TypeVar("T")
-
-_FIRST: Final = (-math.inf, "")  # the place before the first page
 
 
 class SQLiteStore:
@@ -139,7 +136,7 @@ class SQLiteStore:
                 yield record
 
     async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
-        place: Place | None = _FIRST
+        place: Place | None = FIRST
         while place is not None:
             page, place = await self._run(partial(self._queries.unsaved, since=since, after=place))
             for record in page:
@@ -166,7 +163,7 @@ class SQLiteStore:
         if self._file.read_only:
             raise StoreError(f"{self._path} was opened read-only: it is a readonly database. Nothing was forgotten.")
         purged = 0
-        place: Place | None = _FIRST
+        place: Place | None = FIRST
         while place is not None:  # page by page: a submit does not wait for the whole of it
             in_hand = frozenset[str]() if self._watcher is None else self._watcher.in_hand()
             work = partial(self._queries.purge, before=before, after=place, in_hand=in_hand)

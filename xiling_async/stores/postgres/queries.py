@@ -37,8 +37,6 @@ _NOT_WRITTEN: Final = Refusal(
     error=NotSent.__name__, message="The store could not write the intent, so nothing was sent and nothing was bought."
 )
 _STATEMENTS: Final = statements(Path(__file__).with_name("queries.sql"))
-
-
 HANDOVER: Final = "handover"  # a notification: a job has ended, or a consumer has it, or has acknowledged it
 
 
@@ -191,7 +189,6 @@ class Queries:
         return self.reader.records([*row][:-1] for row in sorted(rows, key=lambda row: row["was_due"]))
 
     async def hand_over(self, connection: Connection, lease_s: float) -> HandedOver | None:
-        await connection.execute(self._sql["note_consumer"])
         while row := await connection.fetchrow(self._sql["hand_over_job"], lease_s, self.channel, HANDOVER):
             *columns, was_handed_over_at, _ = row
             for record in self.reader.records([columns]):  # none, if it cannot be read: then the next job

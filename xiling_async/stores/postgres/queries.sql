@@ -23,13 +23,12 @@ SELECT {columns} FROM {jobs} AS jobs
 WHERE unsaved AND changed_at >= $4 AND (changed_at, id) > ($1, $2)
 ORDER BY changed_at, id LIMIT $3
 
--- note_consumer --
-INSERT INTO {kept} VALUES ('consumer', '') ON CONFLICT DO NOTHING
-
 -- hand_over_job --
 -- Leases are measured by the clock of the database, since those of the replicas differ. Consumers that wait are told
--- ($3), so that they know when this lease ends.
-WITH next AS (
+-- ($3), so that they know when this lease ends. From the first call on it is known that the store has consumers.
+WITH noted AS (
+    INSERT INTO {kept} VALUES ('consumer', '') ON CONFLICT DO NOTHING
+), next AS (
     SELECT id, handover_at FROM {jobs}
     WHERE handover_at IS NOT NULL AND state IN ('done', 'failed', 'expired', 'unknown')
         AND handover_at <= extract(epoch FROM clock_timestamp())

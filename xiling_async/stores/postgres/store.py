@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from xiling_async._internal.clock import SystemClock
@@ -21,7 +20,7 @@ from xiling_async.models.query import ALL_JOBS, OPEN_JOBS, JobQuery
 from xiling_async.models.record import JobRecord
 from xiling_async.models.settings import instance
 from xiling_async.stores.base import HandedOver, UnusableDatabase, Watcher, seconds
-from xiling_async.stores.listing import Place, start
+from xiling_async.stores.listing import FIRST, Place, start
 from xiling_async.stores.postgres.address import Address, without_frames
 from xiling_async.stores.postgres.driver import LONG_S, POOLER, Driver, Work
 from xiling_async.stores.postgres.listener import Listener
@@ -285,9 +284,10 @@ class PostgresStore:
                 yield record
 
     async def unsaved(self, since: float) -> AsyncIterator[JobRecord]:
-        queries, after = self._open_queries, cast("Place | None", (-math.inf, ""))
-        while after is not None:
-            page, after = await self._driver.read(partial(queries.unsaved, since=since, after=after))
+        queries = self._open_queries
+        place: Place | None = FIRST
+        while place is not None:
+            page, place = await self._driver.read(partial(queries.unsaved, since=since, after=place))
             for record in page:
                 yield record
 
